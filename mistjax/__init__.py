@@ -1,0 +1,1 @@
+"""mistjax: a policy goes in, a safer policy comes out."""

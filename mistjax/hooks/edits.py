@@ -1,0 +1,154 @@
+"""What to change: edits as pytrees of arrays.
+
+An edit says where (site, tokens), how much (`strength`, times a gate per layer and a weight per
+flow step or decoded token) and what (its own arrays, layer axis first). Site and token selector
+are static; everything else is data, so turning an edit on, off, up or down never recompiles.
+Wherever the coefficient is exactly 0 the activation passes through bit for bit.
+
+Source of the interventions: Häon et al., arXiv 2509.00328 (overwriting FFN neurons of a VLA);
+Turner et al., arXiv 2308.10248 (adding a vector); Arditi et al., arXiv 2406.11717 (projecting a
+direction out); Meng et al., arXiv 2202.05262 (patching).
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mistjax.hooks.sites import split_site
+
+
+def _static(default):
+    return flax.struct.field(pytree_node=False, default=default)
+
+
+@flax.struct.dataclass
+class Edit:
+    """Base of all edits. Use a subclass.
+
+    Attributes:
+        site: `<stack>.<point>` (static).
+        tokens: token selector (static), as for `Tap`.
+        strength: scalar, or one per batch row [B].
+        gate: one weight per layer of the stack [L]; None means every layer.
+        step_weights: one weight per flow step or decoded token [S]; None means every step. Only
+            read where there are steps: prefill always has weight 1.
+    """
+
+    site: str = _static("vlm.mlp_out")
+    tokens: str = _static("all")
+    strength: Float[Array, "..."] | float = 1.0
+    gate: Float[Array, " l"] | None = None
+    step_weights: Float[Array, " s"] | None = None
+
+    def __post_init__(self):
+        split_site(self.site)
+
+    @property
+    def stack(self) -> str:
+        return split_site(self.site)[0]
+
+    @property
+    def point(self) -> str:
+        return split_site(self.site)[1]
+
+    def layer_data(self, depth: int) -> dict[str, Array]:
+        """The edit's own arrays, each with the layer axis first."""
+        raise NotImplementedError
+
+    @staticmethod
+    def transform(x: Array, coefficient: Array, data: dict[str, Array]) -> Array:
+        """One layer: x [B,T,*D], coefficient broadcastable to x, data without the layer axis."""
+        raise NotImplementedError
+
+
+def _check(name: str, array, depth: int):
+    if array.shape[0] != depth:
+        raise ValueError(
+            f"{name} has shape {tuple(array.shape)}: its first axis must be the {depth} layers of the "
+            "stack; tile one vector with jnp.broadcast_to(v, (depth, *v.shape)) and gate the layers."
+        )
+    return array
+
+
+@flax.struct.dataclass
+class Add(Edit):
+    """x + c * vector, vector [L,*D]: activation addition."""
+
+    vector: Float[Array, "l *d"] = None  # type: ignore[assignment]
+
+    def layer_data(self, depth):
+        return {"vector": _check("Add.vector", self.vector, depth)}
+
+    @staticmethod
+    def transform(x, coefficient, data):
+        return x + (coefficient * data["vector"]).astype(x.dtype)
+
+
+@flax.struct.dataclass
+class SetNeurons(Edit):
+    """Moves the chosen neurons to a value: x + c * mask * (value - x); mask and value [L,F] (or [L,*D]).
+
+    With strength 1 this is the overwrite of Häon et al.
+    """
+
+    mask: Float[Array, "l *f"] = None  # type: ignore[assignment]
+    value: Float[Array, "l *f"] = None  # type: ignore[assignment]
+
+    def layer_data(self, depth):
+        return {
+            "mask": _check("SetNeurons.mask", self.mask, depth),
+            "value": _check("SetNeurons.value", self.value, depth),
+        }
+
+    @staticmethod
+    def transform(x, coefficient, data):
+        weight = (coefficient * data["mask"]).astype(x.dtype)
+        return jnp.where(weight != 0, x + weight * (data["value"].astype(x.dtype) - x), x)
+
+
+@flax.struct.dataclass
+class Scale(Edit):
+    """x * (1 + c * (factor - 1)), factor [L,*D] (trailing axes may be 1, e.g. [L,N,1] for heads)."""
+
+    factor: Float[Array, "l *d"] = None  # type: ignore[assignment]
+
+    def layer_data(self, depth):
+        return {"factor": _check("Scale.factor", self.factor, depth)}
+
+    @staticmethod
+    def transform(x, coefficient, data):
+        return x * (1 + coefficient * (data["factor"] - 1)).astype(x.dtype)
+
+
+@flax.struct.dataclass
+class ProjectOut(Edit):
+    """x - c * (x . d) d with d [L,D] normalised here: removes a direction (last axis)."""
+
+    direction: Float[Array, "l *d"] = None  # type: ignore[assignment]
+
+    def layer_data(self, depth):
+        direction = _check("ProjectOut.direction", self.direction, depth)
+        norm = jnp.linalg.norm(direction, axis=-1, keepdims=True)
+        return {"direction": direction / jnp.maximum(norm, 1e-12)}
+
+    @staticmethod
+    def transform(x, coefficient, data):
+        direction = data["direction"].astype(x.dtype)
+        along = jnp.sum(x * direction, axis=-1, keepdims=True)
+        return x - coefficient.astype(x.dtype) * along * direction
+
+
+@flax.struct.dataclass
+class Patch(Edit):
+    """x + c * (value - x), value [L,B,T,*D] from another run: activation patching."""
+
+    value: Float[Array, "l b t *d"] = None  # type: ignore[assignment]
+
+    def layer_data(self, depth):
+        return {"value": _check("Patch.value", self.value, depth)}
+
+    @staticmethod
+    def transform(x, coefficient, data):
+        return x + coefficient.astype(x.dtype) * (data["value"].astype(x.dtype) - x)

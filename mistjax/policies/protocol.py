@@ -1,0 +1,127 @@
+"""The `Policy` protocol: all that envs, rollouts, serve, attribute and experiments know of a model.
+
+`PiPolicy`, `OpenVLAPolicy` and `MistPolicy` satisfy it. A policy is stateless from the outside: what
+a monitor remembers of an episode travels in `Sample.state`, back in through `state`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import flax.struct
+import numpy as np
+from jaxtyping import Array, Float
+
+from mistjax.hooks.edits import Edit
+from mistjax.hooks.sites import Tap, TokenLayout
+from mistjax.models.observation import Observation
+
+RawObs = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class StackSpec:
+    """Sizes of one stack of a policy's network."""
+
+    depth: int
+    width: int
+    neurons: int
+    heads: int
+    head_dim: int
+    layout: TokenLayout
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicySpec:
+    """What a policy is, without its weights.
+
+    Attributes:
+        name: for tables and file names.
+        fingerprint: hash of weights, configuration and normaliser; artefacts made for one policy
+            refuse to load for another.
+        action_dim: width of an action in the env's units.
+        action_horizon: actions in one chunk.
+        execute_steps: how many of a chunk to execute before the next inference.
+        action_names: what each action dimension means, e.g. ("dx", "dy", "dz", "gripper").
+        action_low, action_high: per-dimension bounds in the env's units.
+        gripper_index: which action dimension is the gripper, or None.
+        cameras: model camera name -> key of the raw observation.
+        stacks: stack name -> sizes.
+        num_steps: flow steps or decoded tokens of one inference.
+    """
+
+    name: str
+    fingerprint: str
+    action_dim: int
+    action_horizon: int
+    execute_steps: int
+    action_names: tuple[str, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    gripper_index: int | None
+    cameras: Mapping[str, str]
+    stacks: Mapping[str, StackSpec]
+    num_steps: int
+
+
+@flax.struct.dataclass
+class Sample:
+    """One inference.
+
+    Attributes:
+        actions: model units [B,H,A]; `Policy.finish` turns them into the env's units.
+        taps: `str(tap)` -> values. Taps on `action` have the flow step (or token) axis first.
+        aux: anything else a policy reports; leading axis B (or scalars).
+        state: what the policy remembers of the episode, leading axis B; () if nothing.
+    """
+
+    actions: Float[Array, "b h a"]
+    taps: dict[str, Array]
+    aux: dict[str, Any]
+    state: Any = ()
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """See the module docstring; every array has a leading batch axis."""
+
+    @property
+    def spec(self) -> PolicySpec: ...
+
+    def initial_state(self, batch: int) -> Any:
+        """The episode state before the first inference; () for a policy without memory."""
+        ...
+
+    def prepare(self, raw: Sequence[RawObs]) -> Observation:
+        """Raw observations (one dict a row) -> model inputs: resize, normalise, tokenise, pad."""
+        ...
+
+    def sample(
+        self,
+        obs: Observation,
+        key: Array,
+        *,
+        state: Any = (),
+        edits: Sequence[Edit] = (),
+        taps: Sequence[Tap] = (),
+    ) -> Sample:
+        """One inference, jit-compiled. `key` is one PRNG key, or one per row [B]."""
+        ...
+
+    def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
+        """Actions in the env's units [B,H,action_dim], inside their bounds."""
+        ...
+
+    def objective(
+        self,
+        obs: Observation,
+        key: Array,
+        readout: Callable[[Sample], Float[Array, " b"]],
+        *,
+        taps: Sequence[Tap] = (),
+        edits: Sequence[Edit] = (),
+    ) -> Float[Array, " b"]:
+        """`readout(sample)`, differentiable in the leaves of `obs` (traceable under jax.grad)."""
+        ...
