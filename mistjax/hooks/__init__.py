@@ -1,0 +1,25 @@
+"""Where activations are read (`Tap`) and changed (`Edit`)."""
+
+from mistjax.hooks.adapters import Point, ScannedStack, Stream
+from mistjax.hooks.edits import Add, Edit, Patch, ProjectOut, Scale, SetNeurons
+from mistjax.hooks.interceptor import Tokens, hooked_apply, tap_shapes
+from mistjax.hooks.sites import POINTS, STACKS, Tap, TokenLayout
+
+__all__ = [
+    "POINTS",
+    "STACKS",
+    "Add",
+    "Edit",
+    "Patch",
+    "Point",
+    "ProjectOut",
+    "Scale",
+    "ScannedStack",
+    "SetNeurons",
+    "Stream",
+    "Tap",
+    "TokenLayout",
+    "Tokens",
+    "hooked_apply",
+    "tap_shapes",
+]

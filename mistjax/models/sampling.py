@@ -1,0 +1,164 @@
+"""Prefill and Euler sampling of the pi0 family, with taps and edits in both.
+
+Source: pi0 (arXiv 2410.24164), section IV; Euler steps from t=1 (noise) to t=0 (action) as in openpi.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mistjax.hooks.adapters import Point, ScannedStack, Stream
+from mistjax.hooks.edits import Edit
+from mistjax.hooks.interceptor import Tokens, hooked_apply
+from mistjax.hooks.sites import Tap, TokenLayout
+from mistjax.models.config import Pi0Config
+from mistjax.models.gemma import KVCache, expert_name
+from mistjax.models.observation import Observation
+from mistjax.models.pi0 import Pi0
+
+
+def scanned_stacks(config: Pi0Config) -> tuple[ScannedStack, ...]:
+    """The adapters of our modules: the vision tower, and both experts in one Gemma stack."""
+
+    def gemma(index: int) -> Stream:
+        project = ("attn", expert_name("attn_vec_einsum", index))
+        ffn = (expert_name("mlp", index),)
+        points = {
+            "attn_heads": Point(project, argument=0),
+            "attn_out": Point(project),
+            "mlp_neurons": Point(ffn, argument=0, method="project_down"),
+            "mlp_out": Point(ffn),
+        }
+        return Stream(points, carry_index=index)
+
+    attention = ("MultiHeadDotProductAttention_0", "out")
+    vision = Stream(
+        {
+            "attn_heads": Point(attention, argument=0),
+            "attn_out": Point(attention),
+            "mlp_neurons": Point(("MlpBlock_0", "Dense_1"), argument=0),
+            "mlp_out": Point(("MlpBlock_0",)),
+        },
+        groups=len(config.image_keys),
+    )
+    encoder = ("PaliGemma", "img", "Transformer", "encoderblock")
+    return (
+        ScannedStack(encoder, config.siglip.depth, {"vision": vision}),
+        ScannedStack(
+            ("PaliGemma", "llm", "layers"), config.vlm.depth, {"vlm": gemma(0), "action": gemma(1)}
+        ),
+    )
+
+
+def token_layouts(config: Pi0Config) -> dict[str, TokenLayout]:
+    """Names of token positions: cameras, `image`, `text`; `state` (pi0) and `action`."""
+    per_camera = config.siglip.num_tokens(config.image_size)
+    cameras = {
+        key: (i * per_camera, (i + 1) * per_camera) for i, key in enumerate(config.image_keys)
+    }
+    cameras["image"] = (0, config.num_image_tokens)
+    text = (config.num_image_tokens, config.prefix_len)
+    first = 0 if config.pi05 else 1
+    suffix = {"action": (first, first + config.action_horizon)}
+    if not config.pi05:
+        suffix["state"] = (0, 1)
+    return {
+        "vision": TokenLayout(config.num_image_tokens, cameras),
+        "vlm": TokenLayout(config.prefix_len, {**cameras, "text": text}),
+        "action": TokenLayout(first + config.action_horizon, suffix),
+    }
+
+
+@flax.struct.dataclass
+class Prefix:
+    """What the action expert needs of an observation, and what was tapped on the way.
+
+    Attributes:
+        cache: keys and values of the prefix.
+        valid: which prefix tokens are real.
+        hidden: VLM hidden states after the final norm.
+        taps: `vision` and `vlm` taps.
+    """
+
+    cache: KVCache
+    valid: Bool[Array, "b p"]
+    hidden: Float[Array, "b p d"]
+    taps: dict[str, Array]
+
+
+def prefill(
+    model: Pi0,
+    variables,
+    obs: Observation,
+    *,
+    taps: Sequence[Tap] = (),
+    edits: Sequence[Edit] = (),
+) -> Prefix:
+    """Runs vision tower and VLM once; taps and edits of the `vision` and `vlm` stacks."""
+    config = model.config
+    layouts = token_layouts(config)
+    per_camera = config.siglip.num_tokens(config.image_size)
+    present = jnp.stack([obs.image_masks[key] for key in config.image_keys], axis=1)
+    image_valid = jnp.repeat(present, per_camera, axis=1)
+    valid = jnp.concatenate([image_valid, obs.tokenized_prompt_mask], axis=1)
+    (cache, valid, hidden), found = hooked_apply(
+        model,
+        variables,
+        obs,
+        method=Pi0.prefill,
+        stacks=scanned_stacks(config),
+        tokens={
+            "vision": Tokens(layouts["vision"], image_valid),
+            "vlm": Tokens(layouts["vlm"], valid),
+        },
+        taps=taps,
+        edits=edits,
+    )
+    return Prefix(cache, valid, hidden, found)
+
+
+def denoise(
+    model: Pi0,
+    variables,
+    prefix: Prefix,
+    state: Float[Array, "b s"],
+    noise: Float[Array, "b h a"],
+    *,
+    num_steps: int,
+    taps: Sequence[Tap] = (),
+    edits: Sequence[Edit] = (),
+) -> tuple[Float[Array, "b h a"], dict[str, Array], Float[Array, "n b h a"]]:
+    """Euler steps from noise to actions; taps and edits of the `action` stack at every step.
+
+    Returns:
+        (actions, taps with the flow step as leading axis, velocities of all steps).
+    """
+    layout = token_layouts(model.config)["action"]
+    tokens = {"action": Tokens(layout, jnp.ones((noise.shape[0], layout.length), bool))}
+
+    def step(x_t, i):
+        t = jnp.full(noise.shape[0], 1.0 - i / num_steps)
+        (velocity, _), found = hooked_apply(
+            model,
+            variables,
+            prefix.cache,
+            prefix.valid,
+            state,
+            x_t,
+            t,
+            method=Pi0.velocity,
+            stacks=scanned_stacks(model.config),
+            tokens=tokens,
+            taps=taps,
+            edits=edits,
+            step=i,
+        )
+        return x_t - velocity / num_steps, (found, velocity)
+
+    actions, (found, velocities) = jax.lax.scan(step, noise, jnp.arange(num_steps))
+    return actions, found, velocities
