@@ -1,6 +1,7 @@
 """Where activations are read: stacks, points, token selectors and the `Tap`.
 
-A site is `<stack>.<point>`. Stacks: `vision`, `vlm`, `action`. Points, with the shape that a tap
+A site is `<stack>.<point>`. Stacks: `vision`, `vlm`, `action`, and `dino` where a policy has a second
+vision tower. Points, with the shape that a tap
 returns (L selected layers, B rows, T selected tokens, D width, N heads, h head size, F neurons):
 
 - `resid`        [L,B,T,D]   residual stream after the block
@@ -19,7 +20,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-STACKS = ("vision", "vlm", "action")
+STACKS = ("vision", "dino", "vlm", "action")
 POINTS = ("resid", "attn_heads", "attn_out", "mlp_neurons", "mlp_out")
 
 Reduce = Literal["mean", "max"] | None
