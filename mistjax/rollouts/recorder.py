@@ -1,0 +1,193 @@
+"""`Recorder`: collects what happens in one episode and turns it into a `Trace`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mistjax.hooks.sites import Tap
+from mistjax.policies.protocol import PolicySpec, RawObs, Sample
+from mistjax.rollouts.trace import Json, Trace, to_json
+
+MONITOR = ("score", "threshold", "alarm", "edited")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """What to keep of every inference, besides the monitor's report."""
+
+    taps: tuple[Tap, ...] = ()
+    aux: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """The arrays of one batched inference on the host, batch axis first."""
+
+    chunks: np.ndarray
+    monitor: Mapping[str, np.ndarray]
+    features: Mapping[str, np.ndarray]
+    aux: Mapping[str, np.ndarray]
+    milliseconds: float
+
+    @classmethod
+    def read(
+        cls, recording: Recording, sample: Sample, chunks: np.ndarray, milliseconds: float
+    ) -> Inference:
+        """Picks what is recorded out of a sample.
+
+        Raises:
+            ValueError: the policy did not return a tap or an output that was asked for.
+        """
+        batch = len(chunks)
+        missing = [str(tap) for tap in recording.taps if str(tap) not in sample.taps]
+        missing += [name for name in recording.aux if name not in sample.aux]
+        if missing:
+            raise ValueError(
+                f"the policy returned no {missing}: its sample has taps {sorted(sample.taps)} "
+                f"and aux {sorted(sample.aux)}."
+            )
+        return cls(
+            chunks=np.asarray(chunks, np.float32),
+            monitor={name: np.asarray(sample.aux[name]) for name in MONITOR if name in sample.aux},
+            features={
+                str(tap): rows_first(tap, sample.taps[str(tap)], batch) for tap in recording.taps
+            },
+            aux={name: _host(sample.aux[name]) for name in recording.aux},
+            milliseconds=milliseconds,
+        )
+
+
+def rows_first(tap: Tap, value: jax.Array | np.ndarray, batch: int) -> np.ndarray:
+    """Moves the batch axis of a tap's value to the front: [B,L,...] or [B,S,L,...].
+
+    Raises:
+        ValueError: the value does not have the shape that the tap promises.
+    """
+    without_steps = 3 + (tap.point == "attn_heads") + (tap.reduce is None)
+    axis = 1 + value.ndim - without_steps
+    if axis not in (1, 2) or value.shape[axis] != batch:
+        raise ValueError(
+            f"tap '{tap}' came back with shape {value.shape}: expected {without_steps} axes (or "
+            f"one more in front, for steps) with {batch} rows after the layer axis."
+        )
+    return np.moveaxis(_host(value), axis, 0)
+
+
+class Recorder:
+    """Collects one episode."""
+
+    def __init__(self, seed: int, raw: RawObs, info: Mapping[str, Any], cameras: tuple[str, ...]):
+        """`cameras` are the keys of the raw observation to keep pictures of; () for none."""
+        self.seed = seed
+        self._cameras = cameras
+        self._prompt = str(raw["prompt"])
+        task = info.get("task", self._prompt)
+        self._task = task if isinstance(task, str) else to_json(task)
+        self._info: Mapping[str, Any] = info
+        self._state: list[np.ndarray] = []
+        self._actions: list[np.ndarray] = []
+        self._inferences: list[tuple[int, dict[str, np.ndarray]]] = []
+        self._frames = [_side_by_side(raw, cameras)] if cameras else []
+
+    @property
+    def steps(self) -> int:
+        """Env steps so far."""
+        return len(self._actions)
+
+    @property
+    def inferences(self) -> int:
+        """Inferences so far."""
+        return len(self._inferences)
+
+    def inference(self, batch: Inference, row: int, raw: RawObs) -> np.ndarray:
+        """Adds a row of an inference; returns its chunk [H,A]."""
+        values = {"chunks": batch.chunks[row], "timings_ms": np.float32(batch.milliseconds)}
+        values |= {name: value[row] for name, value in batch.monitor.items()}
+        values |= {f"features/{name}": value[row] for name, value in batch.features.items()}
+        values |= {f"aux/{name}": value[row] for name, value in batch.aux.items()}
+        values |= {f"images/{name}": np.array(raw[name]) for name in self._cameras}
+        self._inferences.append((self.steps, values))
+        return batch.chunks[row]
+
+    def step(
+        self, state: np.ndarray, action: np.ndarray, raw: RawObs, info: Mapping[str, Any]
+    ) -> None:
+        """Adds an action executed in `state`, and what it led to."""
+        self._state.append(state)
+        self._actions.append(np.array(action, np.float32))
+        self._info = info
+        if self._cameras:
+            self._frames.append(_side_by_side(raw, self._cameras))
+
+    def trace(
+        self, env_id: str, spec: PolicySpec, perturbation: Mapping[str, Json], error: str | None
+    ) -> Trace:
+        """The finished episode.
+
+        Raises:
+            ValueError: the environment does not say whether the episode succeeded.
+        """
+        if error is None and "success" not in self._info:
+            raise ValueError(
+                f"{env_id} ended an episode without info['success'] (it has {sorted(self._info)}): "
+                "rollouts need an environment that says whether the task was done."
+            )
+        names = list(self._inferences[0][1]) if self._inferences else []
+        tensors = {name: np.stack([v[name] for _, v in self._inferences]) for name in names}
+        horizon, width = spec.action_horizon, spec.action_dim
+        tensors.setdefault("chunks", np.zeros((0, horizon, width), np.float32))
+        tensors.setdefault("timings_ms", np.zeros(0, np.float32))
+        for name in MONITOR:
+            if name in tensors:
+                kind = bool if name in ("alarm", "edited") else np.float32
+                tensors[name] = tensors[name].astype(kind)
+        tensors["inference_step"] = np.array([step for step, _ in self._inferences], np.int32)
+        tensors["state"] = np.stack(self._state) if self._state else np.zeros((0, 0), np.float32)
+        tensors["actions"] = np.stack(self._actions) if self._actions else tensors["chunks"][:, 0]
+        row = {
+            "seed": self.seed,
+            "env_id": env_id,
+            "task": self._task,
+            "prompt": self._prompt,
+            "policy": spec.name,
+            "policy_fingerprint": spec.fingerprint,
+            "success": None if error is not None else bool(self._info["success"]),
+            "failure_cause": None if error is not None else self._info.get("failure_cause"),
+            "error": error,
+            "perturbation": dict(perturbation),
+            "info": {name: v for name, v in self._info.items() if _is_scalar(v)},
+        }
+        trace = Trace.from_parts(row, tensors)
+        return dataclasses.replace(trace, frames=np.stack(self._frames)) if self._frames else trace
+
+
+def robot_state(raw: RawObs) -> np.ndarray:
+    """The robot's state [s]: the vectors of a raw observation, joined in order of their keys."""
+    vectors = [np.asarray(raw[key]) for key in sorted(raw) if not isinstance(raw[key], str)]
+    return np.concatenate(
+        [np.zeros(0, np.float32), *(v.astype(np.float32) for v in vectors if v.ndim == 1)]
+    )
+
+
+def _host(value: jax.Array | np.ndarray) -> np.ndarray:
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype == jax.numpy.bfloat16 else array
+
+
+def _is_scalar(value: Any) -> bool:
+    if isinstance(value, float | np.floating):
+        return bool(np.isfinite(value))
+    return value is None or isinstance(value, str | bool | int | np.bool_ | np.integer)
+
+
+def _side_by_side(raw: RawObs, cameras: tuple[str, ...]) -> np.ndarray:
+    pictures = [np.asarray(raw[name]) for name in cameras]
+    if len({picture.shape[0] for picture in pictures}) > 1:
+        sizes = {name: picture.shape for name, picture in zip(cameras, pictures, strict=True)}
+        raise ValueError(f"cameras of different heights {sizes}: a video needs them to be equal.")
+    return np.concatenate(pictures, axis=1)

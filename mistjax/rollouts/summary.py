@@ -1,0 +1,182 @@
+"""What a run says in numbers: success with its interval, alarms, latency; two runs paired by seed.
+
+Crashed episodes count as neither success nor failure; how many there were is always told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mistjax.detect.metrics import Interval, mcnemar, wilson
+from mistjax.rollouts.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """k out of n, with the Wilson 95% interval. n = 0 gives NaN and the interval (0, 1)."""
+
+    k: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        return self.k / self.n if self.n else float("nan")
+
+    @property
+    def interval(self) -> Interval:
+        return wilson(self.k, self.n)
+
+    def __str__(self) -> str:
+        if not self.n:
+            return "–"
+        low, high = self.interval
+        return f"{self.value:.0%} [{low:.0%}, {high:.0%}] ({self.k}/{self.n})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One run.
+
+    Attributes:
+        success: finished episodes that succeeded.
+        errors: crashed episodes; in no rate.
+        causes: failure cause -> episodes.
+        monitored: whether the policy reported alarms; the rates below are 0 of 0 otherwise.
+        detected: failures with an alarm (the true positive rate).
+        false_alarms: successes with an alarm.
+        alarm_step: median env step of the first alarm in a detected failure.
+        lead_steps: median env steps from there to the end of the episode.
+        edited: median share of inferences in which the monitor steered.
+        inference_ms: median over episodes of the median wall time of an inference (a whole batch).
+    """
+
+    success: Rate
+    errors: int
+    causes: Mapping[str, int]
+    monitored: bool
+    detected: Rate
+    false_alarms: Rate
+    alarm_step: float | None
+    lead_steps: float | None
+    edited: float
+    inference_ms: float | None
+
+
+def summarize(run: Run) -> Summary:
+    """All numbers of one run; reads the rows only, no trace."""
+    rows = run.finished
+    good = [row for row in rows if row["success"]]
+    bad = [row for row in rows if not row["success"]]
+    caught = [row for row in bad if row["first_alarm_step"] is not None]
+    monitored = bool(rows) and all(row["monitored"] for row in rows)
+    causes = [row["failure_cause"] or "unnamed" for row in bad]
+    return Summary(
+        success=Rate(len(good), len(rows)),
+        errors=len(run.rows) - len(rows),
+        causes={cause: causes.count(cause) for cause in sorted(set(causes))},
+        monitored=monitored,
+        detected=Rate(len(caught), len(bad)) if monitored else Rate(0, 0),
+        false_alarms=(
+            Rate(sum(row["first_alarm_step"] is not None for row in good), len(good))
+            if monitored
+            else Rate(0, 0)
+        ),
+        alarm_step=_median([row["first_alarm_step"] for row in caught]),
+        lead_steps=_median([row["steps"] - row["first_alarm_step"] for row in caught]),
+        edited=_median([row["edited_inferences"] / max(row["inferences"], 1) for row in rows])
+        or 0.0,
+        inference_ms=_median([row["median_ms"] for row in rows if row["median_ms"] is not None]),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two runs on the same seeds.
+
+    Attributes:
+        n: seeds that finished in both.
+        before, after: their success rates.
+        repaired: failed before, succeed now.
+        broken: the reverse.
+        p_value: McNemar's test, exact and two-sided.
+    """
+
+    n: int
+    before: Rate
+    after: Rate
+    repaired: int
+    broken: int
+    p_value: float
+
+    @property
+    def difference(self) -> float:
+        """Success rate after minus before, on the shared seeds."""
+        return self.after.value - self.before.value
+
+
+def compare(before: Run, after: Run) -> Comparison:
+    """Pairs two runs by seed; a seed that crashed in either is left out.
+
+    Raises:
+        ValueError: no seed finished in both.
+    """
+    first = {row["seed"]: row["success"] for row in before.finished}
+    second = {row["seed"]: row["success"] for row in after.finished}
+    shared = sorted(first.keys() & second.keys())
+    if not shared:
+        raise ValueError("the two runs share no finished seed: run both with the same seeds.")
+    a = np.array([first[seed] for seed in shared], bool)
+    b = np.array([second[seed] for seed in shared], bool)
+    return Comparison(
+        n=len(shared),
+        before=Rate(int(a.sum()), len(shared)),
+        after=Rate(int(b.sum()), len(shared)),
+        repaired=int((b & ~a).sum()),
+        broken=int((a & ~b).sum()),
+        p_value=mcnemar(a, b),
+    )
+
+
+COLUMNS = (
+    "arm",
+    "success [95%] (k/n)",
+    "vs. first",
+    "p",
+    "failures detected",
+    "false alarms",
+    "first alarm",
+    "ms",
+    "errors",
+)
+
+
+def table(runs: Mapping[str, Run]) -> list[dict[str, str]]:
+    """One row an arm, ready to print; every arm is compared with the first one by seed."""
+    baseline = next(iter(runs.values()))
+    rows = []
+    for name, run in runs.items():
+        summary = summarize(run)
+        paired = None if run is baseline else compare(baseline, run)
+        alarm = "–"
+        if summary.alarm_step is not None:
+            alarm = f"step {summary.alarm_step:.0f}, {summary.lead_steps:.0f} before the end"
+        cells = (
+            name,
+            str(summary.success),
+            "–" if paired is None else f"{100 * paired.difference:+.0f} pt (n = {paired.n})",
+            "–" if paired is None else f"{paired.p_value:.2g}",
+            str(summary.detected),
+            str(summary.false_alarms),
+            alarm,
+            "–" if summary.inference_ms is None else f"{summary.inference_ms:.1f}",
+            str(summary.errors),
+        )
+        rows.append(dict(zip(COLUMNS, cells, strict=True)))
+    return rows
+
+
+def _median(values: Sequence[float | int]) -> float | None:
+    return float(np.median(values)) if values else None

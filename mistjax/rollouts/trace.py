@@ -1,0 +1,158 @@
+"""`Trace`: one recorded episode.
+
+Times come in two clocks: an env step (T of them) is one action executed, an inference (N of them)
+is one chunk predicted, of which the first few actions are executed. `inference_step` joins them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+Json = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Trace:
+    """One episode.
+
+    Attributes:
+        seed: names the episode: start state, task and the policy's noise all follow from it.
+        env_id: the gymnasium id of the environment.
+        task: what was asked for, as the environment names it.
+        prompt: the instruction that the policy read.
+        policy: name of the policy.
+        policy_fingerprint: which weights, configuration and normaliser.
+        perturbation: what was changed in the environment; {} for nothing.
+        success: None when the episode crashed.
+        failure_cause: the environment's word for what went wrong, if it has one.
+        error: the traceback of a crash. A crash is neither a success nor a failure.
+        info: the scalars of the environment's last `info`.
+        state: robot state before each action.
+        actions: executed actions, in the env's units.
+        chunks: predicted actions, in the env's units.
+        inference_step: env step of each inference.
+        timings_ms: wall time of the batched inference that the episode was a row of (prepare,
+            sample and finish, until the device is done).
+        features: `str(tap)` -> values of each inference, without the batch axis.
+        aux: further named outputs of the policy, per inference.
+        score, threshold, alarm, edited: what a monitor reported at each inference (failure score,
+            its threshold, whether it raised the alarm, whether the action was steered); None for a
+            policy without a monitor.
+        images: camera key -> exactly what the policy saw at each inference; only kept, like
+            `frames`, for episodes recorded as video.
+        frames: the cameras side by side, before each action and once after the last. Not in the
+            trace file: a stored run has them as `Run.video(seed)`.
+    """
+
+    seed: int
+    env_id: str
+    task: str
+    prompt: str
+    policy: str
+    policy_fingerprint: str
+    success: bool | None
+    state: Float[np.ndarray, "t s"]
+    actions: Float[np.ndarray, "t a"]
+    chunks: Float[np.ndarray, "n h a"]
+    inference_step: Int[np.ndarray, " n"]
+    timings_ms: Float[np.ndarray, " n"]
+    perturbation: dict[str, Json] = dataclasses.field(default_factory=dict)
+    failure_cause: str | None = None
+    error: str | None = None
+    info: dict[str, Json] = dataclasses.field(default_factory=dict)
+    features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    aux: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    score: Float[np.ndarray, " n"] | None = None
+    threshold: Float[np.ndarray, " n"] | None = None
+    alarm: Bool[np.ndarray, " n"] | None = None
+    edited: Bool[np.ndarray, " n"] | None = None
+    images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    frames: UInt8[np.ndarray, "frames height width 3"] | None = None
+
+    @property
+    def episode(self) -> str:
+        """The episode's file name."""
+        return episode_name(self.seed)
+
+    def row(self) -> dict[str, Json]:
+        """The episode in one line, JSON types only: what `episodes.parquet` holds."""
+        labels = {name: getattr(self, name) for name in _LABELS}
+        first = None
+        if self.alarm is not None and self.alarm.any():
+            first = int(self.inference_step[int(np.argmax(self.alarm))])
+        return labels | {
+            "steps": len(self.actions),
+            "inferences": len(self.chunks),
+            "monitored": self.alarm is not None,
+            "first_alarm_step": first,
+            "edited_inferences": 0 if self.edited is None else int(self.edited.sum()),
+            "median_ms": float(np.median(self.timings_ms)) if len(self.timings_ms) else None,
+        }
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """All arrays under flat names, the layout of a trace file."""
+        flat = {name: getattr(self, name) for name in _ARRAYS}
+        for group in _GROUPS:
+            flat |= {f"{group}/{key}": value for key, value in getattr(self, group).items()}
+        return {name: np.ascontiguousarray(v) for name, v in flat.items() if v is not None}
+
+    @classmethod
+    def from_parts(cls, row: Mapping[str, Json], tensors: Mapping[str, np.ndarray]) -> Trace:
+        """The inverse of `row` and `tensors`."""
+        fields: dict[str, Any] = {name: row[name] for name in _LABELS}
+        fields |= {name: tensors[name] for name in _ARRAYS if name in tensors}
+        for group in _GROUPS:
+            prefix = f"{group}/"
+            fields[group] = {
+                name.removeprefix(prefix): value
+                for name, value in tensors.items()
+                if name.startswith(prefix)
+            }
+        return cls(**fields)
+
+
+_ARRAYS = (
+    "state",
+    "actions",
+    "chunks",
+    "inference_step",
+    "timings_ms",
+    "score",
+    "threshold",
+    "alarm",
+    "edited",
+)
+_GROUPS = ("features", "aux", "images")
+_LABELS = tuple(
+    field.name
+    for field in dataclasses.fields(Trace)
+    if field.name not in (*_ARRAYS, *_GROUPS, "frames")
+)
+
+
+def episode_name(seed: int) -> str:
+    """File name of the episode of a seed; sorts like the seed."""
+    return f"{seed:06d}"
+
+
+def to_json(value: Any) -> str:
+    """JSON text of settings: numpy scalars and arrays, tuples and dataclasses are fine.
+
+    Raises:
+        ValueError: NaN or Inf, or a type without an obvious JSON form.
+    """
+    return json.dumps(value, default=_plain, sort_keys=True, allow_nan=False)
+
+
+def _plain(value: Any) -> Json:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise ValueError(f"{value!r} ({type(value).__name__}) has no JSON form: use plain values.")
