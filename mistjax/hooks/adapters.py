@@ -1,5 +1,5 @@
-"""How a scanned layer stack is described to the interceptor. Supporting another network means writing
-one `ScannedStack`, nothing else.
+"""How a scanned layer stack is described to the interceptor. Supporting another network means
+writing one `ScannedStack`, nothing else.
 
 Everything is found by parameter path: the path of the scanned block, the path of a submodule inside
 of it, and which argument or result of which method carries the value.
@@ -57,8 +57,8 @@ def take_second(result: Any) -> tuple[Any, Any]:
 class ScannedStack:
     """A layer stack under `nn.scan`.
 
-    The block is called as `block(carry, ...) -> (carry, y)` with the module path `path`; its host (the
-    module one level up) returns the stacked y somewhere in its result.
+    The block is called as `block(carry, ...) -> (carry, y)` with the module path `path`; its host
+    (the module one level up) returns the stacked y somewhere in its result.
 
     Attributes:
         path: parameter path of the block: its leaves have the layer axis first.

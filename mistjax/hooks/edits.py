@@ -66,8 +66,8 @@ class Edit:
 def _check(name: str, array, depth: int):
     if array.shape[0] != depth:
         raise ValueError(
-            f"{name} has shape {tuple(array.shape)}: its first axis must be the {depth} layers of the "
-            "stack; tile one vector with jnp.broadcast_to(v, (depth, *v.shape)) and gate the layers."
+            f"{name} has shape {tuple(array.shape)}: its first axis must be the stack's {depth} "
+            "layers; tile a vector with jnp.broadcast_to(v, (depth, *v.shape)) and gate the layers."
         )
     return array
 
@@ -88,7 +88,8 @@ class Add(Edit):
 
 @flax.struct.dataclass
 class SetNeurons(Edit):
-    """Moves the chosen neurons to a value: x + c * mask * (value - x); mask and value [L,F] (or [L,*D]).
+    """Moves the chosen neurons to a value: x + c * mask * (value - x); mask and value [L,F] (or
+    [L,*D]).
 
     With strength 1 this is the overwrite of Häon et al.
     """

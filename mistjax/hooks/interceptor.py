@@ -1,11 +1,14 @@
-"""Reading and changing activations inside `nn.scan`, with `flax.linen.intercept_methods` and nothing else.
+"""Reading and changing activations inside `nn.scan`, with `flax.linen.intercept_methods` and
+nothing else.
 
-The interceptor runs once, when the block is traced, not once a layer. So captures leave the block as
-an additional scan output, and what an edit needs for its layer enters as additional leaves of the scanned
-`params`, of which each layer receives its own slice. Neither needs the model's source to know.
+The interceptor runs once, when the block is traced, not once a layer. So captures leave the block
+as an additional scan output, and what an edit needs for its layer enters as additional leaves of
+the scanned `params`, of which each layer receives its own slice. Neither needs the model's source
+to know.
 
 A tap sees the value after every edit at its site. Cost: a tap with `reduce` emits [L,B,D]; the scan
-emits all layers and `Tap.layers` picks afterwards, so an unreduced tap of one layer costs the stack.
+emits all layers and `Tap.layers` picks afterwards, so an unreduced tap of one layer costs the
+stack.
 """
 
 from __future__ import annotations
@@ -71,7 +74,8 @@ def hooked_apply(
         (the method's result, `str(tap)` -> recorded array).
 
     Raises:
-        ValueError: an unknown token selector or layer, or an edit whose arrays do not fit the stack.
+        ValueError: an unknown token selector or layer, or an edit whose arrays do not fit the
+            stack.
     """
     taps = [tap for tap in taps if tap.stack in tokens]
     edits = [edit for edit in edits if edit.stack in tokens]

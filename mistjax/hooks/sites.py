@@ -1,8 +1,8 @@
 """Where activations are read: stacks, points, token selectors and the `Tap`.
 
-A site is `<stack>.<point>`. Stacks: `vision`, `vlm`, `action`, and `dino` where a policy has a second
-vision tower. Points, with the shape that a tap
-returns (L selected layers, B rows, T selected tokens, D width, N heads, h head size, F neurons):
+A site is `<stack>.<point>`. Stacks: `vision`, `vlm`, `action`, and `dino` where a policy has a
+second vision tower. Points, with the shape that a tap returns (L selected layers, B rows, T
+selected tokens, D width, N heads, h head size, F neurons):
 
 - `resid`        [L,B,T,D]   residual stream after the block
 - `attn_heads`   [L,B,T,N,h] each head's output, before the output projection

@@ -71,7 +71,9 @@ class Pi0Config:
         shared = ("depth", "num_heads", "num_kv_heads", "head_dim")
         differ = [n for n in shared if getattr(self.vlm, n) != getattr(self.action_expert, n)]
         if differ:
-            raise ValueError(f"vlm and action_expert must agree on {shared}; they differ in {differ}.")
+            raise ValueError(
+                f"vlm and action_expert must agree on {shared}; they differ in {differ}."
+            )
 
     @property
     def num_image_tokens(self) -> int:

@@ -1,10 +1,12 @@
 """Gemma with several experts that share one attention, as pi0 uses it.
 
-Parameter names and shapes are openpi's (`layers/attn/q_einsum/w`, `layers/mlp_1/gating_einsum`, ...;
-the second expert carries the suffix `_1`), so its checkpoints load unchanged. Products are written
-on 2-D operands: XLA's CPU weight gradients are several times faster that way, and a GPU does not mind.
+Parameter names and shapes are openpi's (`layers/attn/q_einsum/w`, `layers/mlp_1/gating_einsum`,
+...; the second expert carries the suffix `_1`), so its checkpoints load unchanged. Products are
+written on 2-D operands: XLA's CPU weight gradients are several times faster that way, and a GPU
+does not mind.
 
-Source: Gemma (arXiv 2403.08295), pi0 (arXiv 2410.24164), adaptive RMSNorm of pi0.5 (arXiv 2504.16054).
+Source: Gemma (arXiv 2403.08295), pi0 (arXiv 2410.24164), adaptive RMSNorm of pi0.5 (arXiv
+    2504.16054).
 """
 
 from __future__ import annotations
@@ -191,7 +193,8 @@ class FeedForward(nn.Module):
             1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0
         )
         self.gating_einsum = self.param("gating_einsum", up, (2, self.width, self.hidden))
-        self.linear = self.param("linear", nn.initializers.lecun_normal(), (self.hidden, self.width))
+        down = nn.initializers.lecun_normal()
+        self.linear = self.param("linear", down, (self.hidden, self.width))
 
     def __call__(self, x):
         gate = jax.nn.gelu(matmul(x, self.gating_einsum[0]), approximate=True)
@@ -272,7 +275,8 @@ class Gemma(nn.Module):
             kv_cache: keys and values of earlier tokens, [L,B,S,K,h] each.
 
         Returns:
-            (outputs of each expert after its final norm, the KV cache with the new tokens appended).
+            (outputs of each expert after its final norm, the KV cache with the new tokens
+            appended).
         """
         xs = [None if x is None else x.astype(self.dtype) for x in xs]
         xs, kv_cache = self.layers(xs, kv_cache, positions, mask, list(conditions))

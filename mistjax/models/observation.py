@@ -11,7 +11,8 @@ class Observation:
     """A batch of model inputs.
 
     Attributes:
-        images: camera name -> image in [-1, 1]. The order of the cameras is the model's `image_keys`.
+        images: camera name -> image in [-1, 1]. The order of the cameras is the model's
+            `image_keys`.
         image_masks: camera name -> whether the camera is present in that row.
         state: normalised robot state, padded with zeros to the model's action dimension.
         tokenized_prompt: token ids, padded on the right.

@@ -1,8 +1,8 @@
 """pi0 and pi0.5: a vision-language model and an action expert that denoises a chunk of actions.
 
-In the order that data flows: prefix (cameras, prompt) -> KV cache; suffix (state, noisy actions, time)
--> velocity. The sampler lives in `sampling`, the loss here. The prefix never sees the suffix, so its
-cache is computed once, for every flow step and for every noise sample of a training example.
+In the order that data flows: prefix (cameras, prompt) -> KV cache; suffix (state, noisy actions,
+time) -> velocity. The sampler lives in `sampling`, the loss here. The prefix never sees the suffix,
+so its cache is computed once, for every flow step and for every noise sample of a training example.
 
 Source: pi0 (arXiv 2410.24164), pi0.5 (arXiv 2504.16054). Parameter tree and conventions: openpi.
 Time runs from 1 (noise) to 0 (action).
@@ -145,12 +145,12 @@ class Pi0(nn.Module):
         x_t: Float[Array, "b h a"],
         t: Float[Array, " b"],
     ):
-        """Runs the action expert once: (velocity [B,H,A], its hidden states [B,T,D] after the final norm)."""
+        """Runs the action expert once: (velocity [B,H,A], its hidden states [B,T,D] after the final
+        norm).
+        """
         tokens, valid, ar, condition = self.embed_suffix(state, x_t, t)
         own = attention_mask(valid, ar)
-        to_prefix = jnp.broadcast_to(
-            prefix_valid[:, None], (*valid.shape, prefix_valid.shape[1])
-        )
+        to_prefix = jnp.broadcast_to(prefix_valid[:, None], (*valid.shape, prefix_valid.shape[1]))
         positions = jnp.sum(prefix_valid, axis=1, keepdims=True) + jnp.cumsum(valid, axis=1) - 1
         (_, hidden), _ = self.PaliGemma.llm(
             [None, tokens],

@@ -1,6 +1,7 @@
 """Prefill and Euler sampling of the pi0 family, with taps and edits in both.
 
-Source: pi0 (arXiv 2410.24164), section IV; Euler steps from t=1 (noise) to t=0 (action) as in openpi.
+Source: pi0 (arXiv 2410.24164), section IV; Euler steps from t=1 (noise) to t=0 (action) as in
+    openpi.
 """
 
 from __future__ import annotations

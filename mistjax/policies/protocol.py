@@ -1,7 +1,7 @@
 """The `Policy` protocol: all that envs, rollouts, serve, attribute and experiments know of a model.
 
-`PiPolicy`, `OpenVLAPolicy` and `MistPolicy` satisfy it. A policy is stateless from the outside: what
-a monitor remembers of an episode travels in `Sample.state`, back in through `state`.
+`PiPolicy`, `OpenVLAPolicy` and `MistPolicy` satisfy it. A policy is stateless from the outside:
+what a monitor remembers of an episode travels in `Sample.state`, back in through `state`.
 """
 
 from __future__ import annotations
@@ -106,8 +106,19 @@ class Policy(Protocol):
         state: Any = (),
         edits: Sequence[Edit] = (),
         taps: Sequence[Tap] = (),
+        prefix: Any = None,
     ) -> Sample:
-        """One inference, jit-compiled. `key` is one PRNG key, or one per row [B]."""
+        """One inference, jit-compiled. `key` is one PRNG key, or one per row [B].
+
+        `prefix` is what `prefill` returned for the same observation; edits and taps of the prefix's
+        stacks then belong to that call.
+        """
+        ...
+
+    def prefill(
+        self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
+    ) -> Any:
+        """The part of an inference before the first flow step or decoded token."""
         ...
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:

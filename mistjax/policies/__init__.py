@@ -1,0 +1,17 @@
+"""Policies: what acts, behind one protocol."""
+
+from mistjax.policies.pi import PiPolicy, random_policy
+from mistjax.policies.presets import BOARD, PRESETS, RobotPreset
+from mistjax.policies.protocol import Policy, PolicySpec, Sample, StackSpec
+
+__all__ = [
+    "BOARD",
+    "PRESETS",
+    "PiPolicy",
+    "Policy",
+    "PolicySpec",
+    "RobotPreset",
+    "Sample",
+    "StackSpec",
+    "random_policy",
+]

@@ -1,0 +1,266 @@
+"""`PiPolicy`: pi0 and pi0.5 behind the Policy protocol, jit-compiled end to end.
+
+One compiled program per batch size, number of edits and tuple of taps; edits, keys and
+observations are arguments, so a study over strengths or directions compiles once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mistjax.hooks.edits import Edit
+from mistjax.hooks.sites import Tap
+from mistjax.models import checkpoints, pi0
+from mistjax.models.config import Pi0Config
+from mistjax.models.normalize import Normalizer, NormStats, Quantile, ZScore, pad_to
+from mistjax.models.observation import Observation
+from mistjax.models.pi0 import Pi0
+from mistjax.models.sampling import Prefix, denoise, prefill, token_layouts
+from mistjax.models.tokenizers import PromptTokenizer
+from mistjax.models.transforms import Cameras
+from mistjax.policies.presets import RobotPreset
+from mistjax.policies.protocol import PolicySpec, RawObs, Sample, StackSpec
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PiPolicy:
+    """A pi0 or pi0.5 policy.
+
+    Attributes:
+        config: model sizes.
+        variables: `{"params": tree}`.
+        tokenizer: for prompts, and to name vocabulary entries.
+        norm_stats: "state" and "actions" statistics in the robot's units.
+        preset: the robot.
+        name: for tables.
+    """
+
+    config: Pi0Config
+    variables: Any
+    tokenizer: PromptTokenizer
+    norm_stats: dict[str, NormStats]
+    preset: RobotPreset
+    name: str = "pi0"
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        preset: RobotPreset,
+        *,
+        config: Pi0Config | None = None,
+        tokenizer: PromptTokenizer | None = None,
+        dtype: str | None = None,
+    ) -> PiPolicy:
+        """Reads a checkpoint folder in openpi's layout.
+
+        Args:
+            folder: the checkpoint.
+            preset: the robot; its name is the asset id of the statistics.
+            config: model sizes; None reads the folder's `config.json`.
+            tokenizer: None reads the folder's own.
+            dtype: what to convert the parameters to; None keeps what is stored.
+
+        Raises:
+            FileNotFoundError: a file of the checkpoint is missing.
+            ValueError: the parameters do not fit the configuration.
+        """
+        config = config or Pi0Config.from_json(checkpoints.load_config(folder))
+        tokenizer = tokenizer or checkpoints.load_tokenizer(folder, config.max_token_len)
+        expected = jax.eval_shape(lambda: pi0.init(config, jax.random.key(0)))["params"]
+        params = checkpoints.load_params(folder, expected, dtype)
+        norm_stats = checkpoints.load_assets(folder, preset.name)
+        name = Path(folder).resolve().name
+        return cls(config, {"params": params}, tokenizer, norm_stats, preset, name=name)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the checkpoint folder in openpi's layout; ValueError when it holds one already."""
+        checkpoints.save_checkpoint(
+            folder,
+            self.variables["params"],
+            config=self.config.to_json(),
+            norm_stats=self.norm_stats,
+            asset_id=self.preset.name,
+            tokenizer=self.tokenizer,
+        )
+
+    @functools.cached_property
+    def spec(self) -> PolicySpec:
+        c, layouts = self.config, token_layouts(self.config)
+        vision = StackSpec(
+            c.siglip.depth,
+            c.siglip.width,
+            c.siglip.mlp_dim,
+            c.siglip.num_heads,
+            c.siglip.width // c.siglip.num_heads,
+            layouts["vision"],
+        )
+        experts = {
+            name: StackSpec(e.depth, e.width, e.mlp_dim, e.num_heads, e.head_dim, layouts[name])
+            for name, e in (("vlm", c.vlm), ("action", c.action_expert))
+        }
+        p = self.preset
+        return PolicySpec(
+            name=self.name,
+            fingerprint=checkpoints.fingerprint(
+                self.variables["params"], c.to_json(), self.norm_stats, self.tokenizer.serialized
+            ),
+            action_dim=p.action_dim,
+            action_horizon=c.action_horizon,
+            execute_steps=p.execute_steps,
+            action_names=p.action_names,
+            action_low=p.action_low,
+            action_high=p.action_high,
+            gripper_index=p.gripper_index,
+            cameras={name: key for name, key in p.cameras.items() if key is not None},
+            stacks={"vision": vision, **experts},
+            num_steps=c.num_steps,
+        )
+
+    @property
+    def state_normalizer(self) -> Normalizer:
+        return self._normalizer("state")
+
+    @property
+    def action_normalizer(self) -> Normalizer:
+        return self._normalizer("actions")
+
+    def _normalizer(self, which: str) -> Normalizer:
+        kind = {"zscore": ZScore, "quantile": Quantile}[self.preset.normalizer]
+        return kind(self.norm_stats[which])
+
+    def initial_state(self, batch: int) -> tuple:
+        return ()
+
+    def prepare(self, raw: Sequence[RawObs]) -> Observation:
+        """See `Policy.prepare`; ValueError names what a raw observation lacks or has wrong."""
+        key, width = self.preset.state_key, self.preset.state_dim
+        state = np.stack([np.asarray(r[key], np.float32) for r in raw])
+        if state.shape[1] != width:
+            raise ValueError(
+                f"{key} has {state.shape[1]} entries; preset {self.preset.name!r} has {width}."
+            )
+        state = self.state_normalizer.normalize(state)
+        cameras = Cameras(
+            {name: self.preset.cameras.get(name) for name in self.config.image_keys},
+            self.config.image_size,
+        )
+        seen = [cameras(r) for r in raw]
+        if self.preset.state_in_prompt:
+            encode = self.tokenizer.encode_pi05
+            prompts = [encode(r["prompt"], s) for r, s in zip(raw, state, strict=True)]
+        else:
+            prompts = [self.tokenizer.encode_pi0(r["prompt"]) for r in raw]
+        return Observation(
+            images={name: np.stack([images[name] for images, _ in seen]) for name in cameras.keys},
+            image_masks={name: np.array([mask[name] for _, mask in seen]) for name in cameras.keys},
+            state=pad_to(state, self.config.action_dim),
+            tokenized_prompt=np.stack([tokens for tokens, _ in prompts]),
+            tokenized_prompt_mask=np.stack([mask for _, mask in prompts]),
+        )
+
+    def prefill(
+        self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
+    ) -> Prefix:
+        """The part of `sample` before the action expert; pass the result on as `prefix`."""
+        return _prefill(self.config, self.variables, obs, tuple(edits), tuple(taps))
+
+    def sample(
+        self,
+        obs: Observation,
+        key: Array,
+        *,
+        state: Any = (),
+        edits: Sequence[Edit] = (),
+        taps: Sequence[Tap] = (),
+        prefix: Prefix | None = None,
+    ) -> Sample:
+        """See `Policy.sample`.
+
+        `aux["velocity"]` holds the velocity of every flow step, [B,S,H,A].
+        """
+        return _sample(self.config, self.variables, obs, key, tuple(edits), tuple(taps), prefix)
+
+    def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
+        actions = np.asarray(sample.actions, np.float32)[..., : self.preset.action_dim]
+        actions = self.action_normalizer.unnormalize(actions)
+        return np.clip(actions, self.preset.action_low, self.preset.action_high).astype(np.float32)
+
+    def objective(
+        self,
+        obs: Observation,
+        key: Array,
+        readout: Callable[[Sample], Float[Array, " b"]],
+        *,
+        taps: Sequence[Tap] = (),
+        edits: Sequence[Edit] = (),
+    ) -> Float[Array, " b"]:
+        return readout(self.sample(obs, key, edits=edits, taps=taps))
+
+    def embed_prompt(self, obs: Observation) -> Observation:
+        """The same observation with `prompt_embedding` filled in, so that words have gradients."""
+        words = Pi0(self.config).apply(
+            self.variables, obs.tokenized_prompt, method=Pi0.embed_tokens
+        )
+        return obs.replace(prompt_embedding=words)
+
+    def decode_direction(self, direction: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
+        """Logits over the vocabulary of directions in the VLM's residual stream (the logit lens)."""
+        return Pi0(self.config).apply(self.variables, direction, method=Pi0.decode)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "taps"))
+def _prefill(config, variables, obs, edits, taps):
+    return prefill(Pi0(config), variables, obs, taps=taps, edits=edits)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "taps"))
+def _sample(config, variables, obs, key, edits, taps, prefix):
+    if prefix is None:
+        prefix = prefill(Pi0(config), variables, obs, taps=taps, edits=edits)
+    noise = _noise(key, obs.batch_size, (config.action_horizon, config.action_dim))
+    actions, found, velocity = denoise(
+        Pi0(config),
+        variables,
+        prefix,
+        obs.state,
+        noise,
+        num_steps=config.num_steps,
+        taps=taps,
+        edits=edits,
+    )
+    aux = {"velocity": jnp.swapaxes(velocity, 0, 1)}
+    return Sample(actions, {**prefix.taps, **found}, aux)
+
+
+def _noise(key: Array, batch: int, shape: tuple[int, ...]) -> Array:
+    """Standard normal noise [B,*shape]; one key per row gives each row the same noise in any batch."""
+    keys = key if key.ndim else jax.random.split(key, batch)
+    return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+
+
+def random_policy(
+    config: Pi0Config,
+    tokenizer: PromptTokenizer,
+    preset: RobotPreset,
+    *,
+    seed: int = 0,
+) -> PiPolicy:
+    """A policy with random weights and unit statistics: for tests and for timing."""
+
+    def unit(width: int) -> NormStats:
+        ones = np.ones(width, np.float32)
+        return NormStats(mean=0 * ones, std=ones, q01=-ones, q99=ones)
+
+    stats = {"state": unit(preset.state_dim), "actions": unit(preset.action_dim)}
+    variables = pi0.init(config, jax.random.key(seed))
+    return PiPolicy(config, variables, tokenizer, stats, preset, name="random")
