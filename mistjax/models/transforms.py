@@ -1,0 +1,133 @@
+"""Raw observations to model inputs: cameras, images, delta actions. What openpi's data rules say.
+
+Each rule is a small frozen dataclass or function; `PiPolicy.prepare` and `finish` apply them in the
+order in which a policy is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+Rgb = UInt8[np.ndarray, "h w 3"]
+
+
+def rgb(image: Any, name: str = "image") -> Rgb:
+    """A camera picture as uint8 [h,w,3]; [3,h,w] (ALOHA) is transposed.
+
+    Raises:
+        ValueError: anything else, floats included: their range cannot be known.
+    """
+    image = np.asarray(image)
+    if image.ndim == 3 and image.shape[0] == 3 and image.shape[-1] != 3:
+        image = image.transpose(1, 2, 0)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(
+            f"{name} is {image.dtype} {list(image.shape)}: expected uint8 [height, width, 3] "
+            "or [3, height, width]."
+        )
+    return image
+
+
+def to_unit(image: UInt8[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
+    """uint8 0..255 -> float32 [-1, 1]."""
+    return image.astype(np.float32) / 255.0 * 2.0 - 1.0
+
+
+def resize_with_pad(image: Rgb, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """Fits the picture into [height, width]: linear, aspect ratio kept, centred on black."""
+    old_height, old_width = image.shape[:2]
+    if (old_height, old_width) == (height, width):
+        return image
+    ratio = max(old_width / width, old_height / height)
+    # Truncated, not rounded: the published policies were trained on such pictures.
+    new_height, new_width = int(old_height / ratio), int(old_width / ratio)
+    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR)
+    top, left = (height - new_height) // 2, (width - new_width) // 2
+    padded = np.zeros((height, width, 3), np.uint8)
+    padded[top : top + new_height, left : left + new_width] = np.asarray(resized)
+    return padded
+
+
+@dataclasses.dataclass(frozen=True)
+class Cameras:
+    """Picks, resizes and scales the pictures of one raw observation.
+
+    Attributes:
+        keys: model camera name -> key of the raw observation; None for a camera the robot lacks.
+        size: side of the model's square pictures, in pixels.
+        absent_mask: the mask of a lacking camera, which is seen as black: False (pi0, pi0.5: its
+            tokens are never attended to) or True (pi0-FAST).
+    """
+
+    keys: Mapping[str, str | None]
+    size: int
+    absent_mask: bool = False
+
+    def __call__(
+        self, raw: Mapping[str, Any]
+    ) -> tuple[dict[str, Float[np.ndarray, "{self.size} {self.size} 3"]], dict[str, bool]]:
+        """Pictures in [-1, 1] and their masks, both by model camera name.
+
+        Raises:
+            ValueError: a named camera is missing from `raw`, or is not a uint8 picture.
+        """
+        black = np.zeros((self.size, self.size, 3), np.uint8)
+        images, masks = {}, {}
+        for name, key in self.keys.items():
+            if key is None:
+                image = black
+            elif key in raw:
+                image = resize_with_pad(rgb(raw[key], key), self.size, self.size)
+            else:
+                raise ValueError(
+                    f"camera {name!r} reads {key!r}, which the observation lacks; it has "
+                    f"{sorted(raw)}. Map it to None if the robot has no such camera."
+                )
+            images[name] = to_unit(image)
+            masks[name] = self.absent_mask if key is None else True
+        return images, masks
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaActions:
+    """Absolute actions <-> actions relative to the state they start from.
+
+    Attributes:
+        mask: which leading dimensions are relative; the others (usually the gripper) and those
+            beyond the mask stay absolute. LIBERO: six times True, then False.
+    """
+
+    mask: tuple[bool, ...]
+
+    def to_delta(
+        self, actions: Float[np.ndarray, "*b h a"], state: Float[np.ndarray, "*b s"]
+    ) -> Float[np.ndarray, "*b h a"]:
+        return actions - self._offset(actions, state)
+
+    def to_absolute(
+        self, actions: Float[np.ndarray, "*b h a"], state: Float[np.ndarray, "*b s"]
+    ) -> Float[np.ndarray, "*b h a"]:
+        return actions + self._offset(actions, state)
+
+    def _offset(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """What to take off or put on each action, [*b,1,a]."""
+        dims = len(self.mask)
+        if min(actions.shape[-1], state.shape[-1]) < dims:
+            raise ValueError(
+                f"the delta mask has {dims} dimensions; actions have {actions.shape[-1]}, the "
+                f"state has {state.shape[-1]}: both need at least as many."
+            )
+        offset = np.zeros((*state.shape[:-1], 1, actions.shape[-1]), actions.dtype)
+        offset[..., 0, :dims] = np.where(self.mask, state[..., :dims], 0)
+        return offset
+
+
+def delta_mask(*runs: int) -> tuple[bool, ...]:
+    """Runs of relative (positive) and absolute (negative) dimensions: `delta_mask(6, -1)`."""
+    return tuple(run > 0 for run in runs for _ in range(abs(run)))
