@@ -1,0 +1,184 @@
+"""Checkpoints in openpi's layout load, and those that do not fit say why."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mistjax.models.checkpoints import (
+    fingerprint,
+    load_assets,
+    load_config,
+    load_params,
+    load_tokenizer,
+    save_checkpoint,
+)
+from mistjax.models.config import TINY, Pi0Config
+from mistjax.models.normalize import NormStats, save_norm_stats
+from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
+
+STATS = {
+    "state": NormStats.of(np.arange(20.0).reshape(10, 2)),
+    "actions": NormStats.of(np.arange(30.0).reshape(10, 3)),
+}
+
+
+def params():
+    return {
+        "layers": {"w": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones((3,))},
+        "head": {"kernel": jnp.full((4, 2), 0.5)},
+    }
+
+
+def shapes(tree):
+    return jax.eval_shape(lambda: tree)
+
+
+def write_openpi(folder, tree, *, value=False):
+    """What openpi's own code leaves on disk."""
+    if value:
+        tree = jax.tree.map(lambda leaf: {"value": leaf}, tree)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(folder / "params", {"params": tree})
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    train_word_tokenizer(["place the stone"], [], tmp_path / "words.model")
+    return PromptTokenizer.from_file(tmp_path / "words.model", 8)
+
+
+@pytest.mark.parametrize("value", [False, True], ids=["plain", "with trailing value"])
+def test_parameters_load_as_they_were_saved(tmp_path, value):
+    write_openpi(tmp_path, params(), value=value)
+    loaded = load_params(tmp_path, shapes(params()))
+    assert jax.tree.structure(loaded) == jax.tree.structure(params())
+    jax.tree.map(np.testing.assert_array_equal, loaded, params())
+
+
+def test_parameters_load_in_the_dtype_asked_for(tmp_path):
+    write_openpi(tmp_path, params())
+    loaded = load_params(tmp_path, shapes(params()), jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype(jnp.bfloat16)}
+    np.testing.assert_array_equal(
+        loaded["layers"]["w"].astype(jnp.float32), params()["layers"]["w"]
+    )
+
+
+def test_parameters_written_by_two_devices_load_onto_one(tmp_path):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("d",))
+    split = NamedSharding(mesh, PartitionSpec(None, "d"))
+    tree = {"w": jax.device_put(jnp.arange(8.0).reshape(2, 4), split)}
+    write_openpi(tmp_path, tree)
+    loaded = load_params(tmp_path, shapes({"w": jnp.zeros((2, 4))}))
+    assert loaded["w"].devices() == {jax.devices()[0]}
+    np.testing.assert_array_equal(loaded["w"], tree["w"])
+
+
+def test_a_wrong_tree_is_one_error_with_missing_surplus_and_misshapen_leaves(tmp_path):
+    write_openpi(tmp_path, params())
+    expected = shapes(
+        {
+            "layers": {"w": jnp.zeros((3, 5)), "b": jnp.zeros((3,))},
+            "tail": {"kernel": jnp.zeros((4, 2))},
+        }
+    )
+    with pytest.raises(ValueError) as caught:
+        load_params(tmp_path, expected)
+    message = str(caught.value)
+    assert "missing: tail/kernel [4, 2]" in message
+    assert "surplus: head/kernel [4, 2]" in message
+    assert "misshapen: layers/w: checkpoint [3, 4], model [3, 5]" in message
+    assert "layers/b" not in message
+
+
+def test_a_very_wrong_tree_is_still_a_short_error(tmp_path):
+    write_openpi(tmp_path, params())
+    expected = shapes({f"layer_{i}": jnp.zeros(1) for i in range(300)})
+    with pytest.raises(ValueError, match="missing: and 290 more"):
+        load_params(tmp_path, expected)
+
+
+def test_a_pytorch_checkpoint_is_named_as_such(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="PyTorch format"):
+        load_params(tmp_path, {})
+
+
+def test_a_folder_without_parameters_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no params/"):
+        load_params(tmp_path, {})
+
+
+def test_a_saved_policy_comes_back_whole(tmp_path, tokenizer):
+    folder = tmp_path / "policy"
+    save_checkpoint(
+        folder,
+        params(),
+        config=TINY.to_json(),
+        norm_stats=STATS,
+        asset_id="lab/board",
+        tokenizer=tokenizer,
+    )
+    jax.tree.map(np.testing.assert_array_equal, load_params(folder, shapes(params())), params())
+    jax.tree.map(np.testing.assert_array_equal, load_assets(folder), STATS)
+    assert Pi0Config.from_json(load_config(folder)) == TINY
+    assert load_tokenizer(folder, 8) == tokenizer
+
+
+def test_saving_never_overwrites_parameters(tmp_path, tokenizer):
+    write_openpi(tmp_path, params())
+    with pytest.raises(ValueError, match="already holds"):
+        save_checkpoint(
+            tmp_path, params(), config={}, norm_stats=STATS, asset_id="board", tokenizer=tokenizer
+        )
+
+
+def test_statistics_of_several_robots_need_a_name(tmp_path):
+    for robot in ("droid", "lab/board"):
+        save_norm_stats(tmp_path / "assets" / robot / "norm_stats.json", STATS)
+    with pytest.raises(ValueError, match=r"\['droid', 'lab/board'\]"):
+        load_assets(tmp_path)
+    assert load_assets(tmp_path, "lab/board").keys() == STATS.keys()
+    with pytest.raises(FileNotFoundError, match="'aloha'"):
+        load_assets(tmp_path, "aloha")
+
+
+@pytest.mark.parametrize(
+    "load", [load_assets, load_config, lambda folder: load_tokenizer(folder, 8)]
+)
+def test_what_a_checkpoint_lacks_is_said(tmp_path, load):
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        load(tmp_path)
+
+
+def test_fingerprint_survives_the_disk_and_the_trailing_value(tmp_path):
+    write_openpi(tmp_path, params())
+    config = TINY.to_json()
+    before = fingerprint(params(), config, STATS, b"tokens")
+    assert before == fingerprint(load_params(tmp_path, shapes(params())), config, STATS, b"tokens")
+    valued = jax.tree.map(lambda leaf: {"value": leaf}, params())
+    assert before == fingerprint(valued, config, STATS, b"tokens")
+
+
+def test_fingerprint_changes_with_anything_that_decides_what_the_policy_does():
+    config = TINY.to_json()
+    other_params = params()
+    other_params["layers"]["b"] = other_params["layers"]["b"].at[2].set(1 + 1e-6)
+    other_config = dataclasses.replace(TINY, num_steps=4).to_json()
+    other_stats = {**STATS, "state": STATS["actions"]}
+    prints = {
+        fingerprint(params(), config, STATS, b"tokens"),
+        fingerprint(other_params, config, STATS, b"tokens"),
+        fingerprint(params(), other_config, STATS, b"tokens"),
+        fingerprint(params(), config, other_stats, b"tokens"),
+        fingerprint(params(), config, STATS, b"others"),
+        fingerprint(
+            jax.tree.map(lambda p: p.astype(jnp.bfloat16), params()), config, STATS, b"tokens"
+        ),
+    }
+    assert len(prints) == 6
