@@ -15,7 +15,7 @@ from mistjax.envs.physics import STEP, World
 SPEED = {"slowly": 0.35, "": 0.65, "quickly": 1.0}
 TRAVEL_HEIGHT = {"low": 0.055, "": 0.080, "high": 0.110}
 APPROACH_HEIGHT = 0.080
-GRASP_HEIGHT = 0.016 - s.STONE_HALF_HEIGHT
+GRASP_HEIGHT = 0.006
 OCCUPIED = 2 * s.STONE_RADIUS
 
 Action = Float[np.ndarray, "4"]
@@ -74,7 +74,7 @@ def _carry(world: World, task: Task, stone: int, place: Place) -> Action:
 def _fetch(world: World, task: Task, stone: int) -> Action:
     at = world.stones[stone]
     low = at[2] + GRASP_HEIGHT
-    if np.linalg.norm(world.gripper[:2] - at[:2]) < 0.006 and world.gripper[2] < low + 0.003:
+    if np.linalg.norm(world.gripper[:2] - at[:2]) < 0.006 and world.gripper[2] < low + 0.002:
         return _still(-1.0)
     if _is_narrow(world):
         return np.array([0.0, 0.0, 0.3, 1.0])

@@ -14,7 +14,7 @@ from mistjax.envs import scene as s
 from mistjax.envs.episode import Start
 
 STEP = 0.020
-GRASP_REACH = 0.012
+GRASP_REACH = 0.016
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 _CLOSED = -0.01
 
