@@ -15,6 +15,7 @@ from mistjax.envs.episode import Start
 
 STEP = 0.020
 GRASP_REACH = 0.016
+MIN_GRASP = 0.006
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 _CLOSED = -0.01
 
@@ -32,7 +33,7 @@ class World:
     @property
     def held(self) -> int | None:
         """The stone that stops the closed fingers, if any."""
-        if self.command > 0 or self.opening < s.STONE_RADIUS - 0.004:
+        if self.command > 0 or self.opening < MIN_GRASP:
             return None
         distance = np.linalg.norm(self.stones - self.gripper, axis=1)
         nearest = int(distance.argmin())
