@@ -1,0 +1,24 @@
+"""Failure detection: scores that grow with the risk that an episode fails, and thresholds with a
+promise.
+"""
+
+from mistjax.detect.artifact import Provenance, load_detector, save_detector
+from mistjax.detect.conformal import Threshold, calibrate
+from mistjax.detect.data import Episodes, split_seeds, split_tasks
+from mistjax.detect.detector import Detector, score_episodes
+from mistjax.detect.registry import DETECTORS, fit_detector
+
+__all__ = [
+    "DETECTORS",
+    "Detector",
+    "Episodes",
+    "Provenance",
+    "Threshold",
+    "calibrate",
+    "fit_detector",
+    "load_detector",
+    "save_detector",
+    "score_episodes",
+    "split_seeds",
+    "split_tasks",
+]

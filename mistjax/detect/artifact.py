@@ -1,0 +1,193 @@
+"""A detector and its threshold on disk: `detector.safetensors` for arrays, `detector.json` for
+everything else.
+
+No pickle: the JSON names classes from a fixed list, so a file can only build what this module
+allows. The fingerprints say what the detector was made with; loading it for anything else is
+refused, because its scores would mean nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load, save
+
+from mistjax.detect.conformal import Threshold
+from mistjax.detect.controls import TrajectoryLength
+from mistjax.detect.embedding import (
+    EmbeddingDetector,
+    Mahalanobis,
+    NearestCentroid,
+    NearestNeighbours,
+)
+from mistjax.detect.heads import SafeLSTM, SafeMLP
+from mistjax.detect.wrappers import Agreement, Standardised, Windowed
+
+CLASSES: dict[str, type] = {
+    c.__name__: c
+    for c in (
+        Agreement,
+        EmbeddingDetector,
+        Mahalanobis,
+        NearestCentroid,
+        NearestNeighbours,
+        SafeLSTM,
+        SafeMLP,
+        Standardised,
+        Threshold,
+        TrajectoryLength,
+        Windowed,
+    )
+}
+
+VERSION = 1
+
+
+class FingerprintError(ValueError):
+    """An artifact was made with something else than it is loaded for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What a detector's features come from.
+
+    Attributes:
+        policy: fingerprint of the policy's weights.
+        tap: where the features were read, as the tap's string form.
+        pooling: how they were reduced to one vector a step.
+        normaliser: fingerprint of the policy's input and action statistics.
+    """
+
+    policy: str
+    tap: str
+    pooling: str
+    normaliser: str
+
+    def require(self, expected: Provenance) -> None:
+        """Raise FingerprintError naming every field that differs."""
+        differences = [
+            f"{f.name} {getattr(self, f.name)!r} (expected {getattr(expected, f.name)!r})"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != getattr(expected, f.name)
+        ]
+        if differences:
+            raise FingerprintError(
+                f"This detector was made with {', '.join(differences)}. Its scores and threshold "
+                "do not apply here; "
+                "train and calibrate one for this policy and tap."
+            )
+
+
+def _pack(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = type(value).__name__
+        if CLASSES.get(kind) is not type(value):
+            raise TypeError(f"{kind} cannot be saved; artifacts hold {', '.join(sorted(CLASSES))}.")
+        fields = {
+            f.name: _pack(getattr(value, f.name), f"{name}.{f.name}", arrays)
+            for f in dataclasses.fields(value)
+        }
+        return {"class": kind, "fields": fields}
+    if isinstance(value, dict):
+        return {"dict": {k: _pack(v, f"{name}.{k}", arrays) for k, v in value.items()}}
+    if isinstance(value, tuple):
+        return {"tuple": [_pack(v, f"{name}.{i}", arrays) for i, v in enumerate(value)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    arrays[name] = np.ascontiguousarray(value)
+    return {"array": name}
+
+
+def _unpack(spec: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if not isinstance(spec, dict):
+        return spec
+    if "array" in spec:
+        return jnp.asarray(arrays[spec["array"]])
+    if "tuple" in spec:
+        return tuple(_unpack(v, arrays) for v in spec["tuple"])
+    if "dict" in spec:
+        return {k: _unpack(v, arrays) for k, v in spec["dict"].items()}
+    if spec["class"] not in CLASSES:
+        raise ValueError(
+            f"unknown class {spec['class']!r} in artifact; known: {', '.join(sorted(CLASSES))}."
+        )
+    return CLASSES[spec["class"]](**{k: _unpack(v, arrays) for k, v in spec["fields"].items()})
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def save_detector(
+    folder: Path | str,
+    detector: Any,
+    provenance: Provenance,
+    *,
+    threshold: Threshold | None = None,
+    notes: dict[str, Any] | None = None,
+) -> None:
+    """Write a detector, its threshold and what they were made with.
+
+    Args:
+        folder: created if absent.
+        detector: any detector whose class is in `CLASSES`.
+        provenance: fingerprints to be checked on loading.
+        threshold: its calibrated threshold.
+        notes: JSON values for people: data, command, scores.
+
+    Raises:
+        TypeError: a class that artifacts do not hold.
+    """
+    folder = Path(folder)
+    arrays: dict[str, np.ndarray] = {}
+    document = {
+        "version": VERSION,
+        "provenance": dataclasses.asdict(provenance),
+        "detector": _pack(detector, "detector", arrays),
+        "threshold": _pack(threshold, "threshold", arrays),
+        "notes": notes or {},
+    }
+    text = json.dumps(document, indent=1, allow_nan=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "detector.safetensors", save(arrays))
+    _replace(folder / "detector.json", text.encode())
+
+
+def load_detector(folder: Path | str, expected: Provenance) -> tuple[Any, Threshold | None]:
+    """Read a detector and its threshold.
+
+    Args:
+        folder: what `save_detector` wrote.
+        expected: what they are to be used with.
+
+    Raises:
+        FileNotFoundError: no artifact there.
+        FingerprintError: made with another policy, tap, pooling or normaliser.
+        ValueError: another format version, or an unknown class.
+    """
+    document = read_card(folder)
+    Provenance(**document["provenance"]).require(expected)
+    arrays = load((Path(folder) / "detector.safetensors").read_bytes())
+    return _unpack(document["detector"], arrays), _unpack(document["threshold"], arrays)
+
+
+def read_card(folder: Path | str) -> dict[str, Any]:
+    """The artifact's JSON (version, provenance, notes, structure) without its arrays."""
+    path = Path(folder) / "detector.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no detector.json in {folder}; write one with save_detector(...).")
+    document = json.loads(path.read_text())
+    if document["version"] != VERSION:
+        raise ValueError(
+            f"{path} has format version {document['version']}; this release reads {VERSION}. Save "
+            "it again."
+        )
+    return document

@@ -1,0 +1,69 @@
+"""The detector interface: per-episode state in, one failure score a step out.
+
+A detector is a pytree: its arrays are leaves and its options are static fields, so it passes
+through `jit`, `vmap` and `grad` as an argument. Scores grow with the risk of failure. Cost of one
+step is the detector's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+# A field that holds an array. `Any`: transformations also rebuild pytrees from shapes, sentinels.
+Leaf: TypeAlias = Any
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """What every failure detector offers."""
+
+    def init_state(self, batch: int) -> PyTree:
+        """State of `batch` fresh episodes, every leaf with leading axis [B]."""
+        ...
+
+    def step(
+        self, state: PyTree, features: Float[Array, "b d"]
+    ) -> tuple[PyTree, Float[Array, " b"]]:
+        """Advance by one policy step; returns the new state and the failure score."""
+        ...
+
+    def logit(self, state: PyTree, features: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """Instantaneous failure evidence of `features`, differentiable: the target of
+        attribution.
+        """
+        ...
+
+
+def hold(valid: Bool[Array, " b"], new: PyTree, old: PyTree) -> PyTree:
+    """Per episode, `new` where `valid` and `old` elsewhere, over every leaf [B, ...]."""
+
+    def select(a: Array, b: Array) -> Array:
+        return jnp.where(valid.reshape(valid.shape + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(select, new, old)
+
+
+@jax.jit
+def score_episodes(
+    detector: Any, features: Float[Array, "n t d"], mask: Bool[Array, "n t"]
+) -> Float[Array, "n t"]:
+    """Scores of whole episodes: `lax.scan` of `step` over time.
+
+    Steps outside `mask` leave the state alone and repeat the last valid score, so the maximum over
+    a padded episode is the maximum over its valid steps. Steps before the first valid one score 0.
+    """
+
+    def body(carry: tuple, inputs: tuple) -> tuple:
+        state, last = carry
+        x, valid = inputs
+        state, score = hold(valid, detector.step(state, x), (state, last))
+        return (state, score), score
+
+    n = features.shape[0]
+    start = (detector.init_state(n), jnp.zeros(n, features.dtype))
+    _, scores = jax.lax.scan(body, start, (features.swapaxes(0, 1), mask.T))
+    return scores.T

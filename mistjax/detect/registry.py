@@ -1,0 +1,107 @@
+"""Every detector by name: `fit_detector(name, episodes, **config)`.
+
+Each entry is `fit(episodes, **config) -> Detector`. Detectors that read something else than one
+hidden state (token probabilities, sampled actions) say in their module how the feature vector is
+laid out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+
+from mistjax.detect.controls import TrajectoryLength, shuffle_labels
+from mistjax.detect.data import Episodes
+from mistjax.detect.detector import Detector
+from mistjax.detect.embedding import fit_embedding
+from mistjax.detect.heads import SafeLSTM, SafeMLP
+from mistjax.detect.training import TrainConfig, train
+from mistjax.detect.wrappers import Standardised, standardise
+
+SAFE_MLP_TRAINING = TrainConfig(learning_rate=1e-3)
+SAFE_LSTM_TRAINING = TrainConfig(learning_rate=3e-4)
+
+
+def _fit_head(
+    kind: type[SafeMLP] | type[SafeLSTM],
+    default: TrainConfig,
+    episodes: Episodes,
+    *,
+    training: TrainConfig | None = None,
+    seed: int = 0,
+    validation: Episodes | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Detector:
+    init, order = jax.random.split(jax.random.key(seed))
+    head = kind.create(init, episodes.dim, **options)
+    return train(
+        head, episodes, training or default, order, validation=validation, progress=progress
+    )[0]
+
+
+def _fit_shuffled(
+    episodes: Episodes, *, base: str = "safe_mlp", seed: int = 0, **config: Any
+) -> Detector:
+    return fit_detector(base, shuffle_labels(episodes, seed), **config)
+
+
+def _fit_length(episodes: Episodes) -> Detector:
+    del episodes
+    return TrajectoryLength()
+
+
+DETECTORS: dict[str, Callable[..., Detector]] = {
+    "safe_mlp": partial(_fit_head, SafeMLP, SAFE_MLP_TRAINING),
+    "safe_lstm": partial(_fit_head, SafeLSTM, SAFE_LSTM_TRAINING),
+    "mahalanobis": partial(fit_embedding, distance="mahalanobis"),
+    "euclid_knn": partial(fit_embedding, distance="euclid"),
+    "cosine_knn": partial(fit_embedding, distance="cosine"),
+    "pca_kmeans": partial(fit_embedding, distance="pca_kmeans"),
+    "trajectory_length": _fit_length,
+    "shuffled_labels": _fit_shuffled,
+}
+
+
+def fit_detector(
+    name: str, episodes: Episodes, *, standardised: bool = False, **config: Any
+) -> Detector:
+    """Fit the detector called `name`.
+
+    Args:
+        name: key of `DETECTORS`.
+        episodes: training episodes.
+        standardised: z-score the features with the training statistics; the returned detector does
+            so itself.
+        **config: options of that detector's fit; an unknown one raises TypeError.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in DETECTORS:
+        raise ValueError(
+            f"no detector is called {name!r}; choose one of {', '.join(sorted(DETECTORS))}."
+        )
+    if not standardised:
+        return DETECTORS[name](episodes, **config)
+    mean, scale = Standardised.statistics(episodes)
+    if "validation" in config and config["validation"] is not None:
+        config["validation"] = standardise(config["validation"], mean, scale)
+    inner = DETECTORS[name](standardise(episodes, mean, scale), **config)
+    return Standardised(inner, *jax.tree.map(jax.numpy.asarray, (mean, scale)))
+
+
+def training_config(name: str, **changes: Any) -> TrainConfig:
+    """The default training options of a learned head, with some of them changed.
+
+    Raises:
+        ValueError: a detector that is not trained by gradient descent on these options.
+    """
+    defaults = {"safe_mlp": SAFE_MLP_TRAINING, "safe_lstm": SAFE_LSTM_TRAINING}
+    if name not in defaults:
+        raise ValueError(f"{name!r} has no TrainConfig; only {', '.join(defaults)} have.")
+    return dataclasses.replace(defaults[name], **changes)

@@ -1,0 +1,260 @@
+"""Train a failure head with Optax: the whole run is one compiled program, and seeds and grids are a
+`vmap` of it.
+
+Minibatches are whole episodes in random order. The last epoch's parameters are kept, as SAFE does,
+unless `select="best"` asks for the epoch with the best validation ROC-AUC by earliest stop.
+Source: SAFE (arXiv 2506.09937), section 5 and its released training options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
+from tqdm.auto import tqdm
+
+from mistjax.detect.data import Episodes
+from mistjax.detect.losses import LossConfig, class_weights, sequence_loss
+
+Head = TypeVar("Head", bound=Any)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a head is trained.
+
+    Attributes:
+        epochs: passes over the training set.
+        batch_size: episodes a step; the last batch of an epoch is smaller.
+        learning_rate: 1e-3 for SAFE-MLP, 3e-4 for SAFE-LSTM in the source.
+        optimizer: update rule.
+        weight_decay: decoupled decay (adamw only).
+        momentum: of sgd.
+        warmup_epochs: linear ramp to the learning rate.
+        decay_every: epochs between multiplications by `decay_rate`, counted after the ramp.
+        decay_rate: 1 keeps the rate constant.
+        clip_norm: global gradient norm limit; None is no limit.
+        loss: what is minimised.
+        select: keep the last epoch, or the best one on validation episodes.
+        validate_every: epochs between validations.
+    """
+
+    epochs: int = 1000
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: float = 1e-2
+    momentum: float = 0.9
+    warmup_epochs: int = 0
+    decay_every: int = 300
+    decay_rate: float = 1.0
+    clip_norm: float | None = None
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    select: Literal["last", "best"] = "last"
+    validate_every: int = 25
+
+
+class History(NamedTuple):
+    """Per epoch, leading axes [..., epochs]. `val_auc` is NaN in epochs without a validation."""
+
+    loss: Array
+    learning_rate: Array
+    val_auc: Array
+
+
+class _Run(NamedTuple):
+    head: Any
+    opt_state: PyTree
+    best: Any
+    best_auc: Array
+    key: Array
+
+
+def _update_rule(config: TrainConfig) -> optax.GradientTransformation:
+    """Updates for learning rate 1; the rate is applied outside, as an argument."""
+    rule = {
+        "adam": lambda: optax.adam(1.0),
+        "adamw": lambda: optax.adamw(1.0, weight_decay=config.weight_decay),
+        "sgd": lambda: optax.sgd(1.0, momentum=config.momentum),
+    }[config.optimizer]()
+    if config.clip_norm is None:
+        return rule
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+
+
+def _rate(config: TrainConfig, base: Array, epoch: Array) -> Array:
+    ramp = (epoch + 1) / max(config.warmup_epochs, 1)
+    steps = (epoch - config.warmup_epochs) // config.decay_every
+    return base * jnp.where(
+        epoch < config.warmup_epochs, ramp, config.decay_rate ** jnp.maximum(steps, 0)
+    )
+
+
+def earliest_stop_auc(
+    scores: Float[Array, "n t"], success: Bool[Array, " n"], earliest_stop: Array
+) -> Float[Array, ""]:
+    """ROC-AUC of the largest score before the earliest stop, by comparing every pair; jittable. NaN
+    with one class.
+    """
+    early = jnp.arange(scores.shape[1]) < earliest_stop[:, None]
+    peak = jnp.max(jnp.where(early, scores, -jnp.inf), axis=1)
+    above = jnp.sign(peak[:, None] - peak[None, :]) / 2 + 0.5
+    pairs = ~success[:, None] & success[None, :]
+    return jnp.sum(above * pairs) / jnp.sum(pairs)
+
+
+def _epoch(
+    config: TrainConfig, train: Episodes, validation: Episodes | None, hyper: dict, weights: Array
+):
+    rule = _update_rule(config)
+    n = train.success.shape[0]
+    size = min(config.batch_size, n)
+    full, rest = divmod(n, size)
+    grad = jax.value_and_grad(sequence_loss, has_aux=True)
+
+    def batch_step(rate: Array, carry: tuple, index: Array) -> tuple:
+        head, opt_state, key = carry
+        key, sub = jax.random.split(key)
+        b = jax.tree.map(lambda x: x[index], (train.features, train.mask, train.success))
+        (loss, _), grads = grad(head, *b, weights, config.loss, hyper["l2"], sub)
+        updates, opt_state = rule.update(grads, opt_state, head)
+        head = jax.tree.map(lambda p, u: p + rate * u, head, updates)
+        return (head, opt_state, key), loss * index.shape[0] / n
+
+    def validate(head: Any, epoch: Array) -> Array:
+        held = validation
+        if held is None:
+            return jnp.array(jnp.nan)
+        due = ((epoch + 1) % config.validate_every == 0) | (epoch + 1 == config.epochs)
+        return jax.lax.cond(
+            due,
+            lambda: earliest_stop_auc(
+                head.sequence(held.features), held.success, held.earliest_stop
+            ),
+            lambda: jnp.array(jnp.nan),
+        )
+
+    def epoch_step(run: _Run, epoch: Array) -> tuple[_Run, History]:
+        key, shuffle = jax.random.split(run.key)
+        rate = _rate(config, hyper["learning_rate"], epoch)
+        order = jax.random.permutation(shuffle, n)
+        carry = (run.head, run.opt_state, key)
+        carry, losses = jax.lax.scan(
+            partial(batch_step, rate), carry, order[: full * size].reshape(full, size)
+        )
+        loss = losses.sum()
+        if rest:
+            carry, last = batch_step(rate, carry, order[full * size :])
+            loss = loss + last
+        head, opt_state, key = carry
+        auc = validate(head, epoch)
+        better = auc > run.best_auc
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), head, run.best)
+        best_auc = jnp.where(better, auc, run.best_auc)
+        return _Run(head, opt_state, best, best_auc, key), History(loss, rate, auc)
+
+    return epoch_step
+
+
+@partial(jax.jit, static_argnames="config")
+def _run_epochs(
+    run: _Run,
+    epochs: Array,
+    hyper: dict,
+    train: Episodes,
+    validation: Episodes | None,
+    config: TrainConfig,
+) -> tuple[_Run, History]:
+    weights = class_weights(train.success, config.loss)
+
+    def one(run: _Run, hyper: dict) -> tuple[_Run, History]:
+        return jax.lax.scan(_epoch(config, train, validation, hyper, weights), run, epochs)
+
+    return jax.vmap(one)(run, hyper)
+
+
+def train_many(
+    heads: Head,
+    episodes: Episodes,
+    config: TrainConfig,
+    keys: Key[Array, " m"],
+    *,
+    validation: Episodes | None = None,
+    learning_rates: Sequence[float] | None = None,
+    l2s: Sequence[float] | None = None,
+    progress: bool = False,
+) -> tuple[Head, History]:
+    """Train m heads at once (seeds, learning rates, L2 weights), as one vmapped program.
+
+    Args:
+        heads: a head whose leaves have a leading axis [m], e.g. `jax.vmap(lambda k:
+            SafeMLP.create(k, d))(keys)`.
+        episodes: training episodes, shared by all.
+        config: shared options.
+        keys: [m] keys for shuffling.
+        validation: episodes for `select="best"` and for the history.
+        learning_rates: one per head; the config's where None.
+        l2s: one per head; the config's where None.
+        progress: show a progress bar.
+
+    Returns:
+        Trained heads [m, ...] and History [m, epochs]. Memory grows with m.
+
+    Raises:
+        ValueError: `select="best"` without validation, or a training set with one class only.
+    """
+    if config.select == "best" and validation is None:
+        raise ValueError(
+            'select="best" chooses an epoch on validation episodes; pass validation=..., or '
+            'select="last".'
+        )
+    n_success = int(jnp.sum(episodes.success))
+    if n_success in (0, len(episodes)):
+        raise ValueError(
+            f"{n_success} of {len(episodes)} training episodes succeeded; a head needs successes "
+            "and failures. "
+            "Collect both, or use a detector that is fitted on successes only."
+        )
+    m = keys.shape[0]
+    hyper = {
+        "learning_rate": jnp.asarray(learning_rates or [config.learning_rate] * m),
+        "l2": jnp.asarray(l2s or [config.loss.l2] * m),
+    }
+    data, held = jax.device_put((episodes, validation))
+    run = _Run(
+        heads, jax.vmap(_update_rule(config).init)(heads), heads, jnp.full(m, -jnp.inf), keys
+    )
+    chunk = max(config.epochs // 20, 1) if progress else config.epochs
+    pieces = []
+    with tqdm(total=config.epochs, unit="epoch", disable=not progress) as bar:
+        for start in range(0, config.epochs, chunk):
+            epochs = jnp.arange(start, min(start + chunk, config.epochs))
+            run, piece = _run_epochs(run, epochs, hyper, data, held, config)
+            pieces.append(piece)
+            bar.set_postfix(loss=float(piece.loss[:, -1].mean()))
+            bar.update(len(epochs))
+    history = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *pieces)
+    return (run.best if config.select == "best" else run.head), history
+
+
+def train(
+    head: Head,
+    episodes: Episodes,
+    config: TrainConfig,
+    key: PRNGKeyArray,
+    *,
+    validation: Episodes | None = None,
+    progress: bool = False,
+) -> tuple[Head, History]:
+    """Train one head; see `train_many`."""
+    heads = jax.tree.map(lambda x: x[None], head)
+    heads, history = train_many(
+        heads, episodes, config, key[None], validation=validation, progress=progress
+    )
+    return jax.tree.map(lambda x: x[0], (heads, history))

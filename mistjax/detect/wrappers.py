@@ -1,0 +1,137 @@
+"""Detectors made from detectors: z-scored input, sliding windows of scores, alarms that must
+agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.struct as struct
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from mistjax.detect.data import Episodes
+from mistjax.detect.detector import Leaf
+
+
+@struct.dataclass
+class Standardised:
+    """z-scores the features with `mean` and `scale` [d] before the inner detector reads them."""
+
+    detector: Any
+    mean: Leaf
+    scale: Leaf
+
+    @staticmethod
+    def statistics(episodes: Episodes) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+        """Mean and unbiased standard deviation over all valid steps (1 where a feature is
+        constant).
+        """
+        frames = episodes.frames().astype(np.float64)
+        deviation = frames.std(0, ddof=1)
+        scale = np.where(deviation > 0, deviation, 1.0)
+        return frames.mean(0).astype(np.float32), scale.astype(np.float32)
+
+    def _scaled(self, features: Array) -> Array:
+        return (features - self.mean) / self.scale
+
+    def init_state(self, batch: int) -> PyTree:
+        return self.detector.init_state(batch)
+
+    def step(
+        self, state: PyTree, features: Float[Array, "b d"]
+    ) -> tuple[PyTree, Float[Array, " b"]]:
+        return self.detector.step(state, self._scaled(features))
+
+    def logit(self, state: PyTree, features: Float[Array, "b d"]) -> Float[Array, " b"]:
+        return self.detector.logit(state, self._scaled(features))
+
+
+@struct.dataclass
+class Windowed:
+    """Sum of the inner detector's last `window` scores (fewer at the start).
+
+    Source: FIPER (NeurIPS 2025), sliding-window aggregation.
+    """
+
+    detector: Any
+    window: int = struct.field(pytree_node=False)
+
+    def init_state(self, batch: int) -> PyTree:
+        return {"inner": self.detector.init_state(batch), "recent": jnp.zeros((batch, self.window))}
+
+    def step(
+        self, state: PyTree, features: Float[Array, "b d"]
+    ) -> tuple[PyTree, Float[Array, " b"]]:
+        inner, score = self.detector.step(state["inner"], features)
+        recent = jnp.concatenate([state["recent"][:, 1:], score[:, None]], axis=1)
+        return {"inner": inner, "recent": recent}, recent.sum(1)
+
+    def logit(self, state: PyTree, features: Float[Array, "b d"]) -> Float[Array, " b"]:
+        return self.detector.logit(state["inner"], features)
+
+
+@struct.dataclass
+class Agreement:
+    """Combines detectors by their scores relative to their thresholds; above 1 is an alarm.
+
+    Attributes:
+        detectors: tuple of detectors with positive scores.
+        limits: tuple of [t_max] thresholds, the last entry holding for later steps.
+        widths: number of leading features each detector reads, in order; they are concatenated.
+        need: "all" alarms when every detector does (minimum), "any" when one does (maximum).
+
+    Source: FIPER (NeurIPS 2025), AND and OR of RND-OE and ACE.
+    """
+
+    detectors: Any
+    limits: Any
+    widths: tuple[int, ...] = struct.field(pytree_node=False)
+    need: Literal["all", "any"] = struct.field(pytree_node=False, default="all")
+
+    def _parts(self, features: Array) -> list[Array]:
+        ends = np.cumsum(self.widths)
+        if features.shape[-1] != ends[-1]:
+            raise ValueError(
+                f"expected {ends[-1]} features ({self.widths} in order); got {features.shape[-1]}."
+            )
+        return jnp.split(features, [int(e) for e in ends[:-1]], axis=-1)
+
+    def _combine(self, relative: list[Array]) -> Array:
+        stacked = jnp.stack(relative)
+        return stacked.min(0) if self.need == "all" else stacked.max(0)
+
+    def init_state(self, batch: int) -> PyTree:
+        inner = tuple(d.init_state(batch) for d in self.detectors)
+        return {"inner": inner, "step": jnp.zeros(batch, jnp.int32)}
+
+    def step(
+        self, state: PyTree, features: Float[Array, "b d"]
+    ) -> tuple[PyTree, Float[Array, " b"]]:
+        inner, relative = [], []
+        parts = zip(self.detectors, self.limits, state["inner"], self._parts(features), strict=True)
+        for detector, limit, s, x in parts:
+            s, score = detector.step(s, x)
+            inner.append(s)
+            relative.append(score / limit[jnp.minimum(state["step"], limit.shape[0] - 1)])
+        return {"inner": tuple(inner), "step": state["step"] + 1}, self._combine(relative)
+
+    def logit(self, state: PyTree, features: Float[Array, "b d"]) -> Float[Array, " b"]:
+        parts = zip(self.detectors, self.limits, state["inner"], self._parts(features), strict=True)
+        return self._combine(
+            [
+                d.logit(s, x) / lim[jnp.minimum(state["step"], lim.shape[0] - 1)]
+                for d, lim, s, x in parts
+            ]
+        )
+
+
+def standardise(
+    episodes: Episodes, mean: Float[np.ndarray, " d"], scale: Float[np.ndarray, " d"]
+) -> Episodes:
+    """Episodes with z-scored features; padding stays zero."""
+    z = (np.asarray(episodes.features) - mean) / scale
+    z = np.where(np.asarray(episodes.mask)[..., None], z, 0.0).astype(np.float32)
+    return dataclasses.replace(episodes, features=z)

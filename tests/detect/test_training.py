@@ -1,0 +1,79 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mistjax.detect import score_episodes
+from mistjax.detect.heads import SafeMLP
+from mistjax.detect.losses import LossConfig
+from mistjax.detect.metrics import peak, roc_auc
+from mistjax.detect.training import TrainConfig, earliest_stop_auc, train, train_many
+
+CONFIG = TrainConfig(epochs=12, batch_size=25, learning_rate=3e-3)
+
+
+def create(key):
+    return SafeMLP.create(key, 8, hidden=8)
+
+
+def test_seeds_and_grids_train_together_as_they_would_alone(episodes):
+    keys = jax.random.split(jax.random.key(0), 3)
+    heads, history = train_many(
+        jax.vmap(create)(keys),
+        episodes,
+        CONFIG,
+        keys,
+        learning_rates=[1e-3, 3e-3, 3e-3],
+        l2s=[0.0, 1e-2, 1.0],
+    )
+    assert history.loss.shape == (3, 12)
+    alone_config = dataclasses.replace(CONFIG, loss=LossConfig(l2=1.0))
+    alone, _ = train(create(keys[2]), episodes, alone_config, keys[2])
+    jax.tree.map(
+        lambda m, one: np.testing.assert_allclose(m[2], one, rtol=1e-4, atol=1e-6), heads, alone
+    )
+
+
+def test_the_progress_bar_changes_nothing(episodes, capsys):
+    plain, shown = (
+        train(create(jax.random.key(1)), episodes, CONFIG, jax.random.key(2), progress=p)[1].loss
+        for p in (False, True)
+    )
+    np.testing.assert_allclose(plain, shown, rtol=1e-6)
+    assert "epoch" in capsys.readouterr().err
+
+
+def test_selection_keeps_the_epoch_with_the_best_validation_auc(episodes, fresh_episodes):
+    config = dataclasses.replace(CONFIG, select="best", validate_every=1)
+    head, history = train(
+        create(jax.random.key(1)), episodes, config, jax.random.key(2), validation=fresh_episodes
+    )
+    scores = score_episodes(head, fresh_episodes.features, fresh_episodes.mask)
+    auc = roc_auc(peak(scores, fresh_episodes.earliest_stop), ~fresh_episodes.success)
+    np.testing.assert_allclose(auc, np.nanmax(history.val_auc), atol=1e-6)
+
+
+def test_selection_without_validation_is_refused(episodes):
+    with pytest.raises(ValueError, match="validation"):
+        train(
+            create(jax.random.key(1)),
+            episodes,
+            dataclasses.replace(CONFIG, select="best"),
+            jax.random.key(2),
+        )
+
+
+def test_the_pairwise_auc_counts_ties_as_half():
+    scores = np.array([[0.0], [1.0], [1.0], [2.0]], np.float32)
+    success = np.array([True, True, False, False])
+    auc = earliest_stop_auc(
+        jax.numpy.asarray(scores), jax.numpy.asarray(success), jax.numpy.ones(4, int)
+    )
+    assert float(auc) == roc_auc(scores[:, 0], ~success)
+
+
+def test_one_random_step_learns_from_a_subset_of_steps(episodes):
+    config = dataclasses.replace(CONFIG, epochs=60, loss=LossConfig(one_random_step=True))
+    _, history = train(create(jax.random.key(1)), episodes, config, jax.random.key(2))
+    assert history.loss[-10:].mean() < history.loss[:10].mean()
