@@ -142,7 +142,10 @@ def _finger(name: str, side: int) -> str:
 
 
 def _materials(scene: BoardScene) -> str:
-    dark = tuple(c * (1 - scene.table_contrast) for c in scene.table_rgb)
+    # OpenGL clamps the light on a texture at 1, so the material takes a share of the brightness.
+    dim = 0.8
+    light = np.minimum(np.divide(scene.table_rgb, dim), 1.0)
+    dark = light * (1 - scene.table_contrast)
     plain = {
         "board": (scene.board_rgb, scene.board_reflectivity),
         "line": (scene.line_rgb, scene.board_reflectivity),
@@ -154,8 +157,8 @@ def _materials(scene: BoardScene) -> str:
     repeat = 1 / (2 * scene.table_tile)
     return (
         f'<texture name="table" type="2d" builtin="checker" width="64" height="64" '
-        f'rgb1="{_numbers(dark)}" rgb2="{_numbers(scene.table_rgb)}"/>'
-        f'<material name="table" texture="table" texrepeat="{repeat:.9g} {repeat:.9g}" texuniform="true" specular="0"/>'
+        f'rgb1="{_numbers(dark)}" rgb2="{_numbers(light)}"/>'
+        f'<material name="table" texture="table" texrepeat="{repeat:.9g} {repeat:.9g}" texuniform="true" specular="0" rgba="{dim} {dim} {dim} 1"/>'
         + "".join(
             f'<material name="{name}" rgba="{_numbers(rgb)} 1" specular="{shine:.9g}" shininess="0.1875"/>'
             for name, (rgb, shine) in plain.items()
