@@ -6,12 +6,12 @@ observations are arguments, so a study over strengths or directions compiles onc
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,9 +31,13 @@ from mistjax.policies.presets import RobotPreset
 from mistjax.policies.protocol import PolicySpec, RawObs, Sample, StackSpec
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+def _static():
+    return flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
 class PiPolicy:
-    """A pi0 or pi0.5 policy.
+    """A pi0 or pi0.5 policy; a pytree, so that weights are arguments of whatever jits around it.
 
     Attributes:
         config: model sizes.
@@ -44,12 +48,12 @@ class PiPolicy:
         name: for tables.
     """
 
-    config: Pi0Config
+    config: Pi0Config = _static()
     variables: Any
-    tokenizer: PromptTokenizer
+    tokenizer: PromptTokenizer = _static()
     norm_stats: dict[str, NormStats]
-    preset: RobotPreset
-    name: str = "pi0"
+    preset: RobotPreset = _static()
+    name: str = _static()
 
     @classmethod
     def load(
@@ -108,7 +112,8 @@ class PiPolicy:
             name: StackSpec(e.depth, e.width, e.mlp_dim, e.num_heads, e.head_dim, layouts[name])
             for name, e in (("vlm", c.vlm), ("action", c.action_expert))
         }
-        p = self.preset
+        p, to_env = self.preset, self.action_normalizer.unnormalize
+        unit = to_env(np.ones(p.action_dim)) - to_env(np.zeros(p.action_dim))
         return PolicySpec(
             name=self.name,
             fingerprint=checkpoints.fingerprint(
@@ -121,6 +126,7 @@ class PiPolicy:
             action_low=p.action_low,
             action_high=p.action_high,
             gripper_index=p.gripper_index,
+            action_scale=tuple(unit.tolist()),
             cameras={name: key for name, key in p.cameras.items() if key is not None},
             stacks={"vision": vision, **experts},
             num_steps=c.num_steps,

@@ -9,9 +9,9 @@ from typing import Literal
 from mistjax.models.config import IMAGE_KEYS
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RobotPreset:
-    """What a policy needs to know of a robot.
+    """What a policy needs to know of a robot; compared by identity, as a static argument of jit.
 
     Attributes:
         name: the preset's name; also the asset id of its statistics in a checkpoint.

@@ -47,6 +47,7 @@ class PolicySpec:
         action_names: what each action dimension means, e.g. ("dx", "dy", "dz", "gripper").
         action_low, action_high: per-dimension bounds in the env's units.
         gripper_index: which action dimension is the gripper, or None.
+        action_scale: env units per model unit of each action dimension.
         cameras: model camera name -> key of the raw observation.
         stacks: stack name -> sizes.
         num_steps: flow steps or decoded tokens of one inference.
@@ -61,6 +62,7 @@ class PolicySpec:
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     gripper_index: int | None
+    action_scale: tuple[float, ...]
     cameras: Mapping[str, str]
     stacks: Mapping[str, StackSpec]
     num_steps: int

@@ -72,6 +72,7 @@ class PointPolicy:
             action_low=(-1.0, -1.0),
             action_high=(1.0, 1.0),
             gripper_index=None,
+            action_scale=(1.0, 1.0),
             cameras={"base": "observation/image", "wrist": "observation/wrist_image"},
             stacks={},
             num_steps=3,
