@@ -2,8 +2,8 @@
 
     python -m experiments.train_board_policy --demos data/board_demos --out checkpoints/board_pi0
 
-Interrupt it at will: the same command goes on from the last checkpoint and ends at the same weights. About
-25 minutes on two CPU cores, with demonstrations of 2300 episodes.
+Interrupt it at will: the same command goes on from the last checkpoint and ends at the same
+weights. About 25 minutes on two CPU cores, with demonstrations of 2300 episodes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import tyro
+from experiments.board_data import BoardData, board_tokenizer
 from tqdm import tqdm
 
-from experiments.board_data import BoardData, board_tokenizer
 from experiments.board_model import Batch, board_config, board_loss, init_layout_head
 from mistjax.compilation import enable_cache
 from mistjax.models import pi0

@@ -1,7 +1,7 @@
 """From tapped activations to the vector that a detector reads.
 
-The same `FeatureSpec` is applied to a live sample and to recorded traces, so training and monitoring
-cannot drift apart.
+The same `FeatureSpec` is applied to a live sample and to recorded traces, so training and
+monitoring cannot drift apart.
 """
 
 from __future__ import annotations

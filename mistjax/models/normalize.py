@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -50,6 +50,7 @@ class NormStats:
         return self.mean.shape[-1]
 
 
+@runtime_checkable
 class Normalizer(Protocol):
     """Robot units <-> model units, for arrays [..., d] with d at most the statistics' width."""
 

@@ -220,7 +220,8 @@ class PiPolicy:
         return obs.replace(prompt_embedding=words)
 
     def decode_direction(self, direction: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
-        """Logits over the vocabulary of directions in the VLM's residual stream (the logit lens)."""
+        """Logits over the vocabulary of directions in the VLM's residual stream (the logit lens).
+        """
         return Pi0(self.config).apply(self.variables, direction, method=Pi0.decode)
 
 
@@ -249,7 +250,8 @@ def _sample(config, variables, obs, key, edits, taps, prefix):
 
 
 def _noise(key: Array, batch: int, shape: tuple[int, ...]) -> Array:
-    """Standard normal noise [B,*shape]; one key per row gives each row the same noise in any batch."""
+    """Standard normal noise [B,*shape]; one key per row gives each row the same noise in any batch.
+    """
     keys = key if key.ndim else jax.random.split(key, batch)
     return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
 

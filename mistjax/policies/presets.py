@@ -1,4 +1,5 @@
-"""Robot presets: how one robot's raw observations and actions map to a model's inputs and outputs."""
+"""Robot presets: how one robot's raw observations and actions map to a model's inputs and outputs.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Bounded fusion of a steered chunk with the original one.
 
 Promises, whatever the steered chunk is: every fused value is within `cap` of the original one and
-inside the bounds; a non-finite steered value leaves the original; the gripper moves at most once a chunk.
+inside the bounds; a non-finite steered value leaves the original; the gripper moves at most once a
+chunk.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def latch_gripper(
 ) -> Float[Array, "b h a"]:
     """The gripper command of the side with more weight, with at most one switch in the chunk.
 
-    A command is open or closed by its sign in model units around the chunk's first value: after the first
-    change of sign the new value holds to the end of the chunk.
+    A command is open or closed by its sign in model units around the chunk's first value: after the
+    first change of sign the new value holds to the end of the chunk.
     """
     chosen = jnp.where(weight[:, None, None] > 0.5, steered, original)
     switched = jnp.cumsum(jnp.sign(chosen) != jnp.sign(chosen[:, :1]), axis=1) > 0
