@@ -4,9 +4,14 @@ import inspect
 import os
 
 import jax
+from jaxtyping import install_import_hook
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# Array annotations of everything imported from here on are checked; an int may stand for a float.
+CHECKED = ("mistjax", "interop")
+install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 register_dataclass = jax.tree_util.register_dataclass
 
@@ -17,7 +22,7 @@ def register_unchecked(cls, data_fields, meta_fields, drop_fields=()):
     The check of `__init__` is meant for code that makes such a value. JAX also rebuilds pytrees
     around leaves that are no arrays (axis numbers, shapes, None) or carry one axis more.
     """
-    if not cls.__module__.startswith(("mistjax", "interop")):
+    if not cls.__module__.startswith(CHECKED):
         return register_dataclass(cls, data_fields, meta_fields, drop_fields)
 
     def flatten(value):
