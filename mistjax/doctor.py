@@ -1,0 +1,180 @@
+"""What works on this machine, and the command that fixes what does not.
+
+Whatever may crash, hang or ask a question (drivers, GL contexts, optional packages) is tried in a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+TIMEOUT_SECONDS = 120
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+# What is needed for it, and what must import. "base" is what a plain installation holds.
+PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "base": (
+        "everything",
+        ("flax", "optax", "orbax.checkpoint", "mujoco", "gymnasium", "av", "pyarrow", "sklearn"),
+    ),
+    "openvla": ("OpenVLA policies", ("torch", "transformers")),
+    "libero": ("LIBERO environments", ("robosuite", "bddl", "libero", "cv2", "numba")),
+    "ray": ("episodes on Ray workers", ("ray",)),
+    "openpi": ("openpi's policy server protocol", ("msgpack", "websockets")),
+}
+PART_FIXES = {"base": "pip install -c constraints.txt -e .", "libero": "make libero"}
+
+GL_FIXES = {
+    "egl": "apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0",
+    "osmesa": "apt-get install -y libosmesa6",
+}
+GL_TRIAL = """
+import mujoco
+model = mujoco.MjModel.from_xml_string(
+    "<mujoco><worldbody><light pos='0 0 2'/><geom size='.3'/></worldbody></mujoco>"
+)
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+renderer = mujoco.Renderer(model, 32, 32)
+renderer.update_scene(data)
+assert renderer.render().any(), "the picture is black"
+renderer.close()
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One line of the table.
+
+    Attributes:
+        what: the thing that was tried.
+        purpose: what needs it.
+        works: whether it does.
+        found: version or devices; the last line of the error where it does not work.
+        fix: the command that makes it work; "" where it works.
+    """
+
+    what: str
+    purpose: str
+    works: bool
+    found: str
+    fix: str = ""
+
+
+def attempt(code: str, **environment: str) -> str | None:
+    """Runs Python code in a process of its own: None, or the last line of its error."""
+    try:
+        process = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {TIMEOUT_SECONDS} s"
+    if process.returncode == 0:
+        return None
+    lines = process.stderr.strip().splitlines()
+    return lines[-1] if lines else f"ended with code {process.returncode}"
+
+
+def check_jax() -> Finding:
+    """The backend that JAX chose, and whether it leaves an NVIDIA GPU unused."""
+    what, purpose, fix = f"jax {jax.__version__}", "everything", "pip install 'mistjax[cuda12]'"
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        return Finding(what, purpose, False, str(error).splitlines()[0], fix)
+    kinds = sorted({device.device_kind for device in devices})
+    found = f"{len(devices)} x {', '.join(kinds)}"
+    if devices[0].platform == "cpu" and NVIDIA_DRIVER.exists():
+        return Finding(what, "speed", False, f"{found}, and an NVIDIA GPU that JAX ignores", fix)
+    return Finding(what, purpose, True, found)
+
+
+def pins(constraints: Path | None = None) -> dict[str, str]:
+    """Tested versions by distribution name; {} where the file does not come with the package."""
+    path = constraints or Path(__file__).parents[1] / "constraints.txt"
+    if not path.exists():
+        return {}
+    lines = [line.split("==") for line in path.read_text().splitlines() if "==" in line]
+    return {name.strip(): version.strip() for name, version in lines}
+
+
+def check_pins(tested: Mapping[str, str]) -> Finding:
+    """Installed packages whose version is another than the tested one."""
+    differ = []
+    for name, version in tested.items():
+        try:
+            installed = metadata.version(name).split("+")[0]
+        except metadata.PackageNotFoundError:
+            continue
+        if installed != version:
+            differ.append(f"{name} {installed} (tested: {version})")
+    return Finding(
+        "pinned versions",
+        "the numbers in the documentation",
+        works=not differ,
+        found=", ".join(differ) or f"{len(tested)} pins, none differs",
+        fix="pip install -c constraints.txt -e ." if differ else "",
+    )
+
+
+def check_gl(backend: str) -> Finding:
+    """Whether MuJoCo's own renderer makes a picture without a screen."""
+    error = attempt(GL_TRIAL, MUJOCO_GL=backend)
+    return Finding(
+        f"MUJOCO_GL={backend}",
+        'LIBERO, and the board with render="gl"; the default needs none',
+        works=error is None,
+        found=error or "renders",
+        fix="" if error is None else GL_FIXES[backend],
+    )
+
+
+def check_part(part: str) -> Finding:
+    """Whether the packages of the base or of an extra can be imported."""
+    purpose, modules = PARTS[part]
+    error = attempt("import " + ", ".join(modules))
+    fix = PART_FIXES.get(part, f"pip install -c constraints.txt -e '.[{part}]'")
+    return Finding(
+        part if part == "base" else f"extra {part}",
+        purpose,
+        works=error is None,
+        found=error or ", ".join(modules),
+        fix="" if error is None else fix,
+    )
+
+
+def examine() -> list[Finding]:
+    """All findings; takes some seconds, most of them to import PyTorch."""
+    checks: list[Callable[[], Finding]] = [check_jax, lambda: check_pins(pins())]
+    checks += [functools.partial(check_part, part) for part in PARTS]
+    checks += [functools.partial(check_gl, backend) for backend in GL_FIXES]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(lambda check: check(), checks))
+
+
+def table(findings: Iterable[Finding]) -> str:
+    """One line a finding and, indented under those that do not work, the fix."""
+    findings = list(findings)
+    width = max(len(f.what) for f in findings)
+    lines = []
+    for f in findings:
+        lines.append(f"{'ok' if f.works else '--'}  {f.what:<{width}}  {f.found}")
+        if not f.works:
+            lines.append(f"{'':<{width + 6}}needed for: {f.purpose}")
+            lines.append(f"{'':<{width + 6}}fix: {f.fix}")
+    return "\n".join(lines)
