@@ -109,12 +109,15 @@ class PointPolicy:
             state={"count": count},
         )
 
-    def sample(self, obs, key, *, state=(), edits=(), taps=()):
+    def sample(self, obs, key, *, state=(), edits=(), taps=(), prefix=None):
         self.calls += 1
         return self._jitted(obs.state, key, state)
 
     def finish(self, sample, raw):
         return np.clip(np.asarray(sample.actions), -1, 1)
+
+    def prefill(self, obs, *, edits=(), taps=()):
+        raise NotImplementedError
 
     def objective(self, obs, key, readout, *, taps=(), edits=()):
         raise NotImplementedError
