@@ -1,4 +1,5 @@
-"""Gymnasium environments, their perturbations and scripted experts. Importing this registers `mistjax/Board-v0`."""
+"""Gymnasium environments, their perturbations and scripted experts. Importing this registers
+`mistjax/Board-v0`."""
 
 import gymnasium as gym
 

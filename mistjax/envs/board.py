@@ -1,9 +1,10 @@
 """`mistjax/Board-v0`: put a Go stone on a cell of a 5x5 board with a gantry gripper.
 
-Action: [dx, dy, dz, gripper] in [-1, 1] at 10 Hz, 20 mm per unit; a negative gripper value closes the fingers.
-Observation: a dict with openpi's keys (see `OBSERVATION`). Row 1 is far from the front camera and column 1 on its left.
-Success: the supply stone of the asked colour rests on its cell, released, with the gripper risen. The episode ends there,
-or is truncated after `max_steps`.
+Action: [dx, dy, dz, gripper] in [-1, 1] at 10 Hz, 20 mm per unit; a negative gripper value closes
+the fingers. Observation: two pictures, the state (x, y, z and half the finger gap in metres, last
+gripper command) and the prompt, under openpi's keys. Row 1 is far from the front camera and column
+1 on its left. Success: the supply stone of the asked colour rests on its cell, released, with the
+gripper risen. The episode ends there, or is truncated after `max_steps`.
 
 Cost of a step: 0.2 ms physics plus 0.5 ms for both pictures on one CPU core.
 """
@@ -27,11 +28,12 @@ from mistjax.envs.raycast import pictures, segmentation
 LIFTED = 0.010
 RISEN = 0.040
 IMAGE_KEYS = ("observation/image", "observation/wrist_image")
+STATE_KEY, PROMPT_KEY = "observation/state", "prompt"
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What happened so far: steps taken, stones ever lifted, how high above its rest the goal stone was let go last."""
+    """Steps taken, stones ever lifted, height above its rest at which the goal stone was let go."""
 
     steps: int = 0
     lifted: frozenset[int] = frozenset()
@@ -81,7 +83,7 @@ class BoardEnv(gym.Env):
         words = gym.spaces.Text(200, charset="abcdefghijklmnopqrstuvwxyz12345 ,_")
         state = gym.spaces.Box(-1.0, 1.0, (5,), np.float32)
         self.observation_space = gym.spaces.Dict(
-            {**dict.fromkeys(IMAGE_KEYS, picture), "observation/state": state, "prompt": words}
+            {**dict.fromkeys(IMAGE_KEYS, picture), STATE_KEY: state, PROMPT_KEY: words}
         )
 
     def reset(
@@ -90,22 +92,24 @@ class BoardEnv(gym.Env):
         """Start an episode.
 
         Args:
-            seed: decides task, layout and prompt; a perturbation draws from its own stream, so that the same seed
-                stays comparable with and without it.
-            options: "task" (a `Task`; drawn if absent) and "perturbation" (name -> strength in [0, 1]).
+            seed: decides task, layout and prompt; a perturbation draws from its own stream, so
+                that a seed stays comparable with and without it.
+            options: "task" (a `Task`, drawn if absent), "scene" (a `BoardScene`) and
+                "perturbation" (name -> strength).
 
         Raises:
             ValueError: an unknown option or perturbation, or a strength outside [0, 1].
         """
         super().reset(seed=seed)
         options = dict(options or {})
-        task, perturbation = options.pop("task", None), options.pop("perturbation", {})
+        task, scene = options.pop("task", None), options.pop("scene", s.BoardScene())
+        perturbation = options.pop("perturbation", {})
         if options:
             raise ValueError(
-                f"unknown reset options {sorted(options)}, expected 'task' or 'perturbation'"
+                f"unknown reset options {sorted(options)}, expected task, scene, perturbation"
             )
         what, where, disturb = self.np_random.spawn(3)
-        episode = perturb(draw_episode(what, task), perturbation, disturb)
+        episode = perturb(draw_episode(what, task, scene), perturbation, disturb)
         start = draw_start(episode, where)
         self._begin(episode, start.stones)
         self.physics.start(start)
@@ -170,7 +174,7 @@ class BoardEnv(gym.Env):
         return s.cell_xy(self.episode.task.row, self.episode.task.column)
 
     def is_success(self) -> bool:
-        """Whether the stone rests on its cell within the tolerance, released, with the gripper risen."""
+        """Whether the goal stone rests on its cell, released, with the gripper risen."""
         world = self.world
         return bool(
             self._is_on_cell()
@@ -182,8 +186,9 @@ class BoardEnv(gym.Env):
     def failure_cause(self) -> str:
         """Why the episode failed if it ended now.
 
-        `never_grasped`: no stone was lifted. `wrong_stone`: only others were. `timeout`: still held, or on its cell but
-        not finished. `dropped`: let go more than 1 cm above its rest. `wrong_cell`: put down elsewhere.
+        `never_grasped`: no stone was lifted. `wrong_stone`: only others were. `timeout`: still
+        held, or on its cell but not finished. `dropped`: let go more than 1 cm above its rest.
+        `wrong_cell`: put down elsewhere.
         """
         if self.goal not in self.progress.lifted:
             return "wrong_stone" if self.progress.lifted else "never_grasped"
@@ -234,7 +239,7 @@ class BoardEnv(gym.Env):
         world = self.world
         state = np.array([*world.gripper, world.opening, world.command], np.float32)
         images = dict(zip(IMAGE_KEYS, self.pictures(), strict=True))
-        return {**images, "observation/state": state, "prompt": self.episode.prompt}
+        return {**images, STATE_KEY: state, PROMPT_KEY: self.episode.prompt}
 
     def _info(self, truncated: bool = False) -> dict[str, Any]:
         world, goal = self.world, self.goal

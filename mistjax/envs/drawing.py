@@ -1,8 +1,12 @@
 """From the board's MuJoCo model and state to the ray-caster's arrays.
 
-`board_look` is read once an episode; `board_poses` once a frame. Unused stones are parked under the table with no
-size, so that every episode, with two stones or ten, is drawn by the same compiled program.
+`board_look` is read once an episode; `board_poses` once a frame. Unused stones are parked under the
+table with no size, so that every episode, with two stones or ten, is drawn by the same compiled
+program.
 """
+
+# MuJoCo ships no type stubs.
+# pyright: reportAttributeAccessIssue=false
 
 import mujoco
 import numpy as np
@@ -61,7 +65,8 @@ def board_look(model: mujoco.MjModel, scene: s.BoardScene) -> Look:
 
 
 def board_poses(model: mujoco.MjModel, data: mujoco.MjData) -> Poses:
-    """Where everything is. `data` must hold the kinematics of its state (`mj_kinematics`, `mj_camlight`)."""
+    """Where everything is. `data` must hold the kinematics of its state (`mj_kinematics`,
+    `mj_camlight`)."""
     position = np.tile(_float([0.0, 0.0, -10.0]), (len(SOLIDS), 1))
     rotation = np.tile(np.eye(3, dtype=np.float32), (len(SOLIDS), 1, 1))
     for i, geom in enumerate(_geom_ids(model)):
@@ -99,8 +104,9 @@ class GlCamera:
             mujoco.Renderer(probe, size, size).close()
         except Exception as error:
             raise RuntimeError(
-                f"render='gl' needs OpenGL, which fails here ({error}). Install Mesa (Debian: apt install libegl1 "
-                "libgl1-mesa-dri libgl1) and set MUJOCO_GL=egl, or use render='raycast'"
+                f"render='gl' needs OpenGL, which fails here ({error}). Install Mesa (Debian: apt "
+                "install libegl1 libgl1-mesa-dri libgl1) and set MUJOCO_GL=egl, or use "
+                "render='raycast'"
             ) from error
 
     def pictures(

@@ -1,14 +1,17 @@
 """A scripted expert on privileged state: the clean action for whatever situation it finds.
 
-It is Markov: no phase is remembered, so its action is right after a slip, a drop, or a wrong stone, and the same
-function gives demonstrations and recovery actions. Far from its goal it flies at travel height and descends along a
-funnel as it gets near. Speed words set the step length, height words the travel height of a carried stone.
+It is Markov: no phase is remembered, so its action is right after a slip, a drop, or a wrong stone,
+and the same function gives demonstrations and recovery actions. Far from its goal it flies at
+travel height and descends along a funnel as it gets near. Speed words set the step length, height
+words the travel height of a carried stone.
 """
 
+import gymnasium as gym
 import numpy as np
 from jaxtyping import Float
 
 from mistjax.envs import scene as s
+from mistjax.envs.board import BoardEnv
 from mistjax.envs.instructions import Task
 from mistjax.envs.physics import STEP, World
 
@@ -23,7 +26,8 @@ Place = Float[np.ndarray, "2"]
 
 
 def expert_action(world: World, task: Task) -> Action:
-    """The expert's action [dx, dy, dz, gripper] in [-1, 1]; it stays still once the task is done."""
+    """The expert's action [dx, dy, dz, gripper] in [-1, 1]; it stays still once the task is
+    done."""
     stone, place = _errand(world, task)
     if world.held == stone:
         return _carry(world, task, stone, place)
@@ -34,8 +38,17 @@ def expert_action(world: World, task: Task) -> Action:
     return _fetch(world, task, stone)
 
 
+def recovery_action(env: gym.Env) -> Action:
+    """The expert's action for the state a board environment, wrapped or not, is in now."""
+    board = env.unwrapped
+    if not isinstance(board, BoardEnv):
+        raise ValueError(f"the expert plays {BoardEnv.__name__}, not {type(board).__name__}")
+    return expert_action(board.world, board.episode.task)
+
+
 def _errand(world: World, task: Task) -> tuple[int, Place]:
-    """The stone to move next and where to: the task's own, unless another stone occupies the target cell."""
+    """The stone to move next and where to: the task's own, unless another stone occupies the target
+    cell."""
     goal, target = world.colours.index(task.colour), s.cell_xy(task.row, task.column)
     away = np.linalg.norm(world.stones[:, :2] - target, axis=1)
     away[goal] = np.inf
@@ -93,7 +106,8 @@ def _is_narrow(world: World) -> bool:
 
 
 def _funnel(world: World, xy: Place, low: float, high: float) -> Float[np.ndarray, "3"]:
-    """The next point to head for: up first, then over, then down as the horizontal error shrinks."""
+    """The next point to head for: up first, then over, then down as the horizontal error
+    shrinks."""
     error = np.linalg.norm(world.gripper[:2] - xy)
     height = low if error < 0.004 else min(high, low + (high - low) * (error - 0.004) / 0.03)
     if error > 0.012 and world.gripper[2] < height - 0.018:

@@ -1,6 +1,7 @@
 """Tasks and the sentences that ask for them.
 
-`instruct` writes a prompt, `parse` reads it back: `parse(instruct(task, phrasing)) == task` for every task and phrasing.
+`instruct` writes a prompt, `parse` reads it back: `parse(instruct(task, phrasing)) == task` for
+every task and phrasing.
 """
 
 import dataclasses
@@ -42,7 +43,8 @@ class Task:
 
 
 def instruct(task: Task, phrasing: int = 0) -> str:
-    """The prompt for `task`; `phrasing` (0 to PHRASINGS - 1) picks the paraphrase and where the speed word stands."""
+    """The prompt for `task`; `phrasing` (0 to PHRASINGS - 1) picks the paraphrase and where the
+    speed word stands."""
     if not 0 <= phrasing < PHRASINGS:
         raise ValueError(f"phrasing {phrasing} is unknown, expected 0 to {PHRASINGS - 1}")
     speed_first, phrase = divmod(phrasing, len(_PHRASES))
@@ -68,7 +70,8 @@ def parse(prompt: str) -> Task:
         )
         speed = "slowly|quickly"
         match = re.fullmatch(
-            rf"(?:(?P<before>{speed}) )?{core}(?: (?P<after>{speed}))?(?: , carry it (?P<height>low|high))?",
+            rf"(?:(?P<before>{speed}) )?{core}(?: (?P<after>{speed}))?"
+            r"(?: , carry it (?P<height>low|high))?",
             prompt,
         )
         if match and not (match["before"] and match["after"]):
@@ -79,9 +82,8 @@ def parse(prompt: str) -> Task:
                 match["before"] or match["after"] or "",
                 match["height"] or "",
             )
-    raise ValueError(
-        f"cannot read the prompt {prompt!r}; expected for example {instruct(Task('black', 2, 3))!r}"
-    )
+    example = instruct(Task("black", 2, 3))
+    raise ValueError(f"cannot read the prompt {prompt!r}; expected for example {example!r}")
 
 
 def _vocabulary() -> tuple[str, ...]:

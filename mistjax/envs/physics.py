@@ -1,8 +1,12 @@
-"""The board's physics: stones, gantry and fingers in C MuJoCo, and the privileged `World` read from it.
+"""The board's physics: stones, gantry and fingers in C MuJoCo, and the privileged `World` read from
+it.
 
-One control step is 0.1 s. The setpoint is the *current* position plus the action times `STEP`, not the last setpoint,
-so the observed state is Markov. Cost: about 0.2 ms a control step.
+One control step is 0.1 s. The setpoint is the *current* position plus the action times `STEP`, not
+the last setpoint, so the observed state is Markov. Cost: about 0.2 ms a control step.
 """
+
+# MuJoCo ships no type stubs.
+# pyright: reportAttributeAccessIssue=false
 
 import dataclasses
 
@@ -22,7 +26,8 @@ _CLOSED = -0.01
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Where everything is, in metres. `opening` is half the gap between the fingers, `command` 1 open or -1 closed."""
+    """Where everything is, in metres. `opening` is half the gap between the fingers, `command` 1
+    open or -1 closed."""
 
     gripper: Float[np.ndarray, "3"]
     opening: float
@@ -60,12 +65,13 @@ class Physics:
         self.data.qpos[:3] = start.gripper
         self.data.qpos[3:5] = s.FINGER_OPEN
         free = self.data.qpos[5:].reshape(-1, 7)
-        free[:, :3] = start.positions + [0.0, 0.0, 3e-4]
+        free[:, :3] = start.positions + np.array([0.0, 0.0, 3e-4])
         free[:, 3:] = [1.0, 0.0, 0.0, 0.0]
         self.step(np.array([0.0, 0.0, 0.0, 1.0]))
 
     def step(self, action: Shaped[np.ndarray, "4"]) -> None:
-        """Move by `action` = [dx, dy, dz, gripper], each clipped to [-1, 1]; a negative gripper value closes."""
+        """Move by `action` = [dx, dy, dz, gripper], each clipped to [-1, 1]; a negative gripper
+        value closes."""
         action = np.clip(action, -1.0, 1.0)
         target = self.data.qpos[:3] + action[:3] * STEP
         self.data.ctrl[:3] = np.clip(target, s.WORKSPACE_LOW, s.WORKSPACE_HIGH)
@@ -92,13 +98,15 @@ class Physics:
         return state
 
     def load(self, state: Float[np.ndarray, "state"]) -> None:
-        """Return to a saved state of a model with the same number of stones; the future repeats bit for bit."""
+        """Return to a saved state of a model with the same number of stones; the future repeats bit
+        for bit."""
         mujoco.mj_setState(self.model, self.data, state[1:], _STATE)
         self.command = float(state[0])
         self._refresh()
 
     def _refresh(self) -> None:
-        """Bring geom and camera poses up to the state; `mj_step` leaves those of the substep before."""
+        """Bring geom and camera poses up to the state; `mj_step` leaves those of the substep
+        before."""
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_comPos(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)

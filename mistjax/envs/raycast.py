@@ -1,11 +1,13 @@
 """A ray-caster in JAX that draws the board scene without OpenGL.
 
-A picture is a pure function of `Poses` (what moves) and `Look` (what does not), so it can be jitted, batched with
-`jax.vmap` and run on any device. Planes, boxes, ellipsoids, cylinders and capsules are drawn at any rotation.
+A picture is a pure function of `Poses` (what moves) and `Look` (what does not), so it can be
+jitted, batched with `jax.vmap` and run on any device. Planes, boxes, ellipsoids, cylinders and
+capsules are drawn at any rotation.
 
-Cost: about 0.4 ms per 64x64 picture on one CPU core. Two choices make that so: x, y and z stay separate arrays, and
-solids are scanned for distance alone before the nearest one is shaded once. Unrolling the scan lets XLA recompute it
-for every use of its result, which is six times slower on CPU.
+Cost: about 0.4 ms per 64x64 picture on one CPU core. Two choices make that so: x, y and z stay
+separate arrays, and solids are scanned for distance alone before the nearest one is shaded once.
+Unrolling the scan lets XLA recompute it for every use of its result, which is six times slower on
+CPU.
 """
 
 import functools
@@ -17,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from mistjax.envs.scene import SHININESS
+
 Numbers = jax.Array | np.ndarray
 Triple = tuple[jax.Array, jax.Array, jax.Array]
 FAR = 1e6
-SHININESS = 24
 SKY_ID, TABLE_ID = -1, 0
 
 
@@ -37,10 +40,11 @@ class Poses(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What does not move: sizes in metres (half lengths; radius and half length), colours in [0, 1], light, cameras.
+    """What does not move: sizes in metres (half lengths; radius and half length), colours in [0,
+    1], light, cameras.
 
-    Box 0 carries the grid lines on its top face, symmetric about its centre: `line` is spacing, half width and reach
-    in metres. The table is the plane z = 0 in tiles of the two `table_rgb`.
+    Box 0 carries the grid lines on its top face, symmetric about its centre: `line` is spacing,
+    half width and reach in metres. The table is the plane z = 0 in tiles of the two `table_rgb`.
     """
 
     box_size: Float[Numbers, "boxes 3"]
@@ -146,7 +150,8 @@ def _normal_capsule(p, size) -> Triple:
 
 
 class _Frame(NamedTuple):
-    """Ray origin, rotation into the camera, light direction and viewing axis, each seen from every solid's own frame.
+    """Ray origin, rotation into the camera, light direction and viewing axis, each seen from every
+    solid's own frame.
 
     Row 0 is the table, whose frame is the world's.
     """
@@ -156,7 +161,7 @@ class _Frame(NamedTuple):
     light: Float[jax.Array, "solids 3"]
 
 
-def _kinds(look: Look) -> list[tuple[jax.Array, Callable[..., jax.Array], Callable[..., Triple]]]:
+def _kinds(look: Look) -> list[tuple[Numbers, Callable[..., jax.Array], Callable[..., Triple]]]:
     return [
         (look.box_size, _hit_box, _normal_box),
         (look.ellipsoid_size, _hit_ellipsoid, _normal_ellipsoid),
@@ -166,7 +171,8 @@ def _kinds(look: Look) -> list[tuple[jax.Array, Callable[..., jax.Array], Callab
 
 
 def _nearest(look: Look, frame: _Frame, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Ray parameter and id of the first thing each pixel sees; rays are (x, y, -1) in the camera's frame."""
+    """Ray parameter and id of the first thing each pixel sees; rays are (x, y, -1) in the camera's
+    frame."""
 
     def ray(a: jax.Array) -> Triple:
         return tuple(a[k, 0] * x + a[k, 1] * y - a[k, 2] for k in range(3))  # type: ignore[return-value]
@@ -203,7 +209,8 @@ def _normal(look: Look, ids: jax.Array, p: Triple, size: Triple) -> Triple:
 
 
 def _grid_cover(look: Look, p: Triple, pixel: jax.Array) -> jax.Array:
-    """Share of a pixel (`pixel` metres wide) that a grid line covers; thin lines fade instead of flickering."""
+    """Share of a pixel (`pixel` metres wide) that a grid line covers; thin lines fade instead of
+    flickering."""
     spacing, half, reach = look.line[0], look.line[1], look.line[2]
     gap = [jnp.abs(p[i] - jnp.round(p[i] / spacing) * spacing) for i in (0, 1)]
     cover = jnp.clip((half + pixel / 2 - jnp.minimum(gap[0], gap[1])) / pixel, 0.0, 1.0)
@@ -237,7 +244,8 @@ def render(
 ) -> tuple[Float[jax.Array, "size size 3"], Int[jax.Array, "size size"]]:
     """One camera's picture in [0, 1] and the id each pixel shows: solid index + 1, 0 table, -1 sky.
 
-    First every solid is asked only for its distance; shading then runs once, for the solid that each pixel sees.
+    First every solid is asked only for its distance; shading then runs once, for the solid that
+    each pixel sees.
     """
     eye, view = poses.camera_position[camera], poses.camera_rotation[camera]
     half = jnp.tan(jnp.deg2rad(look.fovy[camera]) / 2)
@@ -313,12 +321,13 @@ def pictures(
 def picture_batch(
     poses: Poses, look: Look, *, size: int, shadow: bool
 ) -> UInt8[jax.Array, "batch cameras size size 3"]:
-    """`pictures` for poses and looks that share a leading batch axis."""
-    return jax.vmap(functools.partial(pictures, size=size, shadow=shadow))(poses, look)
+    """`pictures` for a batch of poses, one after the other: a single picture fits the cache."""
+    return jax.lax.map(lambda p: pictures(p, look, size=size, shadow=shadow), poses)
 
 
 @functools.partial(jax.jit, static_argnames="size")
 def segmentation(poses: Poses, look: Look, *, size: int) -> Int[jax.Array, "cameras size size"]:
-    """The solid each pixel shows, per camera: index in `Poses` + 1, 0 for the table, -1 for the sky."""
+    """The solid each pixel shows, per camera: index in `Poses` + 1, 0 for the table, -1 for the
+    sky."""
     draw = jax.vmap(lambda camera: render(poses, look, camera, size, False)[1])
     return draw(jnp.arange(look.fovy.shape[0]))

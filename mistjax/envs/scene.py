@@ -1,11 +1,16 @@
 """The board scene: how it looks (`BoardScene`), where things are, and its MuJoCo model.
 
-A 5x5 board lies on a table; a gantry gripper (slides x, y, z and two fingers) carries Go stones to it. All lengths are
-metres. Rows run along +x (row 1 is far from the front camera), columns along +y (column 1 is left in its picture).
+A 5x5 board lies on a table; a gantry gripper (slides x, y, z and two fingers) carries Go stones to
+it. All lengths are metres. Rows run along +x (row 1 is far from the front camera), columns along +y
+(column 1 is left in its picture).
 
-Physics settings were chosen by sweeping a scripted grasp: an elliptic cone with impratio 10 holds a stone; a pyramidal
-cone with impratio 1 never does, and fewer than about 10 solver iterations fling stones away.
+Physics settings were chosen by sweeping a scripted grasp: an elliptic cone with impratio 10 holds a
+stone; a pyramidal cone with impratio 1 never does, and fewer than about 10 solver iterations fling
+stones away.
 """
+
+# MuJoCo ships no type stubs.
+# pyright: reportAttributeAccessIssue=false
 
 import dataclasses
 
@@ -28,13 +33,15 @@ TIMESTEP = 0.004
 CONTROL_STEPS = 25
 CONTROL_HZ = 10
 MAX_STONES = 10
+SHININESS = 24
 WORKSPACE_LOW = (-0.13, -0.15, 0.013)
 WORKSPACE_HIGH = (0.20, 0.15, 0.13)
 
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """A camera by where it stands, the point it looks at, and its vertical field of view in degrees."""
+    """A camera by where it stands, the point it looks at, and its vertical field of view in
+    degrees."""
 
     position: Vec
     target: Vec
@@ -53,8 +60,9 @@ class Camera:
 class BoardScene:
     """Everything about the scene that a camera sees and physics ignores.
 
-    Colours are linear RGB in [0, 1]. `table_contrast` darkens every second table tile by that share. A reflectivity is
-    the strength of the highlight. `gain` multiplies the picture per channel. The wrist camera is in the gripper's frame.
+    Colours are linear RGB in [0, 1]. `table_contrast` darkens every second table tile by that
+    share. A reflectivity is the strength of the highlight. `gain` multiplies the picture per
+    channel. The wrist camera is in the gripper's frame.
     """
 
     table_rgb: Rgb = (0.30, 0.42, 0.36)
@@ -129,7 +137,8 @@ def _stone(index: int, colour: str) -> str:
     size = (STONE_RADIUS, STONE_RADIUS, STONE_HALF_HEIGHT)
     return (
         f'<body name="stone{index}"><freejoint name="stone{index}"/>'
-        f'<geom name="stone{index}" class="stone" material="{colour}" type="ellipsoid" size="{_numbers(size)}"/></body>'
+        f'<geom name="stone{index}" class="stone" material="{colour}" type="ellipsoid" '
+        f'size="{_numbers(size)}"/></body>'
     )
 
 
@@ -158,11 +167,12 @@ def _materials(scene: BoardScene) -> str:
     return (
         f'<texture name="table" type="2d" builtin="checker" width="64" height="64" '
         f'rgb1="{_numbers(dark)}" rgb2="{_numbers(light)}"/>'
-        f'<material name="table" texture="table" texrepeat="{repeat:.9g} {repeat:.9g}" texuniform="true" specular="0" rgba="{dim} {dim} {dim} 1"/>'
-        + "".join(
-            f'<material name="{name}" rgba="{_numbers(rgb)} 1" specular="{shine:.9g}" shininess="0.1875"/>'
-            for name, (rgb, shine) in plain.items()
-        )
+        f'<material name="table" texture="table" texrepeat="{repeat:.9g} {repeat:.9g}" '
+        f'texuniform="true" specular="0" rgba="{dim} {dim} {dim} 1"/>'
+    ) + "".join(
+        f'<material name="{name}" rgba="{_numbers(rgb)} 1" '
+        f'specular="{shine:.9g}" shininess="{SHININESS / 128}"/>'
+        for name, (rgb, shine) in plain.items()
     )
 
 
@@ -178,7 +188,8 @@ def _xml(scene: BoardScene, stones: tuple[str, ...]) -> str:
  <option timestep="{TIMESTEP}" cone="elliptic" impratio="10" iterations="20" ls_iterations="20"
   integrator="implicitfast"><flag eulerdamp="disable"/></option>
  <visual>
-  <headlight ambient="{_numbers([scene.ambient] * 3)}" diffuse="{_numbers([scene.headlight] * 3)}" specular="0 0 0"/>
+  <headlight ambient="{_numbers([scene.ambient] * 3)}" specular="0 0 0"
+   diffuse="{_numbers([scene.headlight] * 3)}"/>
   <global offwidth="512" offheight="512"/><map znear="0.01" zfar="30"/>
  </visual>
  <asset>{_materials(scene)}</asset>
@@ -187,26 +198,30 @@ def _xml(scene: BoardScene, stones: tuple[str, ...]) -> str:
   <default class="visual"><geom contype="0" conaffinity="0"/></default>
   <default class="support"><geom contype="0" conaffinity="3"/></default>
   <default class="stone"><geom contype="1" conaffinity="1" mass="0.008"/></default>
-  <default class="finger"><geom contype="2" conaffinity="1" mass="0.05" material="finger"/></default>
+  <default class="finger">
+   <geom contype="2" conaffinity="1" mass="0.05" material="finger"/></default>
  </default>
  <worldbody>
   <light directional="true" pos="{_numbers(scene.light)}" dir="{_numbers(-np.array(scene.light))}"
-   diffuse="{_numbers([scene.diffuse] * 3)}" specular="1 1 1" castshadow="{str(scene.shadow).lower()}"/>
+   diffuse="{_numbers([scene.diffuse] * 3)}" specular="1 1 1"
+   castshadow="{str(scene.shadow).lower()}"/>
   {_camera("front", scene.front)}
   <geom name="table" class="support" type="plane" size="2 2 0.05" material="table"/>
   <geom name="board" class="support" type="box" material="board"
    size="{BOARD_HALF} {BOARD_HALF} {BOARD_TOP / 2}" pos="0 0 {BOARD_TOP / 2}"/>
   {_lines()}
   <body name="gripper" gravcomp="1">{slides}
-   <geom name="palm" class="visual" type="box" size="0.009 0.030 0.006" pos="0 0 0.026" material="gripper" mass="0.3"/>
-   <geom name="rod" class="visual" type="capsule" size="0.006 0.05" pos="0 0 0.08" material="gripper" mass="0.05"/>
+   <geom name="palm" class="visual" type="box" size="0.009 0.030 0.006" pos="0 0 0.026"
+    material="gripper" mass="0.3"/>
+   <geom name="rod" class="visual" type="capsule" size="0.006 0.05" pos="0 0 0.08"
+    material="gripper" mass="0.05"/>
    {_camera("wrist", scene.wrist)}
    {_finger("left_finger", 1)}{_finger("right_finger", -1)}
   </body>
   {"".join(_stone(i, colour) for i, colour in enumerate(stones))}
  </worldbody>
  <actuator>
-  <position joint="x" kp="2000" kv="50"/><position joint="y" kp="2000" kv="50"/><position joint="z" kp="2000" kv="50"/>
+  {"".join(f'<position joint="{axis}" kp="2000" kv="50"/>' for axis in "xyz")}
   <position joint="left_finger" kp="150" kv="4" forcerange="-3 3"/>
   <position joint="right_finger" kp="150" kv="4" forcerange="-3 3"/>
  </actuator>
