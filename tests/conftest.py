@@ -4,6 +4,9 @@ import inspect
 import os
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
@@ -47,3 +50,58 @@ def pytest_configure():
     from mistjax import compilation
 
     compilation.enable_cache()
+
+
+def random_variables(shapes, seed: int = 0):
+    """Variables of the given shapes, every leaf random (initialisers leave biases at zero).
+
+    Much quicker than a model's own `init`, whose compilation takes seconds.
+    """
+    rng = np.random.default_rng(seed)
+
+    def leaf(shape):
+        fan_in = shape.shape[-2] if len(shape.shape) > 1 else 4
+        return jnp.asarray(rng.normal(0, fan_in**-0.5, shape.shape), jnp.float32)
+
+    return jax.tree.map(leaf, shapes)
+
+
+def random_observation(config, batch: int = 2, seed: int = 0):
+    """Prompts of different lengths; the last row lacks the last camera."""
+    from mistjax.models.observation import Observation
+
+    rng, size = np.random.default_rng(seed), config.image_size
+    length = config.max_token_len
+    real = np.arange(length) < np.linspace(length - 1, length // 2, batch).astype(int)[:, None]
+    prompt = rng.integers(4, config.vocab_size, (batch, length))
+    absent = (config.image_keys[-1], batch - 1)
+    return Observation(
+        images={
+            k: jnp.asarray(np.tanh(rng.normal(size=(batch, size, size, 3))), jnp.float32)
+            for k in config.image_keys
+        },
+        image_masks={
+            k: jnp.array([(k, row) != absent for row in range(batch)]) for k in config.image_keys
+        },
+        state=jnp.asarray(rng.normal(size=(batch, config.action_dim)), jnp.float32),
+        tokenized_prompt=jnp.asarray(np.where(real, prompt, 0), jnp.int32),
+        tokenized_prompt_mask=jnp.asarray(real),
+    )
+
+
+@pytest.fixture(scope="session")
+def pi_variables():
+    """`pi_variables(config, seed=0)`: random variables of a pi0 or pi0.5 model."""
+    from mistjax.models import pi0
+
+    def make(config, seed: int = 0):
+        shapes = jax.eval_shape(lambda: pi0.init(config, jax.random.key(0)))
+        return random_variables(shapes, seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def observation():
+    """`observation(config, batch=2, seed=0)`: see `random_observation`."""
+    return random_observation

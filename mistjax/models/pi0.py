@@ -10,6 +10,8 @@ Time runs from 1 (noise) to 0 (action).
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -192,6 +194,7 @@ def compute_loss(
     return flow_loss(velocity, noise, actions)
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def init(config: Pi0Config, key: PRNGKeyArray):
     """Random variables `{"params": tree}` for a configuration."""
     return Pi0(config).init(key, *example_inputs(config))
