@@ -134,7 +134,9 @@ class _Tally:
         self._errors += trace.error is not None
         self._successes += trace.success is True
         self._failures += trace.success is False
-        self._bar.set_postfix(success=self._successes, failure=self._failures, error=self._errors)
+        self._bar.set_postfix_str(
+            f"{self._successes} succeeded, {self._failures} failed, {self._errors} crashed", False
+        )
         self._bar.update()
         if self._errors == _GIVE_UP_AFTER and not self._successes + self._failures:
             raise RuntimeError(

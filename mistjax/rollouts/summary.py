@@ -116,6 +116,9 @@ class Comparison:
         """Success rate after minus before, on the shared seeds."""
         return self.after.value - self.before.value
 
+    def __str__(self) -> str:
+        return f"{100 * self.difference:+.0f} pt (p = {self.p_value:.2g}, n = {self.n})"
+
 
 def compare(before: Run, after: Run) -> Comparison:
     """Pairs two runs by seed; a seed that crashed in either is left out.
@@ -143,8 +146,7 @@ def compare(before: Run, after: Run) -> Comparison:
 COLUMNS = (
     "arm",
     "success [95%] (k/n)",
-    "vs. first",
-    "p",
+    "vs. first arm",
     "failures detected",
     "false alarms",
     "first alarm",
@@ -162,12 +164,11 @@ def table(runs: Mapping[str, Run]) -> list[dict[str, str]]:
         paired = None if run is baseline else compare(baseline, run)
         alarm = "–"
         if summary.alarm_step is not None:
-            alarm = f"step {summary.alarm_step:.0f}, {summary.lead_steps:.0f} before the end"
+            alarm = f"step {summary.alarm_step:.0f} ({summary.lead_steps:.0f} before the end)"
         cells = (
             name,
             str(summary.success),
-            "–" if paired is None else f"{100 * paired.difference:+.0f} pt (n = {paired.n})",
-            "–" if paired is None else f"{paired.p_value:.2g}",
+            "–" if paired is None else str(paired),
             str(summary.detected),
             str(summary.false_alarms),
             alarm,

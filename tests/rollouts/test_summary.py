@@ -92,6 +92,6 @@ def test_runs_without_a_common_seed_cannot_be_compared():
 
 def test_the_table_compares_every_arm_with_the_first():
     rows = table({"bare": make_run([False] * 4), "ours": make_run([True] * 4, [None] * 4)})
-    assert rows[0]["vs. first"] == "–"
-    assert rows[1]["vs. first"] == "+100 pt (n = 4)"
+    assert rows[0]["vs. first arm"] == "–"
+    assert rows[1]["vs. first arm"] == "+100 pt (p = 0.12, n = 4)"
     assert rows[1]["false alarms"].endswith("(0/4)")
