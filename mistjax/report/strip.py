@@ -1,0 +1,116 @@
+"""The score's plot under a video frame: threshold and alarm zone from the start, score as known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from functools import cache
+
+import numpy as np
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
+
+from mistjax.report.style import DARK
+from mistjax.rollouts.trace import Trace
+
+_SMOOTH = 2  # drawn this much larger and reduced, for smooth lines
+_PAD, _HEAD, _PLOT = 12, 30, 62
+
+
+@dataclasses.dataclass(frozen=True)
+class Strip:
+    """What all pictures of the plot share.
+
+    Attributes:
+        background: threshold, alarm zone and base line, enlarged by `_SMOOTH`.
+        points: the score in pixels of the background, [N,2].
+        alarm: the inference of the first alarm.
+        text: score and threshold at each inference, to be read.
+        unit: how much larger than at a width of 560 pixels everything is drawn.
+    """
+
+    background: Image.Image
+    points: np.ndarray
+    alarm: int | None
+    text: tuple[tuple[str, str], ...]
+    unit: float
+
+    @classmethod
+    def of(cls, trace: Trace, width: int, unit: float) -> Strip | None:
+        """The plot of an episode; None if its policy has no monitor."""
+        if trace.score is None or not len(trace.score):
+            return None
+        score = np.asarray(trace.score, float)
+        level = np.full_like(score, np.inf) if trace.threshold is None else trace.threshold
+        known = np.concatenate([score[np.isfinite(score)], level[np.isfinite(level)], [0.0]])
+        low, high = known.min(), max(known.max(), known.min() + 1e-6)
+        pad, head, plot = (size * unit * _SMOOTH for size in (_PAD, _HEAD, _PLOT))
+        left, right, bottom = pad, width * _SMOOTH - pad, head + plot
+
+        def height(values: np.ndarray) -> np.ndarray:
+            return bottom - (values - low) / (high - low) * plot
+
+        x = left + trace.inference_step / max(len(trace.actions), 1) * (right - left)
+        size = (width * _SMOOTH, round((_HEAD + _PLOT + _PAD) * unit) * _SMOOTH)
+        background = Image.new("RGB", size, DARK["card"])
+        draw = ImageDraw.Draw(background, "RGBA")
+        draw.line([(left, bottom), (right, bottom)], DARK["line"], round(2 * unit))
+        finite = np.isfinite(level)
+        if finite.any():
+            line = _pairs(x[finite], height(level[finite]))
+            line.append((right, line[-1][1]))
+            zone = [(line[0][0], head), *line, (right, head)]
+            draw.polygon(zone, fill=(255, 116, 104, 30))
+            draw.line(line, DARK["threshold"], round(3 * unit), joint="curve")
+        alarm = None
+        if trace.alarm is not None and trace.alarm.any():
+            alarm = int(np.argmax(trace.alarm))
+        text = tuple(
+            (f"{s:.2f}", f"{b:.2f}" if np.isfinite(b) else "none")
+            for s, b in zip(score, level, strict=True)
+        )
+        y = np.where(np.isfinite(score), height(score), head)
+        return cls(background, np.stack([x, y], -1), alarm, text, unit)
+
+    def until(self, count: int) -> Image.Image:
+        """The plot as known after the first `count` inferences."""
+        picture = self.background.copy()
+        draw = ImageDraw.Draw(picture)
+        points = _pairs(*self.points[:count].T)
+        if count > 1:
+            draw.line(points, DARK["score"], round(4 * self.unit), joint="curve")
+        alarm = self.alarm if self.alarm is not None and self.alarm < count else None
+        if alarm is not None:
+            x, y = points[alarm]
+            top, bottom = _HEAD * self.unit * _SMOOTH, (_HEAD + _PLOT) * self.unit * _SMOOTH
+            draw.line([(x, top), (x, bottom)], DARK["alarm"], round(2 * self.unit))
+            draw.circle((x, y), 9 * self.unit, DARK["alarm"])
+        if count:
+            draw.circle(points[-1], 7 * self.unit, DARK["score" if alarm is None else "alarm"])
+        picture = picture.reduce(_SMOOTH)
+        if count:
+            self._write(picture, *self.text[count - 1])
+        return picture
+
+    def _write(self, picture: Image.Image, score: str, level: str) -> None:
+        draw, letters = ImageDraw.Draw(picture), font(13 * self.unit)
+        x = _PAD * self.unit
+        for word, role in (
+            ("failure score ", "muted"),
+            (f"{score}   ", "score"),
+            ("threshold ", "muted"),
+            (level, "threshold"),
+        ):
+            draw.text((x, _HEAD * self.unit / 2), word, DARK[role], letters, anchor="lm")
+            x += draw.textlength(word, letters)
+
+
+@cache
+def font(size: float, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The face of all text in videos; it comes with matplotlib."""
+    weight = "bold" if bold else "normal"
+    return ImageFont.truetype(findfont(f"DejaVu Sans:weight={weight}"), size)
+
+
+def _pairs(x: Iterable[float], y: Iterable[float]) -> list[tuple[float, float]]:
+    return [(float(a), float(b)) for a, b in zip(x, y, strict=True)]
