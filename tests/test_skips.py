@@ -4,24 +4,40 @@ import ast
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-SKIPPING = ("pytest.skip", "pytest.importorskip", "pytest.xfail", "pytest.mark.skip")
-SKIPPING_MARKS = ("pytest.mark.skipif", "pytest.mark.xfail")
+SKIPPING = (
+    "pytest.importorskip",
+    "pytest.mark.skip",
+    "pytest.mark.skipif",
+    "pytest.mark.xfail",
+    "pytest.skip",
+    "pytest.xfail",
+)
 
 
 def skips_in(source: str) -> list[str]:
     """The reason of every skip in a test file; an importorskip's reason is its module name."""
-    reasons = []
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Call):
-            continue
-        name = ast.unparse(node.func)
-        if name not in SKIPPING + SKIPPING_MARKS:
-            continue
-        given = [k.value for k in node.keywords if k.arg == "reason"]
-        if name in SKIPPING:
-            given += node.args[:1]
-        reasons.append(ast.literal_eval(given[0]) if given else f"{name} without a reason")
+    tree = ast.parse(source)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    called = {id(call.func) for call in calls}
+    reasons = [reason_of(call) for call in calls if ast.unparse(call.func) in SKIPPING]
+    reasons += [
+        "no reason"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node) in SKIPPING
+        and id(node) not in called
+    ]
     return reasons
+
+
+def reason_of(call: ast.Call) -> str:
+    """The reason's text, or its source where it is no plain text."""
+    given = [keyword.value for keyword in call.keywords if keyword.arg == "reason"]
+    if not given and ast.unparse(call.func) != "pytest.mark.skipif":
+        given = call.args[:1]
+    if not given:
+        return "no reason"
+    return given[0].value if isinstance(given[0], ast.Constant) else ast.unparse(given[0])
 
 
 def listed(table: str) -> set[tuple[str, str]]:
@@ -43,10 +59,12 @@ def test_all_ways_of_skipping_are_seen():
 pytest.importorskip("torch")
 pytest.skip("no GL")
 @pytest.mark.skipif(True, reason="no LIBERO")
-@pytest.mark.xfail(strict=True, reason="upstream")
+@pytest.mark.xfail(strict=True, reason=UPSTREAM)
 def test_x(): ...
+@pytest.mark.skip
+def test_y(): ...
 """
-    assert sorted(skips_in(source)) == ["no GL", "no LIBERO", "torch", "upstream"]
+    assert sorted(skips_in(source)) == ["UPSTREAM", "no GL", "no LIBERO", "no reason", "torch"]
 
 
 def test_a_table_row_is_a_file_and_a_reason():
