@@ -156,6 +156,7 @@ def train_word_tokenizer(sentences: Iterable[str], words: Iterable[str], path: s
         sentence_iterator=(line for line in lines if line.strip()),
         model_writer=model,
         model_type="word",
+        character_coverage=1.0,  # or words with a rare letter are dropped
         vocab_size=len(vocabulary) + 5,  # and pad, end, begin, unknown, newline
         pad_id=PAD,
         eos_id=EOS,

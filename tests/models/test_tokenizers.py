@@ -136,3 +136,9 @@ def test_bytes_that_are_no_model_are_refused():
 def test_a_vocabulary_without_words_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         train_word_tokenizer([], [], tmp_path / "none.model")
+
+
+def test_a_word_with_a_rare_letter_is_kept(tmp_path):
+    train_word_tokenizer(["aaa aab"] * 5000, ["quiz"], tmp_path / "rare.model")
+    tokenizer = PromptTokenizer.from_file(tmp_path / "rare.model", 8)
+    assert tokenizer.decode(tokenizer.encode("quiz")) == "quiz"
