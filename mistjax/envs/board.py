@@ -11,7 +11,7 @@ Cost of a step: 0.2 ms physics plus 0.5 ms for both pictures on one CPU core.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import jax
@@ -61,7 +61,7 @@ class BoardEnv(gym.Env):
         image_size: int = 64,
         max_steps: int = 120,
         tolerance: float = 0.4,
-        render: Literal["raycast", "gl"] = "raycast",
+        render: str = "raycast",
         render_mode: str | None = None,
     ) -> None:
         """Make the environment.

@@ -1,10 +1,10 @@
 """Short descriptions of a coming motion, the text that co-trains a board policy's language head.
 
 A caption has at most `MAX_WORDS` words: what moves ("move" with open, "carry" with closed fingers)
-and where, up to two directions, how high a carried stone is and how fast ("carry left high slowly");
-or a motion and what the fingers do, in their order ("lower and close", "open and raise"). Left,
-right, back and forward are those of the front camera's picture: forward is towards the camera (+x),
-right is +y.
+and where, up to two directions, how high a carried stone is and how fast ("carry left high
+slowly"); or a motion and what the fingers do, in their order ("lower and close", "open and raise").
+Left, right, back and forward are those of the front camera's picture: forward is towards the camera
+(+x), right is +y.
 """
 
 import numpy as np

@@ -283,7 +283,7 @@ def render(
     d = tuple(a[3 * k] * x + a[3 * k + 1] * y - a[3 * k + 2] for k in range(3))
     depth = jnp.where(ids == SKY_ID, 0.0, t)
     p = tuple(o[k] + depth * d[k] for k in range(3))
-    n = _normal(look, ids, p, long)  # type: ignore[arg-type]
+    n = _normal(look, ids, p, tuple(long))  # type: ignore[arg-type]
     odd = jnp.mod(jnp.floor(p[0] / look.table_tile) + jnp.floor(p[1] / look.table_tile), 2.0)
     rgb = [
         jnp.where(ids == TABLE_ID, tile, c)

@@ -196,7 +196,8 @@ def _xml(scene: BoardScene, stones: tuple[str, ...]) -> str:
  <default>
   <geom condim="4" friction="1.5 0.02 0.001" solref="0.008 1" solimp="0.9 0.95 0.001"/>
   <default class="visual"><geom contype="0" conaffinity="0"/></default>
-  <default class="support"><geom contype="0" conaffinity="3"/></default>
+  <default class="support">
+   <geom contype="0" conaffinity="3" condim="6" friction="1.5 0.02 0.003"/></default>
   <default class="stone"><geom contype="1" conaffinity="1" mass="0.008"/></default>
   <default class="finger">
    <geom contype="2" conaffinity="1" mass="0.05" material="finger"/></default>
