@@ -89,7 +89,7 @@ def initial_state(config: Config, model) -> dict:
     }
     return {
         "params": params,
-        "average": params["model"],
+        "average": jax.tree.map(jnp.copy, params["model"]),
         "optimizer": optimizer(config).init(params),
         "step": jnp.zeros((), jnp.int32),
     }
@@ -125,18 +125,6 @@ def make_step(config: Config, model):
     return step
 
 
-def shard_over_devices(batch: Batch) -> Batch:
-    """Splits the batch over the devices: one XLA CPU program keeps about one core busy."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-    return jax.device_put(batch, sharding)
-
-
-def replicate(state: dict) -> dict:
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
-    return jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-
-
 def evaluate(policy: PiPolicy, episodes: int, first_seed: int = 900_000) -> float:
     """Success rate over unseen seeds."""
     import gymnasium as gym
@@ -163,7 +151,6 @@ def main(config: Config) -> PiPolicy:
         state = initial_state(config, model)
         if (latest := manager.latest_step()) is not None:
             state = manager.restore(latest, args=ocp.args.StandardRestore(state))
-        state = replicate(state)
         bar = tqdm(total=config.steps, initial=int(state["step"]), unit="step", smoothing=0.05)
 
         def policy() -> PiPolicy:
@@ -173,7 +160,7 @@ def main(config: Config) -> PiPolicy:
         window: list[dict] = []
         for i in range(int(state["step"]), config.steps):
             rng = np.random.default_rng((config.seed, i))
-            state, parts = step(state, shard_over_devices(data.batch(rng, config.batch_size)))
+            state, parts = step(state, data.batch(rng, config.batch_size))
             window.append(parts)
             bar.update()
             if len(window) == 50:

@@ -1,0 +1,1 @@
+"""One module per experiment: a frozen config and `main(config) -> table`."""

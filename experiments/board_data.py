@@ -1,0 +1,112 @@
+"""Board demonstrations as training batches, and the tokenizer of the board's language."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from experiments.board_model import CAPTION_LEN, Batch
+from mistjax.envs.captions import CAPTION_WORDS
+from mistjax.envs.instructions import COLOURS, HEIGHTS, PHRASINGS, SPEEDS, Task, instruct
+from mistjax.models.config import Pi0Config
+from mistjax.models.normalize import NormStats, ZScore, pad_to
+from mistjax.models.observation import Observation
+from mistjax.models.tokenizers import EOS, PromptTokenizer, train_word_tokenizer
+from mistjax.models.transforms import to_unit
+
+PROMPT_LEN = 20
+LAYOUT_UNIT = 0.1
+
+
+def board_tokenizer() -> PromptTokenizer:
+    """One piece for each word of the instructions and the motion captions."""
+    tasks = (
+        Task(colour, cell, cell, speed, height)
+        for colour, cell, speed, height in itertools.product(COLOURS, range(1, 6), SPEEDS, HEIGHTS)
+    )
+    sentences = [instruct(task, p) for task in tasks for p in range(PHRASINGS)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "board.model"
+        train_word_tokenizer(sentences, CAPTION_WORDS, path)
+        return PromptTokenizer.from_file(path, PROMPT_LEN)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BoardData:
+    """All demonstrations in memory: pictures stay uint8, everything else is normalised.
+
+    Attributes:
+        images: model camera -> [n,h,w,3] uint8.
+        arrays: state, prompt, caption, layout and actions, each [n,...].
+        norm_stats: statistics of states and actions in the robot's units.
+    """
+
+    images: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray]
+    norm_stats: dict[str, NormStats]
+
+    def __len__(self) -> int:
+        return len(self.arrays["state"])
+
+    @classmethod
+    def load(cls, folder: Path, tokenizer: PromptTokenizer, config: Pi0Config) -> BoardData:
+        """Reads every shard of a demonstration folder.
+
+        Raises:
+            FileNotFoundError: there are none.
+        """
+        shards = sorted(folder.glob("shard_*.safetensors"))
+        if not shards:
+            raise FileNotFoundError(
+                f"{folder} holds no demonstrations: write some with "
+                f"`python -m mistjax.envs.demos --episodes 2400 --out {folder}`."
+            )
+        columns = [load_file(path) for path in shards]
+        text = [json.loads(path.with_suffix(".json").read_text()) for path in shards]
+        data = {key: np.concatenate([c[key] for c in columns]) for key in columns[0]}
+        prompts, captions = ([t for shard in text for t in shard[k]] for k in ("prompt", "caption"))
+        stats = {"state": NormStats.of(data["state"]), "actions": NormStats.of(data["actions"])}
+
+        def model_units(key: str, which: str) -> np.ndarray:
+            return pad_to(ZScore(stats[which]).normalize(data[key]), config.action_dim)
+
+        encode = functools.cache(lambda text: tokenizer.encode_pi0(text)[0])
+        say = functools.cache(lambda text: _caption(tokenizer, text))
+        arrays = {
+            "state": model_units("state", "state"),
+            "actions": model_units("actions", "actions"),
+            "layout": data["aux"] / LAYOUT_UNIT,
+            "prompt": np.stack([encode(p) for p in prompts]),
+            "caption": np.stack([say(c) for c in captions]),
+        }
+        cameras = ("image", "wrist_image")
+        images = {name: data[key] for name, key in zip(config.image_keys, cameras, strict=True)}
+        return cls(images, arrays, stats)
+
+    def batch(self, rng: np.random.Generator, size: int) -> Batch:
+        """`size` examples drawn without replacement."""
+        rows = np.sort(rng.choice(len(self), size, replace=False))
+        a = {key: value[rows] for key, value in self.arrays.items()}
+        obs = Observation(
+            images={name: to_unit(image[rows]) for name, image in self.images.items()},
+            image_masks={name: np.ones(size, bool) for name in self.images},
+            state=a["state"],
+            tokenized_prompt=a["prompt"],
+            tokenized_prompt_mask=a["prompt"] != 0,
+        )
+        return Batch(obs, a["actions"], a["caption"], a["layout"])
+
+
+def _caption(tokenizer: PromptTokenizer, text: str) -> np.ndarray:
+    """Token ids of a caption with its end token, padded with 0."""
+    ids = [*tokenizer.encode(text), EOS]
+    if len(ids) > CAPTION_LEN:
+        raise ValueError(f"caption {text!r} has {len(ids)} tokens: the model reads {CAPTION_LEN}.")
+    return np.pad(np.array(ids, np.int32), (0, CAPTION_LEN - len(ids)))
