@@ -32,7 +32,8 @@ PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "ray": ("episodes on Ray workers", ("ray",)),
     "openpi": ("openpi's policy server protocol", ("msgpack", "websockets")),
 }
-PART_FIXES = {"base": "pip install -c constraints.txt -e .", "libero": "make libero"}
+PIP = f"{sys.executable} -m pip install -c constraints.txt -e"
+PART_FIXES = {"base": f"{PIP} .", "libero": "make libero"}
 
 GL_FIXES = {
     "egl": "apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0",
@@ -92,7 +93,7 @@ def attempt(code: str, **environment: str) -> str | None:
 
 def check_jax() -> Finding:
     """The backend that JAX chose, and whether it leaves an NVIDIA GPU unused."""
-    what, purpose, fix = f"jax {jax.__version__}", "everything", "pip install 'mistjax[cuda12]'"
+    what, purpose, fix = f"jax {jax.__version__}", "everything", f"{PIP} '.[cuda12]'"
     try:
         devices = jax.devices()
     except RuntimeError as error:
@@ -127,8 +128,8 @@ def check_pins(tested: Mapping[str, str]) -> Finding:
         "pinned versions",
         "the numbers in the documentation",
         works=not differ,
-        found=", ".join(differ) or f"{len(tested)} pins, none differs",
-        fix="pip install -c constraints.txt -e ." if differ else "",
+        found=", ".join(differ) or "as tested",
+        fix=f"{PIP} ." if differ else "",
     )
 
 
@@ -148,7 +149,7 @@ def check_part(part: str) -> Finding:
     """Whether the packages of the base or of an extra can be imported."""
     purpose, modules = PARTS[part]
     error = attempt("import " + ", ".join(modules))
-    fix = PART_FIXES.get(part, f"pip install -c constraints.txt -e '.[{part}]'")
+    fix = PART_FIXES.get(part, f"{PIP} '.[{part}]'")
     return Finding(
         part if part == "base" else f"extra {part}",
         purpose,

@@ -31,7 +31,7 @@ def test_a_missing_package_is_found_and_its_extra_named(monkeypatch):
     monkeypatch.setitem(doctor.PARTS, "ray", ("workers", ("no_such_package",)))
     finding = check_part("ray")
     assert not finding.works and "no_such_package" in finding.found
-    assert finding.fix == "pip install -c constraints.txt -e '.[ray]'"
+    assert finding.fix.endswith("-m pip install -c constraints.txt -e '.[ray]'")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_trial_that_hangs_is_given_up(monkeypatch):
 def test_an_ignored_nvidia_gpu_is_pointed_out(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor.jax, "devices", lambda: jax.local_devices(backend="cpu"))
     monkeypatch.setattr(doctor, "NVIDIA_DRIVER", tmp_path)
-    assert check_jax().fix == "pip install 'mistjax[cuda12]'"
+    assert check_jax().fix.endswith("'.[cuda12]'")
     monkeypatch.setattr(doctor, "NVIDIA_DRIVER", tmp_path / "absent")
     assert check_jax().works
 
