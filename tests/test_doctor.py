@@ -22,6 +22,7 @@ def test_every_finding_that_does_not_work_comes_with_a_fix(monkeypatch):
     assert all(not f.works and f.found == "broken" and f.fix for f in found)
 
 
+@pytest.mark.slow
 def test_the_base_of_this_installation_works():
     finding = check_part("base")
     assert finding.works, finding.found
