@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import flax.struct
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+AnyArray = Array | np.ndarray
 
 
 @flax.struct.dataclass
@@ -21,12 +24,12 @@ class Observation:
             sqrt(width) scale), so that attribution can differentiate with respect to words.
     """
 
-    images: dict[str, Float[Array, "b h w 3"]]
-    image_masks: dict[str, Bool[Array, " b"]]
-    state: Float[Array, "b s"]
-    tokenized_prompt: Int[Array, "b l"]
-    tokenized_prompt_mask: Bool[Array, "b l"]
-    prompt_embedding: Float[Array, "b l d"] | None = None
+    images: dict[str, Float[AnyArray, "b h w 3"]]
+    image_masks: dict[str, Bool[AnyArray, " b"]]
+    state: Float[AnyArray, "b s"]
+    tokenized_prompt: Int[AnyArray, "b l"]
+    tokenized_prompt_mask: Bool[AnyArray, "b l"]
+    prompt_embedding: Float[AnyArray, "b l d"] | None = None
 
     @property
     def batch_size(self) -> int:

@@ -1,0 +1,65 @@
+"""Steering: what a policy's neurons write, directions to push it, and when and how hard."""
+
+from mistjax.steer.artifact import SteeringArtifact, load_steering, save_steering
+from mistjax.steer.build import BOARD_CONCEPTS, build_vectors
+from mistjax.steer.concepts import Concept, concept_table, control_neurons, find_concept
+from mistjax.steer.effects import (
+    DoseResponse,
+    calibrate_strength,
+    control_responses,
+    dose_response,
+    response_rows,
+)
+from mistjax.steer.groups import observation_group, outcome_groups
+from mistjax.steer.schedules import Schedule, burst, constant, decay, flow_steps, ramp
+from mistjax.steer.table import CauseTable, cause_table
+from mistjax.steer.value_vectors import TopNames, ValueVectors, top_names, value_vectors
+from mistjax.steer.vectors import (
+    NeuronOverwrite,
+    Provenance,
+    SteeringVector,
+    concept_vector,
+    difference_of_means,
+    overwrite_concept,
+    principal_difference,
+    random_control,
+)
+
+__all__ = [
+    "BOARD_CONCEPTS",
+    "CauseTable",
+    "Concept",
+    "DoseResponse",
+    "NeuronOverwrite",
+    "Provenance",
+    "Schedule",
+    "SteeringArtifact",
+    "SteeringVector",
+    "TopNames",
+    "ValueVectors",
+    "build_vectors",
+    "burst",
+    "calibrate_strength",
+    "cause_table",
+    "concept_table",
+    "concept_vector",
+    "constant",
+    "control_neurons",
+    "control_responses",
+    "decay",
+    "difference_of_means",
+    "dose_response",
+    "find_concept",
+    "flow_steps",
+    "load_steering",
+    "observation_group",
+    "outcome_groups",
+    "overwrite_concept",
+    "principal_difference",
+    "ramp",
+    "random_control",
+    "response_rows",
+    "save_steering",
+    "top_names",
+    "value_vectors",
+]

@@ -1,0 +1,89 @@
+"""All steering vectors of a policy in one call: from words, and from recorded episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mistjax.hooks.sites import Tap
+from mistjax.policies.pi import PiPolicy
+from mistjax.rollouts.run import Run
+from mistjax.steer.artifact import SteeringArtifact
+from mistjax.steer.concepts import Concept, concept_table, find_concept
+from mistjax.steer.groups import outcome_groups
+from mistjax.steer.value_vectors import top_names, value_vectors
+from mistjax.steer.vectors import Steering, concept_vector, difference_of_means
+
+BOARD_CONCEPTS = {
+    "slow": ("slow*",),
+    "quick": ("quick*",),
+    "high": ("high*",),
+    "low": ("low*",),
+}
+
+
+def build_vectors(
+    policy: PiPolicy,
+    concepts: Mapping[str, Sequence[str]],
+    *,
+    opposites: Sequence[tuple[str, str]] = (),
+    run: Run | None = None,
+    taps: Sequence[Tap] = (),
+    top: int = 5,
+    layers: Sequence[int] | None = None,
+    limit: int | None = None,
+    first: int | None = None,
+    causes: Mapping[str, tuple[str, float] | None] | None = None,
+) -> SteeringArtifact:
+    """Builds steering vectors.
+
+    Args:
+        policy: the policy.
+        concepts: name -> words, searched in the VLM's value vectors; see `find_concept`.
+        opposites: pairs of concepts (a, b) that also give a vector "a-b".
+        run: recorded episodes of this policy.
+        taps: of the run; each gives a vector "success@<site>" from failure to success.
+        top: how many of a neuron's top names count.
+        layers: where to look for concepts.
+        limit: neurons per concept at most.
+        first: inferences of an episode that count, see `outcome_groups`.
+        causes: what to use the vectors for, by their names.
+
+    Returns:
+        An artifact; `notes["concepts"]` is a table for people.
+
+    Raises:
+        ValueError: a word or neuron that is not found, a run of another policy, or a run that
+            does not hold a tap or both outcomes.
+    """
+    directions: dict[str, Steering] = {}
+    notes: dict[str, Any] = {}
+    if concepts:
+        values = value_vectors(policy, "vlm")
+        names = top_names(values, top)
+        found: dict[str, Concept] = {
+            name: find_concept(values, names, name, words, layers=layers, limit=limit)
+            for name, words in concepts.items()
+        }
+        directions |= {name: concept_vector(values, concept) for name, concept in found.items()}
+        directions |= {
+            f"{a}-{b}": concept_vector(values, found[a], against=found[b]) for a, b in opposites
+        }
+        notes["concepts"] = concept_table(values, names, list(found.values()))
+    if run is not None:
+        _check_same_policy(run, policy)
+        for tap in taps:
+            success, failure = outcome_groups(run, tap, first=first)
+            directions[f"success@{tap.site}"] = difference_of_means(
+                success, failure, tap, policy.spec, groups="success - failure", first=first
+            )
+    return SteeringArtifact(policy.spec.fingerprint, directions, causes or {}, notes)
+
+
+def _check_same_policy(run: Run, policy: PiPolicy) -> None:
+    recorded = {row["policy_fingerprint"] for row in run.finished}
+    if recorded - {policy.spec.fingerprint}:
+        raise ValueError(
+            f"the run was recorded with policy {sorted(r[:12] for r in recorded)}, not with "
+            f"{policy.spec.name!r} ({policy.spec.fingerprint[:12]}): record one with this policy."
+        )

@@ -1,0 +1,90 @@
+"""What is saved comes back, for the policy that it was made with and no other."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mistjax.detect.artifact import FingerprintError
+from mistjax.steer import build_vectors, load_steering, overwrite_concept, save_steering
+from mistjax.steer.concepts import find_concept
+from mistjax.steer.value_vectors import top_names, value_vectors
+
+
+@pytest.fixture(scope="module")
+def artifact(planted):
+    built = build_vectors(
+        planted,
+        {"slow": ["slow*"], "quick": ["quick*"]},
+        opposites=[("slow", "quick")],
+        top=3,
+        causes={"text": ("slow-quick", 1.5), "state": None},
+    )
+    values = value_vectors(planted)
+    concept = find_concept(values, top_names(values, 2), "high", ["high"])
+    directions = {**built.directions, "set high": overwrite_concept(values, concept, 7.0)}
+    return dataclasses.replace(built, directions=directions)
+
+
+def test_an_artifact_comes_back_as_it_was(artifact, planted, tmp_path):
+    save_steering(tmp_path, artifact)
+    save_steering(tmp_path, artifact)
+    loaded = load_steering(tmp_path, planted.spec)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["steering.json", "steering.safetensors"]
+    assert loaded.causes == artifact.causes and loaded.notes == artifact.notes
+    assert list(loaded.directions) == list(artifact.directions)
+    for name, direction in artifact.directions.items():
+        other = loaded.directions[name]
+        assert other.provenance == direction.provenance
+        ours, theirs = direction.to_edit(0.5), other.to_edit(0.5)
+        assert (ours.site, ours.tokens) == (theirs.site, theirs.tokens)
+        for field in ("vector", "mask", "value", "gate"):
+            if hasattr(ours, field):
+                np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
+    cause = loaded.table().index("text")
+    np.testing.assert_allclose(loaded.table().select(cause).strength, 1.5)
+
+
+def test_another_policy_is_refused_in_one_sentence(artifact, policy, tmp_path):
+    save_steering(tmp_path, artifact)
+    with pytest.raises(
+        FingerprintError, match=r"holds steering vectors of policy .* not of 'random'"
+    ):
+        load_steering(tmp_path, policy.spec)
+
+
+def test_a_direction_of_another_policy_is_not_saved(artifact, tmp_path):
+    with pytest.raises(ValueError, match="one artifact per policy"):
+        save_steering(tmp_path, dataclasses.replace(artifact, policy="0" * 64))
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_or_missing_files_are_named(artifact, planted, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no steering\.json"):
+        load_steering(tmp_path, planted.spec)
+    save_steering(tmp_path, artifact)
+    document = json.loads((tmp_path / "steering.json").read_text())
+    document["directions"]["slow"]["site"] = "action.mlp_out"
+    (tmp_path / "steering.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"'slow' has shape \(3, 32\).* needs \(3, 16\)"):
+        load_steering(tmp_path, planted.spec)
+    document["version"] = 99
+    (tmp_path / "steering.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="steering format 99"):
+        load_steering(tmp_path, planted.spec)
+
+
+def test_the_random_artifact_keeps_causes_and_lengths_but_not_directions(artifact):
+    vectors = {n: d for n, d in artifact.directions.items() if n != "set high"}
+    plain = dataclasses.replace(artifact, directions=vectors)
+    control = plain.random(seed=2)
+    assert control.causes == plain.causes
+    for name, vector in vectors.items():
+        np.testing.assert_allclose(control.directions[name].scale, vector.scale)
+        assert (
+            jnp.abs(jnp.sum(control.directions[name].direction * vector.direction, -1)).max() < 0.8
+        )
+    with pytest.raises(ValueError, match="control_neurons"):
+        artifact.random()
