@@ -1,0 +1,1 @@
+"""Policies and arrays from outside JAX, behind the same `Policy` protocol."""
