@@ -1,0 +1,147 @@
+"""OpenVLA-OFT: a chunk of actions in one pass, without decoding.
+
+The prompt is followed by one zeroed embedding for each number of the chunk, attention sees in both
+directions, and a small head reads continuous actions off the last hidden states. Several cameras,
+a token for the robot's state and FiLM are the other additions.
+
+Written from the published source and never compared with real OFT weights. The diffusion variant
+and the discrete one are not implemented.
+
+Source: OpenVLA-OFT, arXiv 2502.19645, section 4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from interop.openvla.generation import Embedded, Inputs
+from interop.openvla.hooks import Call, Hooks, last_valid
+from interop.openvla.model import OpenVLA
+
+STOP_TOKEN = 2
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        self.ffn = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.ReLU())
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        return x + self.ffn(x)
+
+
+class HeadMlp(nn.Module):
+    def __init__(self, inputs: int, hidden: int, outputs: int, blocks: int = 2):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(inputs)
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.mlp_resnet_blocks = nn.ModuleList(ResidualBlock(hidden) for _ in range(blocks))
+        self.layer_norm2 = nn.LayerNorm(hidden)
+        self.fc2 = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        x = F.relu(self.fc1(self.layer_norm1(x)))
+        for block in self.mlp_resnet_blocks:
+            x = block(x)
+        return self.fc2(self.layer_norm2(x))
+
+
+class L1Head(nn.Module):
+    """Hidden states of one action's numbers, side by side, to that action."""
+
+    def __init__(self, text_dim: int, action_dim: int, hidden: int | None = None):
+        super().__init__()
+        self.action_dim = action_dim
+        self.model = HeadMlp(text_dim * action_dim, hidden or text_dim, action_dim)
+
+    def forward(self, hidden: Float[Tensor, "b n d"]) -> Float[Tensor, "b c a"]:
+        return self.model(hidden.unflatten(1, (-1, self.action_dim)).flatten(2))
+
+
+class ProprioProjector(nn.Module):
+    """The robot's state to one token."""
+
+    def __init__(self, text_dim: int, state_dim: int):
+        super().__init__()
+        self.fc1 = nn.Linear(state_dim, text_dim)
+        self.fc2 = nn.Linear(text_dim, text_dim)
+
+    def forward(self, state: Float[Tensor, "b s"]) -> Float[Tensor, "b d"]:
+        return self.fc2(F.gelu(self.fc1(state)))
+
+
+@dataclasses.dataclass(frozen=True)
+class OFTParts:
+    """What OFT adds to the network.
+
+    Attributes:
+        head: reads the actions.
+        chunk: actions of one inference (LIBERO 8, ALOHA 25, Bridge 5).
+        proprio: puts the state behind the patches; None for a policy without state.
+    """
+
+    head: L1Head
+    chunk: int
+    proprio: ProprioProjector | None = None
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in one chunk: the tokens that carry actions."""
+        return self.chunk * self.head.action_dim
+
+
+def embed(model: OpenVLA, parts: OFTParts, inputs: Inputs, hooks: Hooks) -> Embedded:
+    """[BOS][patches of every image][state][rest of the prompt]."""
+    seen = inputs.image_mask.repeat_interleave(model.config.num_patches, dim=1)
+    hooks.expect_images(seen)
+    instruction = _instruction(model, inputs) if model.config.film else None
+    patches = model.embed_images(inputs.pixel_values, instruction)
+    if parts.proprio is not None:
+        state = parts.proprio(inputs.state.to(patches.dtype))[:, None]
+        patches = torch.cat([patches, state], dim=1)
+        seen = F.pad(seen, (0, 1), value=True)
+    return Embedded(*model.assemble(inputs.text, inputs.text_mask, patches, seen))
+
+
+def read_actions(
+    model: OpenVLA, parts: OFTParts, embedded: Embedded, hooks: Hooks
+) -> tuple[Float[Tensor, "b c a"], Float[Tensor, "b n d"]]:
+    """One pass: normalised actions, and the hidden states that the head read them from.
+
+    The state that predicts a number is the one a position earlier, so the first is the empty
+    token's, and the last placeholder only serves as context.
+    """
+    rows, prefix = embedded.valid.shape
+    numbers, config = parts.numbers, model.config
+    fixed = torch.tensor([config.empty_token, STOP_TOKEN], device=embedded.valid.device)
+    empty, stop = model.embed_tokens(fixed[None]).expand(rows, -1, -1).split(1, dim=1)
+    blank = torch.zeros_like(empty).expand(-1, numbers, -1)
+    embeds = torch.cat([embedded.embeds, empty, blank, stop], dim=1)
+    valid = F.pad(embedded.valid, (0, numbers + 2), value=True)
+    after = torch.arange(1, numbers + 3, device=valid.device)
+    positions = torch.cat([embedded.positions, last_valid(embedded.valid)[:, None] + after], dim=1)
+    hooks.expect(Call(prefix, range(1), width=numbers), embedded.valid)
+    hidden = model.hidden(embeds, _both_ways(valid, embeds.dtype), positions)
+    hidden = hidden[:, prefix : prefix + numbers]
+    return parts.head(hidden).float(), hidden
+
+
+def _both_ways(valid: Bool[Tensor, "b s"], dtype: torch.dtype) -> Float[Tensor, "b 1 s s"]:
+    """An additive mask under which every token sees every real token."""
+    mask = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
+    mask = mask.masked_fill(~valid, torch.finfo(dtype).min)
+    return mask[:, None, None].expand(-1, -1, valid.shape[1], -1).contiguous()
+
+
+def _instruction(model: OpenVLA, inputs: Inputs) -> Float[Tensor, "b d"]:
+    """Mean embedding of the text around the actions: prompt, empty token and stop token."""
+    fixed = torch.tensor([[model.config.empty_token, STOP_TOKEN]], device=inputs.text.device)
+    around = model.embed_tokens(fixed).sum(dim=1)
+    real = inputs.text_mask[..., None]
+    total = torch.where(real, inputs.text, 0).sum(dim=1) + around
+    return total / (real.sum(dim=1) + 2).to(total.dtype)

@@ -1,0 +1,311 @@
+"""`OpenVLAPolicy`: OpenVLA and OpenVLA-OFT behind the `Policy` protocol.
+
+Observations, taps, edits and samples are JAX's, as for any policy; the network runs in PyTorch. The
+methods may be called eagerly or inside jit and grad (see `interop.bridge`). Sampling is greedy, so
+the key changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jaxtyping import Array, Float
+
+from interop.bridge import call_torch, differentiable
+from interop.openvla import actions, checkpoints, processing
+from interop.openvla.decoders import JAX_DTYPES, Decoder, TokenDecoder
+from interop.openvla.edits import take_apart
+from interop.openvla.hooks import Hooks, token_layouts
+from interop.openvla.model import OpenVLA
+from interop.openvla.reader import PictureStep, Reader
+from interop.openvla.spec import fingerprint, stack_specs, tap_shapes
+from mistjax.hooks.edits import Edit
+from mistjax.hooks.sites import Tap
+from mistjax.models.observation import Observation
+from mistjax.models.tokenizers import PromptTokenizer
+from mistjax.policies.presets import RobotPreset
+from mistjax.policies.protocol import PolicySpec, RawObs, Sample, StackSpec
+
+ActionStep = Callable[[np.ndarray], np.ndarray]
+
+
+@flax.struct.dataclass
+class Prefix:
+    """What `prefill` read off an observation: the decoder's arrays, and taps."""
+
+    arrays: dict[str, Array]
+    taps: dict[str, Array]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, eq=False)
+class OpenVLAPolicy:
+    """A policy; a pytree without leaves, since its weights live in PyTorch.
+
+    Attributes:
+        model: the network, on its device and in its dtype.
+        decoder: how actions come out of it.
+        reader: pictures and prompts to model inputs.
+        preset: the robot.
+        unnorm_key: data set whose action statistics apply; None where there is only one.
+        bounds: which of the statistics are -1 and 1.
+        finish_steps: actions in the data set's units -> actions in the env's units.
+        name: for tables.
+    """
+
+    model: OpenVLA
+    decoder: Decoder
+    reader: Reader
+    preset: RobotPreset
+    unnorm_key: str | None = None
+    bounds: tuple[str, str] = ("q01", "q99")
+    finish_steps: Sequence[ActionStep] = ()
+    name: str = "openvla"
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        preset: RobotPreset,
+        *,
+        unnorm_key: str | None = None,
+        max_prompt_tokens: int = 64,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str | torch.device = "cpu",
+        image_steps: Sequence[PictureStep] = (processing.square,),
+        finish_steps: Sequence[ActionStep] = (),
+    ) -> OpenVLAPolicy:
+        """Reads a Hugging Face folder with `tokenizer.model`; token-by-token decoding.
+
+        For a checkpoint fine-tuned on LIBERO, `image_steps` is `processing.LIBERO_IMAGE` (without
+        its rotation where the env has turned the picture already) and `finish_steps` is
+        `(actions.libero_gripper,)`.
+
+        Args:
+            folder: local path.
+            preset: the robot; its first camera is the one that is seen.
+            unnorm_key: data set whose action statistics apply.
+            max_prompt_tokens: longest prompt; shorter ones are padded.
+            dtype: of the weights.
+            device: of the weights.
+            image_steps: see `Reader`.
+            finish_steps: see the class.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: weights that do not fit, or no such `unnorm_key`.
+        """
+        model = checkpoints.load(folder, dtype=dtype, device=device)
+        tokenizer = PromptTokenizer.from_file(Path(folder) / "tokenizer.model", max_prompt_tokens)
+        stats = actions.statistics(model.config.norm_stats, unnorm_key, "action")
+        camera, key = next(iter(preset.cameras.items()))
+        reader = Reader(tokenizer, {camera: key}, image_steps)
+        decoder = TokenDecoder(model, len(stats["q01"]))
+        name = Path(folder).resolve().name
+        return cls(model, decoder, reader, preset, unnorm_key, finish_steps=finish_steps, name=name)
+
+    @functools.cached_property
+    def layouts(self):
+        return token_layouts(
+            self.model.config.num_patches,
+            tuple(self.reader.cameras),
+            self.reader.tokenizer.max_tokens,
+            self.decoder.extra,
+            self.decoder.width,
+        )
+
+    @functools.cached_property
+    def stacks(self) -> dict[str, StackSpec]:
+        return stack_specs(self.model.config, self.layouts)
+
+    @functools.cached_property
+    def spec(self) -> PolicySpec:
+        """Computing the fingerprint reads every weight once: a minute for 7B."""
+        p, numbers = self.preset, len(self._statistics["q01"])
+        unit = self._to_env(np.ones(numbers)) - self._to_env(np.zeros(numbers))
+        said = f"{self.unnorm_key} {self.bounds} {self.reader.template}".encode()
+        return PolicySpec(
+            name=self.name,
+            fingerprint=fingerprint(
+                self.model.config,
+                [self.model, *self.decoder.extra_modules],
+                said + self.reader.tokenizer.serialized,
+            ),
+            action_dim=p.action_dim,
+            action_horizon=self.decoder.horizon,
+            execute_steps=min(p.execute_steps, self.decoder.horizon),
+            action_names=p.action_names,
+            action_low=p.action_low,
+            action_high=p.action_high,
+            gripper_index=p.gripper_index,
+            action_scale=tuple(unit.tolist()),
+            cameras={name: key for name, key in self.reader.cameras.items() if key is not None},
+            stacks=self.stacks,
+            num_steps=self.decoder.steps,
+        )
+
+    def initial_state(self, batch: int) -> tuple:
+        return ()
+
+    def prepare(self, raw: Sequence[RawObs]) -> Observation:
+        """See `Policy.prepare`; ValueError names a missing camera or a picture of another kind."""
+        state = np.zeros((len(raw), 0), np.float32)
+        if self.decoder.extra:
+            values = np.stack([np.asarray(r[self.preset.state_key], np.float32) for r in raw])
+            stats = actions.statistics(self.model.config.norm_stats, self.unnorm_key, "proprio")
+            state = actions.normalise(values, stats, self.bounds).astype(np.float32)
+        return self.reader(raw, state, self.model.config)
+
+    def prefill(
+        self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
+    ) -> Prefix:
+        """See `Policy.prefill`: towers and, where nothing later changes them, keys and values."""
+        stacks = self.decoder.read_stacks
+        taps, where, arrays = _pick(stacks, taps, edits)
+        rows, length = obs.batch_size, self.layouts["vlm"].length
+
+        def run(obs, arrays):
+            with torch.no_grad(), self._hooks(taps, where, arrays) as hooks:
+                return self.decoder.read(self.reader.inputs(self.model, obs), hooks), hooks.values()
+
+        shapes = self.decoder.read_shapes(rows, length), self._tap_shapes(rows, taps)
+        return Prefix(*call_torch(run, shapes, _leaves(obs), arrays))
+
+    def sample(
+        self,
+        obs: Observation,
+        key: Array,
+        *,
+        state: Any = (),
+        edits: Sequence[Edit] = (),
+        taps: Sequence[Tap] = (),
+        prefix: Prefix | None = None,
+    ) -> Sample:
+        """See `Policy.sample`.
+
+        `aux` of token-by-token decoding: `tokens`, `token_log_prob`, `token_entropy` [B,A] and
+        `decodable` [B], False where a token is no action and was clipped to one.
+        """
+        if prefix is None:
+            prefix = self.prefill(obs, edits=edits, taps=taps)
+        stacks = tuple(set(self.layouts) - set(self.decoder.read_stacks))
+        taps, where, arrays = _pick(stacks, taps, edits)
+        rows = obs.batch_size
+
+        def run(prefix, arrays):
+            with torch.no_grad(), self._hooks(taps, where, arrays) as hooks:
+                on_device = {k: v.to(self.model.device) for k, v in prefix.items()}
+                chosen, report = self.decoder.act(on_device, hooks)
+                return chosen, report, hooks.values()
+
+        shapes = self._shapes(rows, taps)
+        chosen, report, found = call_torch(run, shapes, prefix.arrays, arrays)
+        return Sample(chosen, {**prefix.taps, **found}, report)
+
+    def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
+        """See `Policy.finish`."""
+        chosen = self._to_env(np.asarray(sample.actions, np.float64))
+        return np.clip(chosen, self.preset.action_low, self.preset.action_high).astype(np.float32)
+
+    def objective(
+        self,
+        obs: Observation,
+        key: Array,
+        readout: Callable[[Sample], Float[Array, " b"]],
+        *,
+        taps: Sequence[Tap] = (),
+        edits: Sequence[Edit] = (),
+    ) -> Float[Array, " b"]:
+        """See `Policy.objective`; differentiable in the arrays of edits as well.
+
+        The sample that `readout` gets is recomputed in one pass with the decoded tokens held fixed,
+        and its actions are the mean of the action bins under their probabilities: a greedy choice
+        has no gradient. Cost: sampling, and twice a pass over the whole sequence plus its backward.
+        """
+        taps, where, arrays = _pick(tuple(self.layouts), taps, edits)
+        held, held_edits = jax.lax.stop_gradient((obs, tuple(edits)))
+        plain = self.sample(held, key, edits=held_edits)
+        rows = obs.batch_size
+        shapes = self._shapes(rows, taps)
+
+        def run(obs, arrays, report):
+            with self._hooks(taps, where, arrays) as hooks:
+                chosen, said = self.decoder.replay(
+                    self.reader.inputs(self.model, obs), report, hooks
+                )
+                return chosen, said, hooks.values()
+
+        chosen, said, found = differentiable(run, shapes)(_leaves(obs), arrays, plain.aux)
+        return readout(Sample(chosen, found, said))
+
+    @property
+    def tokenizer(self) -> PromptTokenizer:
+        return self.reader.tokenizer
+
+    def embed_prompt(self, obs: Observation) -> Observation:
+        """The same observation with `prompt_embedding` filled in, so that words have gradients."""
+        width = self.model.config.text.hidden_size
+        shape = jax.ShapeDtypeStruct((*obs.tokenized_prompt.shape, width), jnp.float32)
+
+        def run(ids):
+            return self.model.embed_tokens(ids.long().to(self.model.device)).float()
+
+        return dataclasses.replace(
+            obs, prompt_embedding=call_torch(run, shape, obs.tokenized_prompt)
+        )
+
+    def decode_direction(self, direction: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
+        """Logits over the vocabulary of directions in the Llama's residual stream, unscaled."""
+        head = self.model.language_model.lm_head.weight
+        shape = jax.ShapeDtypeStruct((*direction.shape[:-1], head.shape[0]), jnp.float32)
+
+        def run(direction):
+            return (direction.to(head) @ head.T).float()
+
+        return call_torch(run, shape, direction)
+
+    def _hooks(self, taps, where, arrays) -> Hooks:
+        edits = list(zip(where, arrays, strict=True))
+        return Hooks(self.model, self.layouts, taps, edits)
+
+    def _shapes(self, rows: int, taps: Sequence[Tap]):
+        """What an inference returns: actions, report, taps."""
+        size = (rows, self.decoder.horizon, len(self._statistics["q01"]))
+        actions = jax.ShapeDtypeStruct(size, jnp.float32)
+        return actions, self.decoder.report_shapes(rows), self._tap_shapes(rows, taps)
+
+    def _tap_shapes(self, rows: int, taps: Sequence[Tap]):
+        dtype = JAX_DTYPES[self.model.dtype]
+        return tap_shapes(self.stacks, taps, rows, self.decoder.steps, dtype)
+
+    @property
+    def _statistics(self) -> Mapping[str, Any]:
+        return actions.statistics(self.model.config.norm_stats, self.unnorm_key, "action")
+
+    def _to_env(self, chosen: np.ndarray) -> np.ndarray:
+        chosen = actions.unnormalise(chosen, self._statistics, self.bounds)
+        for step in self.finish_steps:
+            chosen = step(chosen)
+        return chosen
+
+
+def _leaves(obs: Observation) -> dict[str, Any]:
+    """An observation as a plain dictionary, which may hold tensors."""
+    fields = {field.name: getattr(obs, field.name) for field in dataclasses.fields(obs)}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _pick(stacks: Sequence[str], taps: Sequence[Tap], edits: Sequence[Edit]):
+    """Taps and edits of some stacks; edits as what-and-where and arrays."""
+    parts = [take_apart(edit) for edit in edits if edit.stack in stacks]
+    taps = tuple(tap for tap in taps if tap.stack in stacks)
+    return taps, [where for where, _ in parts], [arrays for _, arrays in parts]

@@ -1,0 +1,65 @@
+"""What a policy says of its network: stacks, shapes of taps, and the fingerprint of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import torch
+
+from interop.openvla.config import OpenVLAConfig
+from mistjax.hooks.sites import Tap, TokenLayout, resolve_layers
+from mistjax.policies.protocol import StackSpec
+
+
+def stack_specs(config: OpenVLAConfig, layouts: Mapping[str, TokenLayout]) -> dict[str, StackSpec]:
+    """Sizes of `vision`, `dino`, `vlm` and `action`; the last block of a tower is never run."""
+    dino, siglip = config.towers
+    t = config.text
+    llama = (
+        t.num_hidden_layers,
+        t.hidden_size,
+        t.intermediate_size,
+        t.num_attention_heads,
+        t.head_dim,
+    )
+    sizes = {"vlm": llama, "action": llama}
+    for name, c in (("vision", siglip), ("dino", dino)):
+        sizes[name] = (
+            *(c.depth - 1, c.embed_dim, c.mlp_dim),
+            *(c.num_heads, c.embed_dim // c.num_heads),
+        )
+    return {name: StackSpec(*size, layouts[name]) for name, size in sizes.items()}
+
+
+def tap_shapes(
+    stacks: Mapping[str, StackSpec], taps: Sequence[Tap], rows: int, steps: int, dtype: Any
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What each tap returns for a batch of `rows`; those on `action` have `steps` in front."""
+    shapes = {}
+    for tap in taps:
+        stack = stacks[tap.stack]
+        start, stop = stack.layout.select(tap.tokens)
+        tokens = () if tap.reduce else (1 if tap.tokens == "last" else stop - start,)
+        inner = {
+            "attn_heads": (stack.heads, stack.head_dim),
+            "mlp_neurons": (stack.neurons,),
+        }.get(tap.point, (stack.width,))
+        front = (steps,) if tap.stack == "action" else ()
+        layers = len(resolve_layers(tap.layers, stack.depth))
+        shapes[str(tap)] = jax.ShapeDtypeStruct((*front, layers, rows, *tokens, *inner), dtype)
+    return shapes
+
+
+def fingerprint(config: OpenVLAConfig, modules: Sequence[torch.nn.Module], others: bytes) -> str:
+    """SHA-256 (hex) of all that decides what a policy does. Reads every weight: a minute for 7B."""
+    digest = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode())
+    for module in modules:
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    digest.update(others)
+    return digest.hexdigest()
