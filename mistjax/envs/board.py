@@ -178,7 +178,7 @@ class BoardEnv(gym.Env):
         world = self.world
         return bool(
             self._is_on_cell()
-            and abs(world.lift(self.goal)) < 0.006
+            and world.rests(self.goal)
             and world.opening > s.STONE_RADIUS + 0.003
             and world.gripper[2] > RISEN
         )
@@ -232,7 +232,7 @@ class BoardEnv(gym.Env):
 
     def _is_on_cell(self) -> bool:
         off = np.abs(self.world.stones[self.goal, :2] - self.target).max()
-        return bool(off <= self.tolerance * s.SPACING and self.world.lift(self.goal) < 0.006)
+        return bool(off <= self.tolerance * s.SPACING and self.world.rests(self.goal))
 
     def _observe(self) -> dict[str, Any]:
         self.world = self.physics.world()

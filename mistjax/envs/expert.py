@@ -19,6 +19,7 @@ SPEED = {"slowly": 0.35, "": 0.65, "quickly": 1.0}
 TRAVEL_HEIGHT = {"low": 0.055, "": 0.080, "high": 0.110}
 APPROACH_HEIGHT = 0.080
 GRASP_HEIGHT = 0.006
+BESIDE_BOARD = 0.0105
 OCCUPIED = 2 * s.STONE_RADIUS
 
 Action = Float[np.ndarray, "4"]
@@ -71,7 +72,7 @@ def _parking(world: World, stone: int) -> Place:
 
 def _is_placed(world: World, stone: int, place: Place) -> bool:
     off = np.abs(world.stones[stone, :2] - place).max()
-    return bool(off < 0.3 * s.SPACING and abs(world.lift(stone)) < 0.004)
+    return bool(off < 0.3 * s.SPACING and world.rests(stone))
 
 
 def _carry(world: World, task: Task, stone: int, place: Place) -> Action:
@@ -85,8 +86,9 @@ def _carry(world: World, task: Task, stone: int, place: Place) -> Action:
 
 
 def _fetch(world: World, task: Task, stone: int) -> Action:
-    at = world.stones[stone]
-    low = at[2] + GRASP_HEIGHT
+    at, low = world.stones[stone].copy(), world.stones[stone, 2] + GRASP_HEIGHT
+    if at[0] > s.BOARD_HALF:
+        at[0] = max(at[0], s.BOARD_HALF + BESIDE_BOARD)
     if np.linalg.norm(world.gripper[:2] - at[:2]) < 0.006 and world.gripper[2] < low + 0.002:
         return _still(-1.0)
     if _is_narrow(world):

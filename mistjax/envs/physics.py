@@ -20,6 +20,7 @@ from mistjax.envs.episode import Start
 STEP = 0.020
 GRASP_REACH = 0.016
 MIN_GRASP = 0.006
+RESTING = 0.006
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 _CLOSED = -0.01
 
@@ -48,6 +49,10 @@ class World:
         """Height of a stone's centre over where it would rest below."""
         x, y, z = self.stones[stone]
         return float(z - s.support_height(np.array([x, y])) - s.STONE_HALF_HEIGHT)
+
+    def rests(self, stone: int) -> bool:
+        """Whether a stone lies on the board or table, or stands there on its edge."""
+        return abs(self.lift(stone)) < RESTING
 
 
 class Physics:
