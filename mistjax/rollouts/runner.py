@@ -72,7 +72,7 @@ def run_episodes(
 
     Raises:
         ValueError: repeated seeds, or `out` holds a run of another configuration.
-        RuntimeError: the first episodes all crashed.
+        RuntimeError: the first 8 episodes, or all if there are fewer, crashed.
     """
     if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**31:
         raise ValueError(f"seeds are {list(seeds)}: expected distinct numbers from 0 to 2**31 - 1.")
@@ -113,7 +113,7 @@ def run_episodes(
         bar = stack.enter_context(
             tqdm(total=len(seeds), initial=len(seeds) - len(todo), unit="ep", disable=not progress)
         )
-        tally = _Tally(bar)
+        tally = _Tally(bar, give_up_after=min(_GIVE_UP_AFTER, len(seeds)))
         for trace in loop.episodes(todo):
             if writer is None:
                 traces[trace.seed] = trace
@@ -126,8 +126,9 @@ def run_episodes(
 class _Tally:
     """Progress, and giving up on a set-up that cannot work."""
 
-    def __init__(self, bar: tqdm):
+    def __init__(self, bar: tqdm, give_up_after: int):
         self._bar = bar
+        self._give_up_after = give_up_after
         self._successes = self._failures = self._errors = 0
 
     def add(self, trace: Trace) -> None:
@@ -138,7 +139,7 @@ class _Tally:
             f"{self._successes} succeeded, {self._failures} failed, {self._errors} crashed", False
         )
         self._bar.update()
-        if self._errors == _GIVE_UP_AFTER and not self._successes + self._failures:
+        if self._errors == self._give_up_after and not self._successes + self._failures:
             raise RuntimeError(
                 f"the first {self._errors} episodes all crashed, the last one with:\n{trace.error}"
             )

@@ -112,8 +112,10 @@ def test_a_crash_of_the_policy_is_an_error_of_the_episodes_in_the_batch(policy, 
 
 
 def test_a_setup_that_always_crashes_stops_the_run_with_the_cause(policy, make_env):
-    with pytest.raises(RuntimeError, match=r"first 8 episodes all crashed[\s\S]*lost its display"):
-        run(policy, lambda: make_env(crash_on=range(99)), range(99), max_steps=9)
+    for n, told in ((99, 8), (3, 3)):
+        match = rf"first {told} episodes all crashed[\s\S]*lost its display"
+        with pytest.raises(RuntimeError, match=match):
+            run(policy, lambda: make_env(crash_on=range(99)), range(n), max_steps=9)
 
 
 def test_an_environment_without_a_success_label_is_refused(policy, make_env):

@@ -1,0 +1,61 @@
+"""The runner with what it is for: a pi0 on the Go board."""
+
+import dataclasses
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import mistjax.envs  # noqa: F401  (registers the board)
+from mistjax.hooks.sites import Tap
+from mistjax.models.config import TINY
+from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
+from mistjax.policies import BOARD, random_policy
+from mistjax.rollouts import run_episodes
+
+TAPS = (
+    Tap("vlm.resid", (1,), "all", "mean"),
+    Tap("action.attn_heads", None, "all", "mean"),
+)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "words.model"
+    train_word_tokenizer(["place the black stone", "row column 1 2"], [], path)
+    config = dataclasses.replace(TINY, num_steps=2, max_token_len=20)
+    return random_policy(config, PromptTokenizer.from_file(path, config.max_token_len), BOARD)
+
+
+def run(policy, seeds):
+    return run_episodes(
+        policy,
+        lambda: gym.make("mistjax/Board-v0", max_steps=10),
+        seeds,
+        num_envs=2,
+        taps=TAPS,
+        aux=("velocity",),
+        perturbation={"brightness": 0.5},
+        record_video=[1],
+        progress=False,
+    )
+
+
+def test_a_board_episode_is_recorded_in_full_and_repeats_bit_for_bit(policy, same):
+    pair = run(policy, [0, 1])
+    assert not [row["error"] for row in pair.rows if row["error"]]
+    trace = pair.trace(1)
+    assert trace.env_id == "mistjax/Board-v0"
+    assert trace.policy_fingerprint == policy.spec.fingerprint
+    assert trace.success is False
+    assert trace.failure_cause == "never_grasped"
+    assert trace.state.shape == (10, 5)
+    assert trace.actions.shape == (10, 4)
+    assert trace.inference_step.tolist() == [0, 4, 8]
+    layers, heads = policy.config.action_expert.depth, policy.config.action_expert.num_heads
+    assert trace.features[str(TAPS[0])].shape == (3, 1, policy.config.vlm.width)
+    assert trace.features[str(TAPS[1])].shape[:4] == (3, 2, layers, heads)
+    assert trace.aux["velocity"].shape[:2] == (3, 2)
+    assert trace.frames.shape == (11, 64, 128, 3)
+    assert np.isfinite(trace.info["placement_error_m"])
+    same(trace, run(policy, [2, 1]).trace(1))
