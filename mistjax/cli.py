@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import tyro
 from tyro.conf import Positional
@@ -18,6 +19,43 @@ def doctor() -> None:
     from mistjax.doctor import examine, table
 
     print(table(examine()))
+
+
+def conformance(
+    file: Positional[Path], /, *, atol: float = 2e-5, record: Path | None = None
+) -> int:
+    """Compare FILE.npz, recorded outputs of a model, with what this code computes.
+
+    Exit code 1 when an output is off by more than the tolerance.
+
+    Args:
+        file: recorded arrays; the model's sizes lie beside it as FILE.json.
+        atol: largest absolute error that passes.
+        record: a checkpoint folder: write FILE from it first.
+    """
+    from mistjax.conformance import main
+
+    return main(file, atol=atol, record_from=record)
+
+
+def report(
+    baseline: Positional[Path],
+    others: Positional[tuple[Path, ...]] = (),
+    /,
+    *,
+    out: Path = Path("report.html"),
+) -> None:
+    """Write one HTML page about recorded runs.
+
+    Args:
+        baseline: a run folder.
+        others: further run folders, compared with the first.
+        out: the file to write.
+    """
+    from mistjax.report.build import build_report
+
+    runs = {str(run): run for run in (baseline, *others)}
+    print(build_report(runs, out, title="mistjax report"))
 
 
 def cite(room: Positional[str | None] = None) -> None:
@@ -31,7 +69,9 @@ def cite(room: Positional[str | None] = None) -> None:
     print(citation(room))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., int | None]] = {
+    "report": report,
+    "conformance": conformance,
     "doctor": doctor,
     "cite": cite,
 }
@@ -43,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     enable_cache()
     try:
-        tyro.extras.subcommand_cli_from_dict(
+        code = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="mistjax",
             description="Watch, explain and steer robot policies.",
@@ -57,7 +97,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mistjax: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

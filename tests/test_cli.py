@@ -1,5 +1,7 @@
 """The command line parses, calls, and says in one sentence what was refused."""
 
+from pathlib import Path
+
 import pytest
 
 from mistjax import cli
@@ -24,6 +26,21 @@ def test_every_subcommand_explains_itself(name, capsys):
 def test_cite_prints_bibtex(capsys):
     assert cli.main(["cite", "hooks"]) == 0
     assert capsys.readouterr().out.startswith("@software{mistjax,")
+
+
+def test_the_exit_code_of_a_subcommand_is_the_programs(monkeypatch):
+    monkeypatch.setattr(cli, "COMMANDS", {"doctor": lambda: 1, "cite": cli.cite})
+    assert cli.main(["doctor"]) == 1
+
+
+def test_a_report_compares_the_runs_in_the_order_given(monkeypatch):
+    from mistjax.report import build
+
+    calls = []
+    monkeypatch.setattr(build, "build_report", lambda runs, out, title: calls.append((runs, out)))
+    assert cli.main(["report", "b/run", "a/run", "--out", "page.html"]) == 0
+    runs, out = calls[0]
+    assert list(runs) == ["b/run", "a/run"] and out == Path("page.html")
 
 
 @pytest.mark.parametrize("error", [ValueError, FileNotFoundError, ImportError])
