@@ -18,29 +18,45 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load, save
 
+from mistjax.detect.action_samples import ActionVariance, ChunkLayout, ClusterEntropy
 from mistjax.detect.conformal import Threshold
 from mistjax.detect.controls import TrajectoryLength
+from mistjax.detect.density import RND, LogpZO
 from mistjax.detect.embedding import (
     EmbeddingDetector,
     Mahalanobis,
     NearestCentroid,
     NearestNeighbours,
 )
+from mistjax.detect.fiper import ActionChunkEntropy, ObservationNovelty
+from mistjax.detect.gates import SensitivityGate
 from mistjax.detect.heads import SafeLSTM, SafeMLP
+from mistjax.detect.temporal import TemporalConsistency
+from mistjax.detect.tokens import TokenUncertainty
 from mistjax.detect.wrappers import Agreement, Standardised, Windowed
 
 CLASSES: dict[str, type] = {
     c.__name__: c
     for c in (
+        ActionChunkEntropy,
+        ActionVariance,
         Agreement,
+        ChunkLayout,
+        ClusterEntropy,
         EmbeddingDetector,
+        LogpZO,
         Mahalanobis,
         NearestCentroid,
         NearestNeighbours,
+        ObservationNovelty,
+        RND,
         SafeLSTM,
         SafeMLP,
+        SensitivityGate,
         Standardised,
+        TemporalConsistency,
         Threshold,
+        TokenUncertainty,
         TrajectoryLength,
         Windowed,
     )
@@ -58,16 +74,14 @@ class Provenance:
     """What a detector's features come from.
 
     Attributes:
-        policy: fingerprint of the policy's weights.
+        policy: fingerprint of the policy: weights, configuration, statistics and tokenizer.
         tap: where the features were read, as the tap's string form.
         pooling: how they were reduced to one vector a step.
-        normaliser: fingerprint of the policy's input and action statistics.
     """
 
     policy: str
     tap: str
     pooling: str
-    normaliser: str
 
     def require(self, expected: Provenance) -> None:
         """Raise FingerprintError naming every field that differs."""
@@ -170,7 +184,7 @@ def load_detector(folder: Path | str, expected: Provenance) -> tuple[Any, Thresh
 
     Raises:
         FileNotFoundError: no artifact there.
-        FingerprintError: made with another policy, tap, pooling or normaliser.
+        FingerprintError: made with another policy, tap or pooling.
         ValueError: another format version, or an unknown class.
     """
     document = read_card(folder)

@@ -17,7 +17,7 @@ from mistjax.detect.artifact import FingerprintError, read_card
 from mistjax.detect.wrappers import Windowed
 
 PROVENANCE = Provenance(
-    policy="ab12", tap="vlm.mlp_out[8] text mean", pooling="mean", normaliser="cd34"
+    policy="ab12", tap="vlm.mlp_out[8] text mean", pooling="mean"
 )
 
 
@@ -41,7 +41,7 @@ def test_a_detector_comes_back_bit_identical_with_its_threshold(saved):
     assert read_card(folder)["notes"] == {"episodes": 60}
 
 
-@pytest.mark.parametrize("field", ["policy", "tap", "pooling", "normaliser"])
+@pytest.mark.parametrize("field", ["policy", "tap", "pooling"])
 def test_an_artifact_made_with_something_else_is_refused_by_name(saved, field):
     with pytest.raises(FingerprintError, match=field):
         load_detector(saved[0], dataclasses.replace(PROVENANCE, **{field: "other"}))

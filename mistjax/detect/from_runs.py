@@ -1,0 +1,145 @@
+"""Recorded runs in, a trained and calibrated detector on disk out.
+
+What `mistjax train-detector` and `mistjax calibrate` do. Training and calibration take different
+episodes: the promise of a threshold holds for successes that the detector was not fitted to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mistjax.detect.artifact import Provenance, load_detector, read_card, save_detector
+from mistjax.detect.conformal import Band, Threshold, calibrate
+from mistjax.detect.data import Episodes
+from mistjax.detect.detector import score_episodes
+from mistjax.detect.features import FeatureSpec
+from mistjax.detect.metrics import summary
+from mistjax.detect.registry import fit_detector
+from mistjax.rollouts.run import Run
+from mistjax.rollouts.trace import Trace
+
+
+def episodes_from_runs(
+    runs: Sequence[Run],
+    features: FeatureSpec,
+    *,
+    group: Callable[[Trace], str] = lambda trace: trace.task,
+) -> Episodes:
+    """The finished episodes of several runs of one policy.
+
+    Args:
+        runs: with the taps of `features`.
+        features: what a detector reads.
+        group: what counts as one task. Metrics by earliest stop compare episodes of one task up to
+            its shortest episode, so put tasks of similar length together.
+
+    Raises:
+        ValueError: no runs, runs of different policies, or taps that were not recorded.
+    """
+    policies = {run.config["policy_fingerprint"] for run in runs}
+    if len(policies) != 1:
+        raise ValueError(
+            f"the runs are of {len(policies)} policies: give runs of one, a detector reads its "
+            "activations."
+        )
+    traces = [trace for run in runs for trace in run.traces()]
+    groups = [group(trace) for trace in traces]
+    names = sorted(set(groups))
+    return Episodes.from_sequences(
+        [features.recorded(trace.features) for trace in traces],
+        [trace.success for trace in traces],
+        [names.index(name) for name in groups],
+        [trace.seed for trace in traces],
+    )
+
+
+def provenance(run: Run, features: FeatureSpec) -> Provenance:
+    """What a detector of these features is made with."""
+    taps = " + ".join(str(tap) for tap in features.taps)
+    return Provenance(run.config["policy_fingerprint"], taps, features.steps)
+
+
+def train_detector(
+    runs: Sequence[Run],
+    out: Path,
+    *,
+    name: str = "safe_mlp",
+    features: FeatureSpec,
+    group: Callable[[Trace], str] = lambda trace: trace.task,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, float]:
+    """Fits a detector on every finished episode of the runs and writes it, without a threshold.
+
+    Args:
+        runs: of one policy, with the taps of `features`.
+        out: folder of the artefact.
+        name: key of `DETECTORS`.
+        features: what it reads.
+        group: tasks of similar length, for metrics by earliest stop.
+        seed: of initialisation and training.
+        **options: of the detector's fit.
+
+    Returns:
+        Its metrics on the training episodes themselves.
+    """
+    episodes = episodes_from_runs(runs, features, group=group)
+    detector = fit_detector(name, episodes, standardised=True, seed=seed, **options)
+    scores = score_episodes(detector, episodes.features, episodes.mask)
+    metrics = summary(np.asarray(scores), episodes)
+    notes = {
+        "detector": name,
+        "features": features.to_json(),
+        "trained_on": [str(run.path) for run in runs],
+        "episodes": len(episodes),
+        "failures": int((~episodes.success).sum()),
+        "training_metrics": metrics,
+    }
+    save_detector(out, detector, provenance(runs[0], features), notes=notes)
+    return metrics
+
+
+def calibrate_detector(
+    folder: Path,
+    runs: Sequence[Run],
+    *,
+    alpha: float = 0.1,
+    band: Band = "stdev",
+    group: Callable[[Trace], str] = lambda trace: trace.task,
+    seed: int = 0,
+) -> tuple[Threshold, dict[str, float]]:
+    """Calibrates a trained detector on the successes of other runs and writes its threshold.
+
+    Args:
+        folder: what `train_detector` wrote; its threshold is replaced.
+        runs: of the same policy, with the same taps.
+        alpha: bound on the chance of any alarm in a successful episode.
+        band: shape of the threshold over time.
+        group: tasks of similar length, for metrics by earliest stop.
+        seed: which successes give the band its shape.
+
+    Returns:
+        (threshold, the detector's metrics on these episodes).
+
+    Raises:
+        FingerprintError: the runs are of another policy.
+    """
+    card = read_card(folder)
+    features = FeatureSpec.from_json(card["notes"]["features"])
+    detector, _ = load_detector(folder, provenance(runs[0], features))
+    episodes = episodes_from_runs(runs, features, group=group)
+    scores = np.asarray(score_episodes(detector, episodes.features, episodes.mask))
+    threshold = calibrate(scores, episodes.mask, episodes.success, alpha, band=band, seed=seed)
+    metrics = summary(scores, episodes)
+    notes = {
+        **card["notes"],
+        "calibrated_on": [str(run.path) for run in runs],
+        "calibration_episodes": len(episodes),
+        "calibration_metrics": metrics,
+    }
+    save_detector(folder, detector, provenance(runs[0], features), threshold=threshold, notes=notes)
+    return threshold, metrics
