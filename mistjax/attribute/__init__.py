@@ -1,0 +1,33 @@
+"""What a readout relies on: image patches, words, state; and which activations carry it."""
+
+from mistjax.attribute.attribution import Attribution
+from mistjax.attribute.explain import Explanation, explain
+from mistjax.attribute.inputs import Baseline, Regions, patch_size
+from mistjax.attribute.localiser import Cause, describe, localise
+from mistjax.attribute.readouts import (
+    ActionChange,
+    ActionValue,
+    FailureScore,
+    Function,
+    Readout,
+)
+from mistjax.attribute.registry import ATTRIBUTIONS, attribute
+
+__all__ = [
+    "ATTRIBUTIONS",
+    "ActionChange",
+    "ActionValue",
+    "Attribution",
+    "Baseline",
+    "Cause",
+    "Explanation",
+    "FailureScore",
+    "Function",
+    "Readout",
+    "Regions",
+    "attribute",
+    "describe",
+    "explain",
+    "localise",
+    "patch_size",
+]

@@ -1,0 +1,199 @@
+"""What would have changed: replace regions by the baseline, run again, compare.
+
+`effects` is the one sweep. Occlusion replaces one region at a time; the interventional significance
+score (ISS) replaces many at random and so also sees regions that stand in for each other; the
+nuisance mass ratio (NMR) says which share of any attribution lies where it should not matter.
+
+Source: Zeiler and Fergus, arXiv 1311.2901 (occlusion). ISS and NMR: Zhang et al., arXiv 2605.00321,
+who mask at random, blur what is masked and compare actions; as estimator we take the least-squares
+slope, see `iss`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int
+
+from mistjax.attribute.attribution import Attribution, evaluate
+from mistjax.attribute.batching import compiled, in_chunks
+from mistjax.attribute.inputs import Baseline, Inputs, PatchSize, Regions, replaced
+from mistjax.attribute.readouts import Readout
+from mistjax.models.observation import Observation
+
+
+@compiled
+def effects(
+    policy: Any,
+    obs: Observation,
+    key: Array,
+    readout: Readout,
+    regions: Regions,
+    *,
+    patch: PatchSize,
+    baseline: Baseline = Baseline(),
+    chunk: int = 8,
+) -> Float[Array, "n b"]:
+    """The readout after each of n interventions. Cost: n inferences of the batch.
+
+    Args:
+        policy: the policy.
+        obs: a batch.
+        key: of the sampling noise, the same in every run.
+        readout: what is measured.
+        regions: what to replace, every leaf with a leading axis [n]: `images[camera]` [n,r,gy,gx].
+        patch: pixels (height, width) of one patch.
+        baseline: what to put there.
+        chunk: interventions in memory at a time, each the whole batch.
+    """
+    inputs = Inputs.of(policy, obs)
+    start = baseline.inputs(policy, obs, inputs)
+
+    def run(region):
+        return evaluate(policy, obs, key, readout, replaced(inputs, start, region, patch))
+
+    return in_chunks(run, regions, chunk)
+
+
+@compiled
+def occlusion(
+    policy: Any,
+    obs: Observation,
+    key: Array,
+    readout: Readout,
+    *,
+    patch: PatchSize,
+    baseline: Baseline = Baseline(),
+    chunk: int = 8,
+) -> Attribution:
+    """Readout minus the readout with one patch, word or state dimension replaced.
+
+    Arguments as for `effects`. Cost: an inference of the batch for each of them (pi0: 848).
+    """
+    unravel, size = _flat(policy, obs, patch)
+    masks = jnp.concatenate([jnp.eye(size), jnp.zeros((1, size)), jnp.ones((1, size))])
+    values = effects(
+        policy,
+        obs,
+        key,
+        readout,
+        jax.vmap(unravel)(masks),
+        patch=patch,
+        baseline=baseline,
+        chunk=chunk,
+    )
+    changes, value, start = values[size] - values[:size], values[size], values[size + 1]
+    return Attribution.signed(_rows(unravel, changes.T), value, start, patch)
+
+
+@compiled
+def iss(
+    policy: Any,
+    obs: Observation,
+    key: Array,
+    readout: Readout,
+    *,
+    patch: PatchSize,
+    baseline: Baseline = Baseline(),
+    chunk: int = 8,
+    samples: int = 256,
+    probability: float = 0.5,
+    seed: int = 0,
+) -> Attribution:
+    """Interventional significance: how much replacing a region changes the readout, averaged over
+    what else is replaced.
+
+    In each sample every region is replaced on its own with `probability`. With r the absolute
+    change of the readout and m whether region j was replaced, the score of j is cov(m, r) / var(m):
+    an unbiased estimate of E[r | j replaced] - E[r | j kept]. A region that never matters scores 0
+    up to noise of order std(r) / sqrt(samples), on either side of 0.
+
+    With `ActionChange(actions of the same observation)` as readout, r is the action error.
+
+    Args:
+        policy, obs, key, readout, patch, baseline, chunk: as for `effects`.
+        samples: random masks. Cost: as many inferences of the batch.
+        probability: of a region to be replaced.
+        seed: of the masks.
+
+    Raises:
+        ValueError: fewer than 2 samples, or a probability outside (0, 1).
+    """
+    if samples < 2 or not 0 < probability < 1:
+        raise ValueError(
+            f"samples={samples}, probability={probability}: expected at least 2 samples and a "
+            "probability between 0 and 1."
+        )
+    unravel, size = _flat(policy, obs, patch)
+    masks = jax.random.bernoulli(jax.random.key(seed), probability, (samples, size)).astype(float)
+    ends = jnp.stack([jnp.zeros(size), jnp.ones(size)])
+    values = effects(
+        policy,
+        obs,
+        key,
+        readout,
+        jax.vmap(unravel)(jnp.concatenate([masks, ends])),
+        patch=patch,
+        baseline=baseline,
+        chunk=chunk,
+    )
+    value, start = values[samples], values[samples + 1]
+    change = jnp.abs(values[:samples] - value)
+    covariance = (change - change.mean(axis=0)).T @ (masks - probability) / (samples - 1)
+    scores = covariance / (probability * (1 - probability))
+    return Attribution.unsigned(_rows(unravel, scores), value, start, patch)
+
+
+def _flat(policy: Any, obs: Observation, patch: PatchSize):
+    """(vector -> Regions of one row, its length)."""
+    shapes = jax.eval_shape(lambda: Inputs.of(policy, obs))
+    flat, unravel = ravel_pytree(Regions.full(shapes, patch))
+    return unravel, flat.size
+
+
+def _rows(unravel, vectors: Float[Array, "b n"]) -> Regions:
+    """One vector a row -> Regions with the batch as leading axis."""
+    return jax.tree.map(lambda leaf: leaf[:, 0], jax.vmap(unravel)(vectors))
+
+
+def nuisance_regions(
+    segmentation: Int[Array, "b h w"], relevant: Int[Array, " n"], patch: PatchSize
+) -> Float[Array, "b gy gx"]:
+    """The share of each patch's pixels that shows none of the relevant ids.
+
+    Args:
+        segmentation: an id a pixel, as large as the model's image.
+        relevant: ids of what the task is about (objects, gripper).
+        patch: pixels (height, width) of one patch.
+    """
+    nuisance = ~jnp.isin(segmentation, relevant)
+    rows, columns = segmentation.shape[1] // patch[0], segmentation.shape[2] // patch[1]
+    cut = nuisance[:, : rows * patch[0], : columns * patch[1]]
+    return cut.reshape(len(cut), rows, patch[0], columns, patch[1]).mean(axis=(2, 4))
+
+
+def nuisance_mass_ratio(
+    attribution: Attribution, nuisance: Mapping[str, Float[Array, "b gy gx"]]
+) -> Float[Array, " b"]:
+    """The share of the absolute attribution on images that lies on nuisance pixels; NaN if there
+    is no attribution at all.
+
+    Args:
+        attribution: by any method.
+        nuisance: camera (at least one) -> share of each patch that is nuisance; other cameras do
+            not count.
+
+    Raises:
+        ValueError: a camera that the attribution does not have.
+    """
+    if unknown := sorted(set(nuisance) - set(attribution.images)):
+        raise ValueError(
+            f"no attribution on cameras {unknown}: there are {sorted(attribution.images)}."
+        )
+    mass = jnp.stack([jnp.abs(attribution.images[name]) for name in nuisance])
+    share = jnp.stack([nuisance[name] for name in nuisance])
+    return (mass * share).sum(axis=(0, 2, 3)) / mass.sum(axis=(0, 2, 3))

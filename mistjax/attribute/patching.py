@@ -1,0 +1,170 @@
+"""Activation patching: put activations of a clean run into a corrupted one, and see how much of the
+clean behaviour comes back. What restores it is sufficient for it, given the rest of the corrupted
+run; compare Zhang and Nanda, arXiv 2309.16042, for what that does and does not show.
+
+`patch_sweep` is the one sweep: its masks are data, so a sweep over layers, heads or tokens is one
+compiled function. The others only build masks.
+Source: Meng et al., arXiv 2202.05262 (causal tracing); Vig et al., arXiv 2004.12265.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mistjax.attribute.batching import compiled, in_chunks
+from mistjax.attribute.readouts import Readout
+from mistjax.hooks.edits import Patch
+from mistjax.hooks.sites import Tap, split_site
+from mistjax.models.observation import Observation
+
+
+@flax.struct.dataclass
+class MaskedPatch(Patch):
+    """`Patch` where a mask [L,1,T,*D] in [0, 1] (sizes of 1 broadcast) says so; 1 gives `value`."""
+
+    mask: Float[Array, "l #b t *#d"] = None  # type: ignore[assignment]
+
+    def layer_data(self, depth):
+        return {**super().layer_data(depth), "mask": self.mask}
+
+    @staticmethod
+    def transform(x, coefficient, data):
+        weight = (coefficient * data["mask"]).astype(x.dtype)
+        value = data["value"].astype(x.dtype)
+        return jnp.where(weight == 1, value, x + weight * (value - x))
+
+
+@flax.struct.dataclass
+class Restored:
+    """What a sweep found.
+
+    Attributes:
+        patched: readout of each patched run; the sweep's own axes, then the batch.
+        clean: readout of the clean run.
+        corrupted: readout of the corrupted run.
+    """
+
+    patched: Float[Array, "*sweep b"]
+    clean: Float[Array, " b"]
+    corrupted: Float[Array, " b"]
+
+    @property
+    def share(self) -> Float[Array, "*sweep b"]:
+        """0 is the corrupted run, 1 the clean one; NaN or Inf where they do not differ."""
+        return (self.patched - self.corrupted) / (self.clean - self.corrupted)
+
+
+@compiled
+def patch_sweep(
+    policy: Any,
+    clean: Observation,
+    corrupted: Observation,
+    key: Array,
+    readout: Readout,
+    site: str,
+    masks: Float[Array, "n l t *d"],
+    *,
+    chunk: int = 8,
+) -> Restored:
+    """Runs the corrupted observation with clean activations at `site`, once for each mask.
+
+    Args:
+        policy: the policy.
+        clean: observation of the behaviour that is looked for.
+        corrupted: the same batch with something changed.
+        key: of the sampling noise, the same in every run.
+        readout: what is measured.
+        site: `<stack>.<point>`; on `action`, every flow step gets the same step of the clean run.
+        masks: what to patch, in [0, 1]: layer, token, and where the site has them heads
+            [n,L,T,N,1] or single neurons [n,L,T,F].
+        chunk: patched runs in memory at a time, each the whole batch.
+
+    A token that is padding in the corrupted run is not patched. Cost: n + 2 inferences of the
+    batch, and the clean activations of the whole stack in memory.
+
+    Raises:
+        ValueError: not a site, or masks of other layers and tokens than the site has.
+    """
+    tap = Tap(site)
+    sample = policy.sample(clean, key, taps=(*readout.taps, tap))
+    values, clean_value = sample.taps[str(tap)], readout(sample)
+    layers, _, tokens = values.shape[values.ndim - _axes(site) :][:3]
+    if masks.shape[1:3] != (layers, tokens):
+        raise ValueError(
+            f"masks of shape {masks.shape}: {site} has {layers} layers and {tokens} tokens, so "
+            f"expected [n,{layers},{tokens},...]."
+        )
+
+    def run(mask):
+        return policy.objective(
+            corrupted, key, readout, taps=readout.taps, edits=_edits(site, values, mask)
+        )
+
+    masks = jnp.concatenate([masks, jnp.zeros_like(masks[:1])])
+    patched = in_chunks(run, masks, chunk)
+    return Restored(patched[:-1], clean_value, patched[-1])
+
+
+def _edits(site: str, values: Array, mask: Array) -> tuple[MaskedPatch, ...]:
+    """One patch, or on a stack with steps one for each step."""
+    wide = mask.reshape(*mask.shape, *(1,) * (_axes(site) - mask.ndim - 1))[:, None]
+    if values.ndim == _axes(site):
+        return (MaskedPatch(site=site, value=values, mask=wide),)
+    every = jnp.eye(len(values))
+    return tuple(
+        MaskedPatch(site=site, value=value, mask=wide, step_weights=only)
+        for value, only in zip(values, every, strict=True)
+    )
+
+
+def _axes(site: str) -> int:
+    """Axes of an unreduced tap without steps."""
+    return 5 if split_site(site)[1] == "attn_heads" else 4
+
+
+def _sizes(
+    policy: Any, obs: Observation, key: Array, site: str
+) -> tuple[int, int, tuple[int, ...]]:
+    """(layers, tokens, further axes) of a site."""
+    tap = Tap(site)
+    shape = jax.eval_shape(lambda: policy.sample(obs, key, taps=(tap,)).taps[str(tap)]).shape
+    layers, _, tokens, *rest = shape[len(shape) - _axes(site) :]
+    return layers, tokens, tuple(rest)
+
+
+def patch_layers(policy, clean, corrupted, key, readout, site: str, *, chunk: int = 8) -> Restored:
+    """One layer at a time, all its tokens: `patched` is [L,B]."""
+    layers, tokens, _ = _sizes(policy, clean, key, site)
+    masks = jnp.broadcast_to(jnp.eye(layers)[:, :, None], (layers, layers, tokens))
+    return patch_sweep(policy, clean, corrupted, key, readout, site, masks, chunk=chunk)
+
+
+def patch_tokens(policy, clean, corrupted, key, readout, site: str, *, chunk: int = 8) -> Restored:
+    """One layer and token at a time: `patched` is [L,T,B]. Cost: L * T inferences."""
+    layers, tokens, _ = _sizes(policy, clean, key, site)
+    masks = jnp.eye(layers * tokens).reshape(-1, layers, tokens)
+    return _folded(
+        patch_sweep(policy, clean, corrupted, key, readout, site, masks, chunk=chunk),
+        (layers, tokens),
+    )
+
+
+def patch_heads(policy, clean, corrupted, key, readout, stack: str, *, chunk: int = 8) -> Restored:
+    """One attention head at a time, all tokens: `patched` is [L,N,B]. Cost: L * N inferences."""
+    site = f"{stack}.attn_heads"
+    layers, tokens, (heads, _) = _sizes(policy, clean, key, site)
+    masks = jnp.eye(layers * heads).reshape(-1, layers, 1, heads, 1)
+    masks = jnp.broadcast_to(masks, (layers * heads, layers, tokens, heads, 1))
+    return _folded(
+        patch_sweep(policy, clean, corrupted, key, readout, site, masks, chunk=chunk),
+        (layers, heads),
+    )
+
+
+def _folded(result: Restored, shape: tuple[int, int]) -> Restored:
+    return Restored(result.patched.reshape(*shape, -1), result.clean, result.corrupted)

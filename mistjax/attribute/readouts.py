@@ -1,0 +1,106 @@
+"""What is explained: a `Readout` turns a sample into one number a row.
+
+Readouts are pytrees: a detector's weights and its state of the episode are leaves, so explaining
+the next step compiles nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mistjax.detect.features import FeatureSpec
+from mistjax.hooks.sites import Tap
+from mistjax.policies.protocol import Sample
+
+
+@runtime_checkable
+class Readout(Protocol):
+    """A number to attribute, and the taps that it reads. `name` stands in sentences."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def taps(self) -> tuple[Tap, ...]: ...
+
+    def __call__(self, sample: Sample) -> Float[Array, " b"]: ...
+
+
+@flax.struct.dataclass
+class FailureScore:
+    """A detector's `logit` at this step.
+
+    Attributes:
+        detector: any `Detector`.
+        state: its state of the episode before this step.
+        features: what it reads.
+    """
+
+    detector: Any
+    state: Any
+    features: FeatureSpec = flax.struct.field(pytree_node=False)
+
+    @property
+    def name(self) -> str:
+        return "failure score"
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        return self.features.taps
+
+    def __call__(self, sample: Sample) -> Float[Array, " b"]:
+        return self.detector.logit(self.state, self.features.live(sample.taps))
+
+
+@flax.struct.dataclass
+class ActionValue:
+    """A weighted sum over the chunk: `weights` [H,A] in model units, for example 1/H on "dz"."""
+
+    weights: Float[Array, "h a"]
+    name: str = flax.struct.field(pytree_node=False, default="action")
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        return ()
+
+    def __call__(self, sample: Sample) -> Float[Array, " b"]:
+        return jnp.einsum("bha,ha->b", sample.actions, self.weights)
+
+
+@flax.struct.dataclass
+class ActionChange:
+    """Mean squared distance of the chunk to another one, `reference` [B,H,A] in model units.
+
+    With the sample of the untouched observation as reference, it measures how much an intervention
+    changes what the robot does. Its gradient there is 0: use it with interventions.
+    """
+
+    reference: Float[Array, "b h a"]
+
+    @property
+    def name(self) -> str:
+        return "action"
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        return ()
+
+    def __call__(self, sample: Sample) -> Float[Array, " b"]:
+        return jnp.mean(jnp.square(sample.actions - self.reference), axis=(1, 2))
+
+
+@flax.struct.dataclass
+class Function:
+    """Any function of a sample. Compiled once for each function object."""
+
+    function: Callable[[Sample], Array] = flax.struct.field(pytree_node=False)
+    taps: tuple[Tap, ...] = flax.struct.field(pytree_node=False, default=())
+    name: str = flax.struct.field(pytree_node=False, default="readout")
+
+    def __call__(self, sample: Sample) -> Float[Array, " b"]:
+        return self.function(sample)

@@ -1,0 +1,59 @@
+"""Every attribution method by name, with one signature.
+
+Each compiles once for its options and the shapes: weights, observation, key and what the readout
+holds are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array
+
+from mistjax.attribute.attribution import Attribution
+from mistjax.attribute.gradients import gradient_x_input, integrated_gradients, saliency
+from mistjax.attribute.inputs import PatchSize, patch_size
+from mistjax.attribute.interventional import iss, occlusion
+from mistjax.attribute.readouts import Readout
+from mistjax.models.observation import Observation
+
+ATTRIBUTIONS: dict[str, Callable[..., Attribution]] = {
+    "integrated_gradients": integrated_gradients,
+    "gradient_x_input": gradient_x_input,
+    "saliency": saliency,
+    "occlusion": occlusion,
+    "iss": iss,
+}
+
+
+def attribute(
+    name: str,
+    policy: Any,
+    obs: Observation,
+    key: Array,
+    readout: Readout,
+    *,
+    patch: PatchSize | None = None,
+    **options: Any,
+) -> Attribution:
+    """Runs the method called `name`; not for use inside jit unless `patch` is given.
+
+    Args:
+        name: key of `ATTRIBUTIONS`.
+        policy: the policy.
+        obs: a batch.
+        key: of the sampling noise.
+        readout: a pytree, see `readouts`.
+        patch: pixels (height, width) of a region; None takes the policy's vision patches.
+        **options: of the method; `baseline` and `chunk` for all of them.
+
+    Raises:
+        ValueError: unknown name, or what the method refuses.
+    """
+    if name not in ATTRIBUTIONS:
+        raise ValueError(
+            f"no attribution is called {name!r}; choose one of {', '.join(ATTRIBUTIONS)}."
+        )
+    patch = patch_size(policy.spec, obs) if patch is None else patch
+    return ATTRIBUTIONS[name](policy, obs, key, readout, patch=patch, **options)

@@ -1,0 +1,108 @@
+"""Words: which tokens make one up, what a word contributes, what happens without it.
+
+Leave-one-out takes a word out of the prompt (its tokens are masked and the gap closes), where
+occlusion puts the baseline in its place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from mistjax.attribute.batching import compiled, in_chunks
+from mistjax.attribute.readouts import Readout
+from mistjax.models.observation import Observation
+
+_SPACE = "▁"
+
+
+@runtime_checkable
+class Pieces(Protocol):
+    """A SentencePiece-like vocabulary: `▁` begins a word, control tokens look like `<s>`."""
+
+    def id_to_piece(self, index: int) -> str: ...
+
+
+class Word(NamedTuple):
+    """A word and its tokens [start, stop)."""
+
+    text: str
+    start: int
+    stop: int
+
+
+def words_of(
+    tokenizer: Pieces, tokens: Shaped[np.ndarray, " l"], mask: Shaped[np.ndarray, " l"]
+) -> list[Word]:
+    """The words of one prompt; control tokens and newlines are none, and end the word before."""
+    words: list[Word] = []
+    joins = False
+    for i in np.flatnonzero(mask):
+        piece = tokenizer.id_to_piece(int(tokens[i]))
+        text = piece.removeprefix(_SPACE)
+        if not text.strip() or (piece.startswith("<") and piece.endswith(">")):
+            joins = False
+        elif joins and not piece.startswith(_SPACE):
+            words[-1] = Word(words[-1].text + text, words[-1].start, int(i) + 1)
+        else:
+            words.append(Word(text, int(i), int(i) + 1))
+            joins = True
+    return words
+
+
+def word_spans(
+    tokenizer: Pieces, obs: Observation
+) -> tuple[list[list[Word]], Bool[np.ndarray, "n b l"]]:
+    """The words of every row, and their tokens as masks; n is the longest row's count, and the
+    spans that a shorter row lacks are empty.
+    """
+    tokens, masks = np.asarray(obs.tokenized_prompt), np.asarray(obs.tokenized_prompt_mask)
+    rows = [words_of(tokenizer, t, m) for t, m in zip(tokens, masks, strict=True)]
+    spans = np.zeros((max(map(len, rows)), *tokens.shape), bool)
+    for b, words in enumerate(rows):
+        for n, word in enumerate(words):
+            spans[n, b, word.start : word.stop] = True
+    return rows, spans
+
+
+def span_sums(
+    text: Float[Array, "b l"], spans: Bool[Array | np.ndarray, "n b l"]
+) -> Float[Array, "n b"]:
+    """A token attribution summed over each span."""
+    return jnp.einsum("bl,nbl->nb", text, jnp.asarray(spans, text.dtype))
+
+
+@compiled
+def leave_one_out(
+    policy: Any,
+    obs: Observation,
+    key: Array,
+    readout: Readout,
+    spans: Bool[Array | np.ndarray, "n b l"] | Int[Array | np.ndarray, "n b l"],
+    *,
+    chunk: int = 8,
+) -> Float[Array, "n b"]:
+    """Readout minus the readout without each span. Cost: n + 1 inferences of the batch.
+
+    Args:
+        policy: the policy.
+        obs: a batch.
+        key: of the sampling noise, the same in every run.
+        readout: what is measured.
+        spans: the tokens to take out, for example of `word_spans`.
+        chunk: spans in memory at a time, each the whole batch.
+    """
+    spans = jnp.asarray(spans, bool)
+    spans = jnp.concatenate([spans, jnp.zeros_like(spans[:1])])
+
+    def without(span):
+        kept = jnp.asarray(obs.tokenized_prompt_mask) & ~span
+        shorter = dataclasses.replace(obs, tokenized_prompt_mask=kept)
+        return policy.objective(shorter, key, readout, taps=readout.taps)
+
+    values = in_chunks(without, spans, chunk)
+    return values[-1] - values[:-1]

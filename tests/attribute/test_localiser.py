@@ -1,0 +1,79 @@
+"""The cause is where the positive attribution lies, and the sentence says so."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mistjax.attribute import ActionValue, Attribution, describe, explain, localise
+from mistjax.attribute.localiser import named_words
+
+
+@pytest.fixture
+def attribution(linear_obs):
+    """Row 0: the wrist camera, one patch. Row 1: the word "slowly", and a negative rest."""
+    length = linear_obs.tokenized_prompt.shape[1]
+    slowly = int(linear_obs.tokenized_prompt_mask[1].sum()) - 2
+    return Attribution(
+        images={
+            "front": jnp.zeros((2, 2, 3)).at[1].set(-5.0),
+            "wrist": jnp.zeros((2, 2, 3)).at[0, 1, 2].set(3.0),
+        },
+        text=jnp.zeros((2, length)).at[1, slowly].set(2.0),
+        state=jnp.zeros((2, 3)).at[0, 1].set(1.0),
+        value=jnp.ones(2),
+        baseline_value=jnp.zeros(2),
+        completeness_error=jnp.zeros(2),
+        patch=(4, 4),
+    )
+
+
+def test_the_cause_is_the_modality_with_the_largest_share(attribution):
+    cause = jax.jit(localise, static_argnames="top")(attribution, top=2)
+    assert cause.modalities == ("front", "wrist", "text", "state")
+    np.testing.assert_array_equal(cause.modality, [1, 2])
+    np.testing.assert_allclose(cause.shares, [[0, 0.75, 0, 0.25], [0, 0, 1, 0]])
+    assert cause.found.all()
+    np.testing.assert_array_equal(cause.patches[0, 1, 0], [1, 2])
+    np.testing.assert_array_equal(cause.boxes[0, 1, 0], [4, 8, 8, 12])
+    assert cause.patch_shares[0, 1, 0] == 0.75
+    assert cause.dims[0, 0] == 1
+
+
+def test_words_and_regions_are_named(attribution, linear_obs, tokenizer):
+    cause = localise(attribution)
+    assert named_words(cause, linear_obs, tokenizer, 1) == [("slowly", 1.0)]
+    wrist, word = describe(cause, linear_obs, tokenizer)
+    assert wrist == (
+        "The failure score comes mostly from camera wrist (75%), patch row 2 column 3 (pixels 8-12 "
+        "across, 4-8 down; 75%); then the robot state (25%), camera front (0%) and the instruction "
+        "(0%)."
+    )
+    assert word.startswith("The failure score comes mostly from the instruction (100%), “slowly”")
+
+
+def test_state_dimensions_are_named(attribution, linear_obs, tokenizer):
+    state = dataclasses.replace(attribution, state=10 * attribution.state)
+    sentence = describe(localise(state), linear_obs, tokenizer, state_names=("x", "height"))[0]
+    assert "the robot state (77%), height (77%)" in sentence
+
+
+@pytest.mark.parametrize("number", [0.0, -1.0, jnp.nan])
+def test_without_positive_attribution_there_is_no_cause(number, attribution, linear_obs, tokenizer):
+    nothing = jax.tree.map(lambda leaf: jnp.full_like(leaf, number), attribution)
+    cause = localise(nothing)
+    assert not cause.found.any()
+    assert not cause.shares.any()
+    sentence = describe(cause, linear_obs, tokenizer, what="action")[0]
+    assert sentence == "Nothing in the observation raises the action above its baseline."
+
+
+def test_explain_goes_from_raw_observations_to_sentences(linear, raw, key):
+    explanation = explain(linear, raw, key, ActionValue(jnp.array([[1.0, 0.0]]), name="dx"))
+    assert len(explanation.sentences) == 2
+    for row, sentence in enumerate(explanation.sentences):
+        top = explanation.cause.modalities[int(explanation.cause.modality[row])]
+        spoken = {"text": "the instruction", "state": "the robot state"}.get(top, f"camera {top}")
+        assert sentence.startswith(f"The dx comes mostly from {spoken} (")
