@@ -57,10 +57,10 @@ def episodes_from_runs(
     )
 
 
-def provenance(run: Run, features: FeatureSpec) -> Provenance:
+def provenance(policy_fingerprint: str, features: FeatureSpec) -> Provenance:
     """What a detector of these features is made with."""
     taps = " + ".join(str(tap) for tap in features.taps)
-    return Provenance(run.config["policy_fingerprint"], taps, features.steps)
+    return Provenance(policy_fingerprint, taps, features.steps)
 
 
 def train_detector(
@@ -88,6 +88,7 @@ def train_detector(
         Its metrics on the training episodes themselves.
     """
     episodes = episodes_from_runs(runs, features, group=group)
+    fingerprint = runs[0].config["policy_fingerprint"]
     detector = fit_detector(name, episodes, standardised=True, seed=seed, **options)
     scores = score_episodes(detector, episodes.features, episodes.mask)
     metrics = summary(np.asarray(scores), episodes)
@@ -99,7 +100,7 @@ def train_detector(
         "failures": int((~episodes.success).sum()),
         "training_metrics": metrics,
     }
-    save_detector(out, detector, provenance(runs[0], features), notes=notes)
+    save_detector(out, detector, provenance(fingerprint, features), notes=notes)
     return metrics
 
 
@@ -130,7 +131,8 @@ def calibrate_detector(
     """
     card = read_card(folder)
     features = FeatureSpec.from_json(card["notes"]["features"])
-    detector, _ = load_detector(folder, provenance(runs[0], features))
+    fingerprint = runs[0].config["policy_fingerprint"]
+    detector, _ = load_detector(folder, provenance(fingerprint, features))
     episodes = episodes_from_runs(runs, features, group=group)
     scores = np.asarray(score_episodes(detector, episodes.features, episodes.mask))
     threshold = calibrate(scores, episodes.mask, episodes.success, alpha, band=band, seed=seed)
@@ -141,5 +143,7 @@ def calibrate_detector(
         "calibration_episodes": len(episodes),
         "calibration_metrics": metrics,
     }
-    save_detector(folder, detector, provenance(runs[0], features), threshold=threshold, notes=notes)
+    save_detector(
+        folder, detector, provenance(fingerprint, features), threshold=threshold, notes=notes
+    )
     return threshold, metrics

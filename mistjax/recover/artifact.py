@@ -1,0 +1,118 @@
+"""A monitor and its remedy on disk.
+
+    <folder>/detector.{json,safetensors}   detector and threshold, see `detect.artifact`
+    <folder>/steering.{json,safetensors}   directions and causes, see `steer.artifact`
+    <folder>/remedy.json                   how far and how long to steer: `RemedyConfig`
+
+All of it was made with one policy and refuses to load for another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from mistjax.detect.artifact import load_detector, read_card
+from mistjax.detect.features import FeatureSpec
+from mistjax.detect.from_runs import provenance
+from mistjax.recover.fusion import FusionLimits
+from mistjax.recover.mist import MistPolicy, Remedy
+from mistjax.recover.monitor import Monitor
+from mistjax.rollouts.store import atomic
+from mistjax.steer.artifact import SteeringArtifact, load_steering
+from mistjax.steer.schedules import Schedule
+
+ARMS = ("monitor", "random", "mist")
+
+
+@dataclasses.dataclass(frozen=True)
+class RemedyConfig:
+    """How far and how long to steer.
+
+    Attributes:
+        strengths: share of the recommended strength at each inference since the alarm; the last
+            one holds. When it is 0, the next alarm begins anew.
+        cap: largest change of an action, as a share of its range.
+        weight: share of the steered chunk in the fused one.
+        method: attribution that finds the cause.
+    """
+
+    strengths: tuple[float, ...] = (1.0,)
+    cap: float = 0.25
+    weight: float = 1.0
+    method: str = "gradient_x_input"
+
+
+def save_remedy(folder: str | Path, config: RemedyConfig) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with atomic(Path(folder) / "remedy.json") as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+
+
+def load_remedy(folder: str | Path) -> RemedyConfig:
+    """Reads `remedy.json`; ValueError names keys that a remedy does not have."""
+    data = json.loads((Path(folder) / "remedy.json").read_text())
+    known = {field.name for field in dataclasses.fields(RemedyConfig)}
+    if surplus := sorted(set(data) - known):
+        raise ValueError(
+            f"{folder}/remedy.json has unknown keys {surplus}; known: {sorted(known)}."
+        )
+    return RemedyConfig(**{**data, "strengths": tuple(data["strengths"])})
+
+
+def load_monitor(folder: str | Path, policy: Any) -> Monitor:
+    """The monitor of a policy.
+
+    Raises:
+        FileNotFoundError: no detector there.
+        FingerprintError: it was made with another policy.
+        ValueError: the detector has no threshold yet.
+    """
+    features = FeatureSpec.from_json(read_card(folder)["notes"]["features"])
+    detector, threshold = load_detector(folder, provenance(policy.spec.fingerprint, features))
+    if threshold is None:
+        raise ValueError(f"{folder} has no threshold: run `mistjax calibrate` on it first.")
+    return Monitor(detector, threshold, features)
+
+
+def make_remedy(policy: Any, steering: SteeringArtifact, config: RemedyConfig) -> Remedy:
+    """A remedy from directions and settings."""
+    width = policy.config.action_dim
+    return Remedy(
+        steering.table(),
+        Schedule(jnp.array(config.strengths, jnp.float32)),
+        FusionLimits.of(policy.spec, config.cap, width),
+        config.weight,
+        config.method,
+        policy.config.siglip.patch_size,
+    )
+
+
+def load_mist(folder: str | Path, policy: Any, arm: str = "mist", seed: int = 0) -> MistPolicy:
+    """A policy with the monitor, and the remedy of an arm.
+
+    Args:
+        folder: see the module.
+        policy: what it was made with.
+        arm: `mist`; `monitor` only watches; `random` steers along random directions of the same
+            length at the same moments.
+        seed: of the random directions.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        FingerprintError: made with another policy.
+        ValueError: unknown arm.
+    """
+    if arm not in ARMS:
+        raise ValueError(f"no arm is called {arm!r}; choose one of {', '.join(ARMS)}.")
+    monitor = load_monitor(folder, policy)
+    if arm == "monitor":
+        return MistPolicy(policy, monitor, None, arm)
+    steering = load_steering(folder, policy.spec)
+    if arm == "random":
+        steering = steering.random(seed)
+    return MistPolicy(policy, monitor, make_remedy(policy, steering, load_remedy(folder)), arm)
