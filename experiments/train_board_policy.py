@@ -20,9 +20,9 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import tyro
-from experiments.board_data import BoardData, board_tokenizer
 from tqdm import tqdm
 
+from experiments.board_data import BoardData, board_tokenizer
 from experiments.board_model import Batch, board_config, board_loss, init_layout_head
 from mistjax.compilation import enable_cache
 from mistjax.models import pi0
@@ -131,10 +131,11 @@ def evaluate(policy: PiPolicy, episodes: int, first_seed: int = 900_000) -> floa
 
     import mistjax.envs  # noqa: F401 (registers the environments)
     from mistjax.rollouts.runner import run_episodes
+    from mistjax.rollouts.summary import summarize
 
     seeds = range(first_seed, first_seed + episodes)
     run = run_episodes(policy, lambda: gym.make("mistjax/Board-v0"), seeds, progress=False)
-    return float(np.mean([run[seed].success for seed in seeds]))
+    return summarize(run).success.value
 
 
 def main(config: Config) -> PiPolicy:

@@ -1,0 +1,67 @@
+"""A checkpoint and an environment by name in, recorded episodes out: `mistjax collect` and `eval`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from mistjax.hooks.sites import Tap
+from mistjax.policies import PRESETS, PiPolicy
+from mistjax.rollouts.run import Run
+from mistjax.rollouts.runner import run_episodes
+
+BOARD_ENV = "mistjax/Board-v0"
+
+
+def load_policy(folder: str | Path, preset: str = "board") -> PiPolicy:
+    """A checkpoint for a robot preset; ValueError lists the presets when there is none of that
+    name.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"no robot preset is called {preset!r}; choose one of {sorted(PRESETS)}.")
+    return PiPolicy.load(folder, PRESETS[preset])
+
+
+def collect(
+    policy: Any,
+    out: Path,
+    *,
+    episodes: int,
+    first_seed: int = 0,
+    env: str = BOARD_ENV,
+    perturbation: Mapping[str, float] | None = None,
+    taps: Sequence[Tap] = (),
+    videos: int = 0,
+    num_envs: int = 8,
+) -> Run:
+    """Runs episodes of consecutive seeds and records them; goes on where it stopped.
+
+    Args:
+        policy: what acts.
+        out: run folder.
+        episodes: how many.
+        first_seed: the first seed.
+        env: gymnasium id.
+        perturbation: for the environment's reset options.
+        taps: activations to record.
+        videos: how many of the first episodes to record as video.
+        num_envs: environments in lock-step.
+    """
+    import mistjax.envs  # noqa: F401 (registers the environments)
+
+    seeds = range(first_seed, first_seed + episodes)
+    return run_episodes(
+        policy,
+        functools.partial(gym.make, env),
+        seeds,
+        out=out,
+        taps=taps,
+        perturbation=perturbation,
+        record_video=seeds[:videos],
+        num_envs=num_envs,
+    )
