@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
+ARXIV = re.compile(r"arXiv[:\s]\s*(\d{4}\.\d{4,5})")
 
 
 def bibliography() -> dict[str, str]:
