@@ -14,11 +14,18 @@ from typing import Any
 
 import jax
 
+from mistjax.detect.action_samples import ActionVariance, ClusterEntropy
 from mistjax.detect.controls import TrajectoryLength, shuffle_labels
 from mistjax.detect.data import Episodes
+from mistjax.detect.density import fit_logpzo, fit_rnd
 from mistjax.detect.detector import Detector
 from mistjax.detect.embedding import fit_embedding
+from mistjax.detect.fiper import fit_action_chunk_entropy, fit_observation_novelty
+from mistjax.detect.fiper_alarm import fit_fiper
+from mistjax.detect.gates import fit_sensitivity_gate
 from mistjax.detect.heads import SafeLSTM, SafeMLP
+from mistjax.detect.temporal import TemporalConsistency
+from mistjax.detect.tokens import TokenUncertainty
 from mistjax.detect.training import TrainConfig, train
 from mistjax.detect.wrappers import Standardised, standardise
 
@@ -50,9 +57,14 @@ def _fit_shuffled(
     return fit_detector(base, shuffle_labels(episodes, seed), **config)
 
 
-def _fit_length(episodes: Episodes) -> Detector:
-    del episodes
-    return TrajectoryLength()
+def _unfitted(kind: Callable[..., Detector], **fixed: Any) -> Callable[..., Detector]:
+    """A detector with options but nothing to learn."""
+
+    def fit(episodes: Episodes, **config: Any) -> Detector:
+        del episodes
+        return kind(**fixed, **config)
+
+    return fit
 
 
 DETECTORS: dict[str, Callable[..., Detector]] = {
@@ -62,7 +74,27 @@ DETECTORS: dict[str, Callable[..., Detector]] = {
     "euclid_knn": partial(fit_embedding, distance="euclid"),
     "cosine_knn": partial(fit_embedding, distance="cosine"),
     "pca_kmeans": partial(fit_embedding, distance="pca_kmeans"),
-    "trajectory_length": _fit_length,
+    "mahalanobis_gate": partial(
+        fit_embedding, distance="mahalanobis", success_only=True, accumulate="none"
+    ),
+    "sensitivity_gate": fit_sensitivity_gate,
+    "rnd": fit_rnd,
+    "logpzo": fit_logpzo,
+    "max_token_prob": _unfitted(TokenUncertainty, quantity="probability", statistic="max"),
+    "avg_token_prob": _unfitted(TokenUncertainty, quantity="probability", statistic="mean"),
+    "max_token_entropy": _unfitted(TokenUncertainty, quantity="entropy", statistic="max"),
+    "avg_token_entropy": _unfitted(TokenUncertainty, quantity="entropy", statistic="mean"),
+    "action_total_var": _unfitted(ActionVariance, group="total"),
+    "action_general_var": _unfitted(ActionVariance, group="generalised"),
+    "action_translation_var": _unfitted(ActionVariance, group="translation"),
+    "action_rotation_var": _unfitted(ActionVariance, group="rotation"),
+    "action_gripper_var": _unfitted(ActionVariance, group="gripper"),
+    "cluster_entropy": _unfitted(ClusterEntropy),
+    "stac": _unfitted(TemporalConsistency),
+    "rnd_oe": fit_observation_novelty,
+    "ace": fit_action_chunk_entropy,
+    "fiper": fit_fiper,
+    "trajectory_length": _unfitted(TrajectoryLength),
     "shuffled_labels": _fit_shuffled,
 }
 

@@ -51,7 +51,7 @@ class Standardised:
 
 @struct.dataclass
 class Windowed:
-    """Sum of the inner detector's last `window` scores (fewer at the start).
+    """Sum of the inner detector's last `window` scores (fewer at the start), each plus 1e-6.
 
     Source: FIPER (NeurIPS 2025), sliding-window aggregation.
     """
@@ -66,7 +66,7 @@ class Windowed:
         self, state: PyTree, features: Float[Array, "b d"]
     ) -> tuple[PyTree, Float[Array, " b"]]:
         inner, score = self.detector.step(state["inner"], features)
-        recent = jnp.concatenate([state["recent"][:, 1:], score[:, None]], axis=1)
+        recent = jnp.concatenate([state["recent"][:, 1:], score[:, None] + 1e-6], axis=1)
         return {"inner": inner, "recent": recent}, recent.sum(1)
 
     def logit(self, state: PyTree, features: Float[Array, "b d"]) -> Float[Array, " b"]:
