@@ -6,7 +6,7 @@ episodes: the promise of a threshold holds for successes that the detector was n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mistjax.detect.artifact import Provenance, load_detector, read_card, save_d
 from mistjax.detect.conformal import Band, Threshold, calibrate
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import score_episodes
-from mistjax.detect.features import FeatureSpec
+from mistjax.detect.features import DEFAULT_FEATURES, FeatureSpec
 from mistjax.detect.metrics import summary
 from mistjax.detect.registry import fit_detector
 from mistjax.rollouts.run import Run
@@ -68,7 +68,7 @@ def train_detector(
     out: Path,
     *,
     name: str = "safe_mlp",
-    features: FeatureSpec,
+    features: FeatureSpec = DEFAULT_FEATURES,
     group: Callable[[Trace], str] = lambda trace: trace.task,
     seed: int = 0,
     **options: Any,
@@ -147,3 +147,8 @@ def calibrate_detector(
         folder, detector, provenance(fingerprint, features), threshold=threshold, notes=notes
     )
     return threshold, metrics
+
+
+def report_metrics(metrics: Mapping[str, float]) -> str:
+    """Metrics in one line."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())

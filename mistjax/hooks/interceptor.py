@@ -74,9 +74,15 @@ def hooked_apply(
         (the method's result, `str(tap)` -> recorded array).
 
     Raises:
-        ValueError: an unknown token selector or layer, or an edit whose arrays do not fit the
-            stack.
+        ValueError: a stack that the module does not have, an unknown token selector or layer, or an
+            edit whose arrays do not fit the stack.
     """
+    known = {name for stack in stacks for name in stack.streams}
+    for hook in (*taps, *edits):
+        if hook.stack not in known:
+            raise ValueError(
+                f"{hook.site!r}: the model has no stack {hook.stack!r}, only {sorted(known)}."
+            )
     taps = [tap for tap in taps if tap.stack in tokens]
     edits = [edit for edit in edits if edit.stack in tokens]
     if not taps and not edits:

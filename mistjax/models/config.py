@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 IMAGE_KEYS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+FAST_IMAGE_KEYS = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,43 @@ GEMMA_2B = GemmaConfig(2048, 18, 16_384, num_heads=8, num_kv_heads=1, head_dim=2
 GEMMA_300M = GemmaConfig(1024, 18, 4096, num_heads=8, num_kv_heads=1, head_dim=256)
 
 
+class _PrefixConfig:
+    """What configurations of models with a prefix of cameras and a prompt have in common."""
+
+    siglip: SiglipConfig
+    image_size: int
+    image_keys: tuple[str, ...]
+    max_token_len: int
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens of all cameras together."""
+        return len(self.image_keys) * self.siglip.num_tokens(self.image_size)
+
+    @property
+    def prefix_len(self) -> int:
+        return self.num_image_tokens + self.max_token_len
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`; ValueError names a key that is not a field."""
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if surplus := sorted(set(data) - known):
+            raise ValueError(f"model config has unknown keys {surplus}; known: {sorted(known)}.")
+        nested = {
+            "siglip": lambda v: SiglipConfig(**{**v, "patch_size": tuple(v["patch_size"])}),
+            "vlm": lambda v: GemmaConfig(**v),
+            "action_expert": lambda v: GemmaConfig(**v),
+            "image_keys": tuple,
+        }
+        return cls(**{k: nested.get(k, lambda v: v)(v) for k, v in data.items()})
+
+
 @dataclasses.dataclass(frozen=True)
-class Pi0Config:
+class Pi0Config(_PrefixConfig):
     """pi0 (`pi05=False`) or pi0.5 (`pi05=True`).
 
     Attributes:
@@ -76,30 +112,37 @@ class Pi0Config:
             )
 
     @property
-    def num_image_tokens(self) -> int:
-        """Tokens of all cameras together."""
-        return len(self.image_keys) * self.siglip.num_tokens(self.image_size)
+    def experts(self) -> tuple[GemmaConfig, ...]:
+        """The Gemma stacks that run together, VLM first."""
+        return self.vlm, self.action_expert
+
+
+@dataclasses.dataclass(frozen=True)
+class FastConfig(_PrefixConfig):
+    """pi0-FAST: the VLM itself writes the actions as tokens.
+
+    Attributes:
+        action_dim: model width of the state; actions have the width of their tokenizer.
+        max_token_len: prompt tokens after padding, without the written action.
+        max_decoding_steps: most tokens of one action chunk.
+        dtype, remat: as in `Pi0Config`.
+    """
+
+    siglip: SiglipConfig = SO400M_14
+    vlm: GemmaConfig = GEMMA_2B
+    vocab_size: int = 257_152
+    image_size: int = 224
+    image_keys: tuple[str, ...] = FAST_IMAGE_KEYS
+    action_dim: int = 32
+    max_token_len: int = 250
+    max_decoding_steps: int = 256
+    dtype: str = "bfloat16"
+    remat: bool = True
 
     @property
-    def prefix_len(self) -> int:
-        return self.num_image_tokens + self.max_token_len
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Pi0Config:
-        """The inverse of `to_json`; ValueError names a key that is not a field."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if surplus := sorted(set(data) - known):
-            raise ValueError(f"model config has unknown keys {surplus}; known: {sorted(known)}.")
-        nested = {
-            "siglip": lambda v: SiglipConfig(**{**v, "patch_size": tuple(v["patch_size"])}),
-            "vlm": lambda v: GemmaConfig(**v),
-            "action_expert": lambda v: GemmaConfig(**v),
-            "image_keys": tuple,
-        }
-        return cls(**{k: nested.get(k, lambda v: v)(v) for k, v in data.items()})
+    def experts(self) -> tuple[GemmaConfig, ...]:
+        """The one Gemma stack."""
+        return (self.vlm,)
 
 
 PI0 = Pi0Config()
@@ -115,6 +158,18 @@ TINY = Pi0Config(
     action_horizon=4,
     max_token_len=8,
     num_steps=3,
+    dtype="float32",
+    remat=False,
+)
+TINY_FAST = FastConfig(
+    siglip=TINY.siglip,
+    vlm=TINY.vlm,
+    vocab_size=640,
+    image_size=TINY.image_size,
+    image_keys=TINY.image_keys,
+    action_dim=TINY.action_dim,
+    max_token_len=TINY.max_token_len,
+    max_decoding_steps=4,
     dtype="float32",
     remat=False,
 )

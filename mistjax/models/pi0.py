@@ -17,14 +17,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from mistjax.models.config import Pi0Config
+from mistjax.models.config import FastConfig, Pi0Config
 from mistjax.models.gemma import Gemma, KVCache
 from mistjax.models.observation import Observation
 from mistjax.models.siglip import Siglip
 
 
 def attention_mask(valid: Bool[Array, "b t"], ar: Bool[Array, " t"]) -> Bool[Array, "b t t"]:
-    """A query sees a valid key of its own or an earlier block; `ar` is True where a block begins."""
+    """A query sees a valid key of its own or an earlier block; `ar` is True where a block begins.
+    """
     block = jnp.cumsum(ar)
     return (block[None, :] <= block[:, None])[None] & valid[:, None, :] & valid[:, :, None]
 
@@ -40,34 +41,21 @@ def time_embedding(
 
 
 class PaliGemma(nn.Module):
-    config: Pi0Config
+    config: Pi0Config | FastConfig
 
     def setup(self):
         c = self.config
         self.img = Siglip(c.siglip, c.vlm.width, c.dtype, c.remat)
-        self.llm = Gemma((c.vlm, c.action_expert), c.vocab_size, c.dtype, c.remat)
+        self.llm = Gemma(c.experts, c.vocab_size, c.dtype, c.remat)
 
 
-class Pi0(nn.Module):
-    """The model. Apply its methods with `model.apply(variables, ..., method=Pi0.prefill)`."""
+class PrefixModel(nn.Module):
+    """What reads the prefix: cameras and prompt. Base of the pi0 family; the subclass acts."""
 
-    config: Pi0Config
+    config: Pi0Config | FastConfig
 
     def setup(self):
-        width, out = self.config.action_expert.width, self.config.action_dim
         self.PaliGemma = PaliGemma(self.config)
-        self.action_in_proj = nn.Dense(width)
-        if self.config.pi05:
-            self.time_mlp_in, self.time_mlp_out = nn.Dense(width), nn.Dense(width)
-        else:
-            self.state_proj = nn.Dense(width)
-            self.action_time_mlp_in, self.action_time_mlp_out = nn.Dense(width), nn.Dense(width)
-        self.action_out_proj = nn.Dense(out)
-
-    def __call__(self, obs: Observation, x_t, t):
-        """Touches every parameter; what `init` calls. Returns the velocity [B,H,A]."""
-        cache, valid, _ = self.prefill(obs)
-        return self.velocity(cache, valid, obs.state, x_t, t)[0]
 
     def embed_images(self, images: dict[str, Float[Array, "b h w 3"]]) -> Float[Array, "b n d"]:
         """All cameras in one pass of the vision tower, tokens in `image_keys` order."""
@@ -99,8 +87,57 @@ class Pi0(nn.Module):
         )
         return tokens, valid, jnp.zeros(tokens.shape[1], bool)
 
+    def prefill(self, obs: Observation, continuation: Int[Array, "b c"] | None = None):
+        """Runs the VLM over the prefix.
+
+        Args:
+            obs: the observation.
+            continuation: text that follows the prompt (0 = padding), read causally; used to train
+                and to score language. An action expert never sees it.
+
+        Returns:
+            (KV cache of the prefix, valid [B,P], hidden states after the final norm [B,P(+C),D]).
+        """
+        tokens, valid, ar = self.embed_prefix(obs)
+        prefix_valid, prefix = valid, tokens.shape[1]
+        if continuation is not None:
+            more = self.embed_tokens(continuation) * self.config.vlm.width**0.5
+            tokens = jnp.concatenate([tokens, more.astype(tokens.dtype)], axis=1)
+            valid = jnp.concatenate([valid, continuation != 0], axis=1)
+            ar = jnp.concatenate([ar, jnp.ones(continuation.shape[1], bool)])
+        positions = jnp.cumsum(valid, axis=1) - 1
+        mask = attention_mask(valid, ar)
+        others = [None] * (len(self.config.experts) - 1)
+        (hidden, *_), cache = self.PaliGemma.llm(
+            [tokens, *others], positions, mask, [None, *others]
+        )
+        return jax.tree.map(lambda leaf: leaf[:, :, :prefix], cache), prefix_valid, hidden
+
+
+class Pi0(PrefixModel):
+    """The model. Apply its methods with `model.apply(variables, ..., method=Pi0.prefill)`."""
+
+    config: Pi0Config
+
+    def setup(self):
+        width, out = self.config.action_expert.width, self.config.action_dim
+        super().setup()
+        self.action_in_proj = nn.Dense(width)
+        if self.config.pi05:
+            self.time_mlp_in, self.time_mlp_out = nn.Dense(width), nn.Dense(width)
+        else:
+            self.state_proj = nn.Dense(width)
+            self.action_time_mlp_in, self.action_time_mlp_out = nn.Dense(width), nn.Dense(width)
+        self.action_out_proj = nn.Dense(out)
+
+    def __call__(self, obs: Observation, x_t, t):
+        """Touches every parameter; what `init` calls. Returns the velocity [B,H,A]."""
+        cache, valid, _ = self.prefill(obs)
+        return self.velocity(cache, valid, obs.state, x_t, t)[0]
+
     def embed_suffix(self, state, x_t, t):
-        """State (pi0 only) and noisy action tokens: (tokens, valid, ar, adaRMS condition or None)."""
+        """State (pi0 only) and noisy action tokens: (tokens, valid, ar, adaRMS condition or None).
+        """
         b, horizon, _ = x_t.shape
         actions = self.action_in_proj(x_t)
         time = time_embedding(t, self.config.action_expert.width)
@@ -115,29 +152,6 @@ class Pi0(nn.Module):
             tokens = jnp.concatenate([self.state_proj(state)[:, None], actions], axis=1)
             ar, condition = jnp.arange(horizon + 1) < 2, None
         return tokens, jnp.ones((b, tokens.shape[1]), bool), ar, condition
-
-    def prefill(self, obs: Observation, continuation: Int[Array, "b c"] | None = None):
-        """Runs the VLM over the prefix.
-
-        Args:
-            obs: the observation.
-            continuation: text that follows the prompt (0 = padding), read causally; used to train
-                and to score language. The action expert never sees it.
-
-        Returns:
-            (KV cache of the prefix, valid [B,P], hidden states after the final norm [B,P(+C),D]).
-        """
-        tokens, valid, ar = self.embed_prefix(obs)
-        prefix_valid, prefix = valid, tokens.shape[1]
-        if continuation is not None:
-            more = self.embed_tokens(continuation) * self.config.vlm.width**0.5
-            tokens = jnp.concatenate([tokens, more.astype(tokens.dtype)], axis=1)
-            valid = jnp.concatenate([valid, continuation != 0], axis=1)
-            ar = jnp.concatenate([ar, jnp.ones(continuation.shape[1], bool)])
-        positions = jnp.cumsum(valid, axis=1) - 1
-        mask = attention_mask(valid, ar)
-        (hidden, _), cache = self.PaliGemma.llm([tokens, None], positions, mask, [None, None])
-        return jax.tree.map(lambda leaf: leaf[:, :, :prefix], cache), prefix_valid, hidden
 
     def velocity(
         self,

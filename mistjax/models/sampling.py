@@ -17,14 +17,17 @@ from mistjax.hooks.adapters import Point, ScannedStack, Stream
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.interceptor import Tokens, hooked_apply
 from mistjax.hooks.sites import Tap, TokenLayout
-from mistjax.models.config import Pi0Config
+from mistjax.models.config import FastConfig, Pi0Config
 from mistjax.models.gemma import KVCache, expert_name
 from mistjax.models.observation import Observation
-from mistjax.models.pi0 import Pi0
+from mistjax.models.pi0 import Pi0, PrefixModel
 
 
-def scanned_stacks(config: Pi0Config) -> tuple[ScannedStack, ...]:
-    """The adapters of our modules: the vision tower, and both experts in one Gemma stack."""
+def scanned_stacks(config: Pi0Config | FastConfig) -> tuple[ScannedStack, ...]:
+    """The adapters of our modules: the vision tower, and all experts in one Gemma stack.
+
+    `action` is the last expert. In pi0-FAST that is the VLM itself while it writes the action.
+    """
 
     def gemma(index: int) -> Stream:
         project = ("attn", expert_name("attn_vec_einsum", index))
@@ -51,33 +54,40 @@ def scanned_stacks(config: Pi0Config) -> tuple[ScannedStack, ...]:
     return (
         ScannedStack(encoder, config.siglip.depth, {"vision": vision}),
         ScannedStack(
-            ("PaliGemma", "llm", "layers"), config.vlm.depth, {"vlm": gemma(0), "action": gemma(1)}
+            ("PaliGemma", "llm", "layers"),
+            config.vlm.depth,
+            {"vlm": gemma(0), "action": gemma(len(config.experts) - 1)},
         ),
     )
 
 
-def token_layouts(config: Pi0Config) -> dict[str, TokenLayout]:
-    """Names of token positions: cameras, `image`, `text`; `state` (pi0) and `action`."""
+def token_layouts(config: Pi0Config | FastConfig) -> dict[str, TokenLayout]:
+    """Names of token positions: cameras, `image`, `text`; `state` (pi0) and `action`.
+
+    pi0-FAST acts one token a step: its `action` has length 1.
+    """
     per_camera = config.siglip.num_tokens(config.image_size)
     cameras = {
         key: (i * per_camera, (i + 1) * per_camera) for i, key in enumerate(config.image_keys)
     }
     cameras["image"] = (0, config.num_image_tokens)
     text = (config.num_image_tokens, config.prefix_len)
-    first = 0 if config.pi05 else 1
-    suffix = {"action": (first, first + config.action_horizon)}
-    if not config.pi05:
-        suffix["state"] = (0, 1)
+    if isinstance(config, FastConfig):
+        suffix = {"action": (0, 1)}
+    elif config.pi05:
+        suffix = {"action": (0, config.action_horizon)}
+    else:
+        suffix = {"state": (0, 1), "action": (1, 1 + config.action_horizon)}
     return {
         "vision": TokenLayout(config.num_image_tokens, cameras),
         "vlm": TokenLayout(config.prefix_len, {**cameras, "text": text}),
-        "action": TokenLayout(first + config.action_horizon, suffix),
+        "action": TokenLayout(suffix["action"][1], suffix),
     }
 
 
 @flax.struct.dataclass
 class Prefix:
-    """What the action expert needs of an observation, and what was tapped on the way.
+    """What acting needs of an observation, and what was tapped on the way.
 
     Attributes:
         cache: keys and values of the prefix.
@@ -93,7 +103,7 @@ class Prefix:
 
 
 def prefill(
-    model: Pi0,
+    model: PrefixModel,
     variables,
     obs: Observation,
     *,
@@ -111,7 +121,7 @@ def prefill(
         model,
         variables,
         obs,
-        method=Pi0.prefill,
+        method=PrefixModel.prefill,
         stacks=scanned_stacks(config),
         tokens={
             "vision": Tokens(layouts["vision"], image_valid),

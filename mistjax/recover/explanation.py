@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mistjax.attribute.attribution import Attribution
 from mistjax.attribute.inputs import Regions
 from mistjax.attribute.localiser import describe, localise, named_words
+from mistjax.attribute.readouts import FailureScore
+from mistjax.attribute.registry import attribute
 from mistjax.policies.protocol import RawObs
-from mistjax.report.build import Explanation
+from mistjax.report.build import Explanation, explanations
+from mistjax.report.html import write_report
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace
 
@@ -43,37 +49,104 @@ def alarm_explanation(policy: Any, trace: Trace) -> Explanation:
         ValueError: it is not such an episode.
     """
     inference = first_remedy(trace)
-    names = [name for name in trace.aux if name.startswith("why/")]
-    if inference is None or not names or not trace.images:
+    if inference is None or "why/text" not in trace.aux or not trace.images:
         raise ValueError(
             f"episode {trace.seed} has no recorded explanation: it needs an alarm that began a "
             "remedy, the aux outputs why/*, and pictures (record_video)."
         )
-    obs = policy.prepare([raw_observation(policy, trace, inference)])
-    why = {name.removeprefix("why/"): trace.aux[name][None, inference] for name in names}
-    parts = Regions(
-        images={name: jnp.asarray(why[name]) for name in policy.config.image_keys},
-        text=jnp.asarray(why["text"]),
-        state=jnp.asarray(why["state"]),
-    )
+    why = {name: jnp.asarray(value)[None, inference] for name, value in trace.aux.items()}
     score = jnp.asarray(trace.score)[None, inference]  # type: ignore[index]
+    parts = Regions(
+        images={name: why[f"why/{name}"] for name in policy.config.image_keys},
+        text=why["why/text"],
+        state=why["why/state"],
+    )
     patch = policy.config.siglip.patch_size
     attribution = Attribution.unsigned(parts, score, jnp.zeros(1), patch)
-    cause = localise(attribution)
-    names_of_state = STATE_NAMES.get(policy.preset.name, ())
-    sentence = describe(cause, obs, policy.tokenizer, state_names=names_of_state)[0]
-    heat = {key: np.asarray(parts.images[camera][0]) for camera, key in policy.spec.cameras.items()}
-    words = named_words(cause, obs, policy.tokenizer, 0)
-    return Explanation(trace, inference, sentence, heat, words)
+    return _explanation(policy, trace, inference, attribution)
 
 
 def alarm_explanations(policy: Any, run: Run, limit: int = 3) -> list[Explanation]:
     """Explanations of the first recorded episodes in which a remedy began."""
-    found = []
-    for row in run.finished:
-        if run.video(row["seed"]) is None or not row["edited_inferences"]:
-            continue
-        found.append(alarm_explanation(policy, run.trace(row["seed"])))
-        if len(found) == limit:
-            break
-    return found
+    rows = [r for r in run.finished if r["edited_inferences"] and run.video(r["seed"])]
+    return [alarm_explanation(policy, run.trace(row["seed"])) for row in rows[:limit]]
+
+
+def explain_episode(
+    policy: Any,
+    detector: Path,
+    run: Run,
+    seed: int,
+    out: Path,
+    inference: int | None = None,
+    method: str = "integrated_gradients",
+) -> str:
+    """Explains the failure score at one inference of a recorded episode, and writes a page.
+
+    The detector is run over the episode again, so any policy's episode that was recorded with
+    pictures and the detector's taps can be explained after the fact.
+
+    Args:
+        policy: the bare policy.
+        detector: folder of a calibrated detector.
+        run: the run.
+        seed: which episode.
+        out: HTML file to write.
+        inference: which one; None takes the first alarm, or the highest score if there is none.
+        method: key of `ATTRIBUTIONS`.
+
+    Returns:
+        The sentence.
+
+    Raises:
+        ValueError: the episode was recorded without pictures or taps, or has no such inference.
+    """
+    from mistjax.recover.artifact import load_monitor
+
+    monitor, trace = load_monitor(detector, policy), run.trace(seed)
+    if not trace.images:
+        raise ValueError(f"episode {seed} was recorded without pictures: collect it with --videos.")
+    features = jnp.asarray(monitor.features.recorded(trace.features))
+    state, states, scores = monitor.initial_state(1).detector, [], []
+    for row in features:
+        states.append(state)
+        state, score = monitor.detector.step(state, row[None])
+        scores.append(score)
+    score = jnp.concatenate(scores)
+    steps = jnp.arange(len(score))
+    alarm = monitor.threshold.alarm(steps, score)
+    if inference is None:
+        inference = int(jnp.argmax(alarm) if alarm.any() else jnp.argmax(score))
+    if not 0 <= inference < len(score):
+        raise ValueError(f"episode {seed} has inferences 0 to {len(score) - 1}, not {inference}.")
+    obs = policy.prepare([raw_observation(policy, trace, inference)])
+    key = jax.random.fold_in(jax.random.key(seed), inference)[None]
+    readout = FailureScore(monitor.detector, states[inference], monitor.features)
+    attribution = attribute(method, policy, obs, key, readout)
+    watched = dataclasses.replace(
+        trace,
+        score=np.asarray(score),
+        threshold=np.asarray(monitor.threshold.at(steps)),
+        alarm=np.asarray(alarm),
+        edited=np.zeros(len(score), bool),
+    )
+    shown = _explanation(policy, watched, inference, attribution)
+    write_report([explanations([shown])], out, f"Episode {seed}", trace.prompt)
+    return shown.sentence
+
+
+def _explanation(
+    policy: Any, trace: Trace, inference: int, attribution: Attribution
+) -> Explanation:
+    obs = policy.prepare([raw_observation(policy, trace, inference)])
+    cause = localise(attribution)
+    sentence = describe(
+        cause, obs, policy.tokenizer, state_names=STATE_NAMES.get(policy.preset.name, ())
+    )[0]
+    heat = {
+        key: np.asarray(attribution.images[camera][0])
+        for camera, key in policy.spec.cameras.items()
+    }
+    return Explanation(
+        trace, inference, sentence, heat, named_words(cause, obs, policy.tokenizer, 0)
+    )

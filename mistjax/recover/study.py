@@ -1,69 +1,138 @@
-"""Arms of a paired study: the bare policy and its monitored versions on the same seeds."""
+"""A paired study: the bare policy and its monitored arms on the same seeds, a table and a report.
+
+Arms: `bare`; `monitor` watches only, so its actions must equal the bare ones; `random` steers at
+    the
+same alarms along random directions of the same length, the control for steering at all; `mist`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
+import jax
 
-from mistjax.recover.artifact import load_mist
+from mistjax.recover.artifact import ARMS, load_mist
+from mistjax.recover.explanation import alarm_explanations
+from mistjax.report.build import build_report, explanations
+from mistjax.report.html import Section
+from mistjax.rollouts.collect import BOARD_ENV, collect, load_policy
 from mistjax.rollouts.run import Run
-from mistjax.rollouts.runner import run_episodes
+from mistjax.rollouts.summary import table
 
-ALL_ARMS = ("bare", "monitor", "random", "mist")
+ALL_ARMS = ("bare", *ARMS)
 
 
-def run_arms(
-    policy: Any,
-    mist: Path,
-    make_env: Callable[[], gym.Env],
-    seeds: Sequence[int],
-    out: Path,
-    *,
-    arms: Sequence[str] = ALL_ARMS,
-    perturbation: Mapping[str, float] | None = None,
-    record_video: Collection[int] = (),
-    num_envs: int = 8,
-) -> dict[str, Run]:
-    """Runs every arm on the same seeds, each into a folder of its name; goes on where it stopped.
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """What is compared, where and how often.
 
-    Args:
-        policy: the bare policy.
-        mist: folder of its monitor and remedy.
-        make_env: makes one environment.
-        seeds: which episodes.
-        out: folder of the arms' runs.
-        arms: of `ALL_ARMS`.
-        perturbation: for the environment's reset options.
-        record_video: seeds to record as video.
+    Attributes:
+        policy: checkpoint of the bare policy.
+        mist: folder of its monitor and remedy; needed by every arm but `bare`.
+        out: each arm's run goes into a folder of its name, the page is `report.html` beside them.
+        arms: of `ALL_ARMS`; the first one is what the others are compared with.
+        episodes: episodes of each arm.
+        first_seed: their seeds count up from here.
+        perturbation: what is changed in the environment, name -> strength.
+        env: gymnasium id.
+        preset: robot preset of the policy.
+        videos: how many of the first episodes to record as video.
         num_envs: environments in lock-step.
+        title: of the report.
+    """
+
+    policy: Path
+    mist: Path | None
+    out: Path
+    arms: tuple[str, ...] = ALL_ARMS
+    episodes: int = 50
+    first_seed: int = 0
+    perturbation: dict[str, float] = dataclasses.field(default_factory=dict)
+    env: str = BOARD_ENV
+    preset: str = "board"
+    videos: int = 3
+    num_envs: int = 8
+    title: str = "Paired study"
+
+
+def run_study(config: StudyConfig) -> dict[str, Run]:
+    """Runs every arm, prints the table and writes the report; goes on where it was interrupted.
 
     Returns:
         arm -> run.
 
     Raises:
-        ValueError: an unknown arm, or `out` holds runs of something else.
+        ValueError: an unknown arm, no `mist` for an arm that needs it, or `out` holds runs of
+            something else.
         FileNotFoundError, FingerprintError: see `load_mist`.
     """
+    unknown = sorted(set(config.arms) - set(ALL_ARMS))
+    if unknown or not config.arms:
+        raise ValueError(f"arms are {config.arms}: choose some of {', '.join(ALL_ARMS)}.")
+    bare = load_policy(config.policy, config.preset)
+    policies = {arm: _arm(bare, arm, config.mist) for arm in config.arms}
     runs = {}
-    for arm in arms:
-        acting = policy if arm == "bare" else load_mist(mist, policy, arm)
-        explained = () if arm in ("bare", "monitor") else _explanations(policy)
-        runs[arm] = run_episodes(
-            acting,
-            make_env,
-            seeds,
-            out=out / arm,
-            aux=explained,
-            record_video=record_video,
-            perturbation=perturbation,
-            num_envs=num_envs,
+    for arm, policy in policies.items():
+        print(f"{arm}:", flush=True)
+        runs[arm] = collect(
+            policy,
+            config.out / arm,
+            episodes=config.episodes,
+            first_seed=config.first_seed,
+            env=config.env,
+            perturbation=config.perturbation,
+            aux=() if arm in ("bare", "monitor") else _why(bare),
+            videos=config.videos,
+            num_envs=config.num_envs,
         )
+    print(f"\n{format_table(table(runs))}\n")
+    page = build_report(
+        runs,
+        config.out / "report.html",
+        title=config.title,
+        subtitle=_subtitle(config, bare),
+        extra=_alarms(bare, runs),
+    )
+    print(f"Report: {page}")
     return runs
 
 
-def _explanations(policy: Any) -> tuple[str, ...]:
+def _arm(bare: Any, arm: str, mist: Path | None) -> Any:
+    if arm == "bare":
+        return bare
+    if mist is None:
+        raise ValueError(f"arm {arm!r} needs a monitor: give the folder of one (`--mist`).")
+    return load_mist(mist, bare, arm)
+
+
+def _why(policy: Any) -> tuple[str, ...]:
+    """The outputs that explain an alarm."""
     cameras = tuple(f"why/{name}" for name in policy.config.image_keys)
     return ("cause", *cameras, "why/text", "why/state")
+
+
+def _alarms(policy: Any, runs: dict[str, Run]) -> list[Section]:
+    """The report's section on what the alarms relied on; none if no remedy began on video."""
+    shown = alarm_explanations(policy, runs["mist"]) if "mist" in runs else []
+    return [explanations(shown)] if shown else []
+
+
+def _subtitle(config: StudyConfig, policy: Any) -> str:
+    size = sum(leaf.size for leaf in jax.tree.leaves(policy.variables))
+    changed = ", ".join(f"{name} {value:g}" for name, value in config.perturbation.items())
+    return (
+        f"{policy.name} ({size / 1e6:.2g} M parameters) in simulation ({config.env}), "
+        f"{config.episodes} paired episodes an arm, "
+        f"{f'perturbation: {changed}' if changed else 'no perturbation'}."
+    )
+
+
+def format_table(rows: Sequence[dict[str, str]]) -> str:
+    """Rows of equal keys as aligned text."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])

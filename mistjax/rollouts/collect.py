@@ -1,5 +1,4 @@
-"""A checkpoint and an environment by name in, recorded episodes out: `mistjax collect` and `eval`.
-"""
+"""A checkpoint and an environment by name in, recorded episodes out: `mistjax collect` and `eval`."""
 
 from __future__ import annotations
 
@@ -36,6 +35,7 @@ def collect(
     env: str = BOARD_ENV,
     perturbation: Mapping[str, float] | None = None,
     taps: Sequence[Tap] = (),
+    aux: Sequence[str] = (),
     videos: int = 0,
     num_envs: int = 8,
 ) -> Run:
@@ -49,6 +49,7 @@ def collect(
         env: gymnasium id.
         perturbation: for the environment's reset options.
         taps: activations to record.
+        aux: further outputs of the policy to record.
         videos: how many of the first episodes to record as video.
         num_envs: environments in lock-step.
     """
@@ -61,6 +62,7 @@ def collect(
         seeds,
         out=out,
         taps=taps,
+        aux=aux,
         perturbation=perturbation,
         record_video=seeds[:videos],
         num_envs=num_envs,

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mistjax.hooks.sites import Tap
 from mistjax.policies.pi import PiPolicy
-from mistjax.rollouts.run import Run
-from mistjax.steer.artifact import SteeringArtifact
+from mistjax.rollouts.run import Run, load_run
+from mistjax.steer.artifact import SteeringArtifact, save_steering
 from mistjax.steer.concepts import Concept, concept_table, find_concept
 from mistjax.steer.groups import outcome_groups
 from mistjax.steer.value_vectors import top_names, value_vectors
-from mistjax.steer.vectors import Steering, concept_vector, difference_of_means
+from mistjax.steer.vectors import (
+    Steering,
+    SteeringVector,
+    concept_vector,
+    difference_of_means,
+)
 
 BOARD_CONCEPTS = {
     "slow": ("slow*",),
@@ -20,6 +28,7 @@ BOARD_CONCEPTS = {
     "high": ("high*",),
     "low": ("low*",),
 }
+BOARD_OPPOSITES = (("slow", "quick"), ("high", "low"))
 
 
 def build_vectors(
@@ -78,6 +87,41 @@ def build_vectors(
                 success, failure, tap, policy.spec, groups="success - failure", first=first
             )
     return SteeringArtifact(policy.spec.fingerprint, directions, causes or {}, notes)
+
+
+def write_vectors(
+    policy: PiPolicy,
+    out: Path,
+    *,
+    concepts: Mapping[str, Sequence[str]] | None = None,
+    run: Path | None = None,
+) -> str:
+    """Builds the vectors of concepts (the board's own by default) and of a run, and writes them.
+
+    Opposite vectors, and "success" vectors from every tap that the run recorded, come along.
+
+    Returns:
+        One line a direction: name, site, length in each layer.
+
+    Raises:
+        ValueError, FileNotFoundError: see `build_vectors` and `load_run`.
+    """
+    recorded = None if run is None else load_run(run)
+    taps = () if recorded is None else tuple(Tap.parse(t) for t in recorded.config["taps"])
+    artifact = build_vectors(
+        policy,
+        BOARD_CONCEPTS if concepts is None else concepts,
+        opposites=BOARD_OPPOSITES if concepts is None else (),
+        run=recorded,
+        taps=taps,
+    )
+    save_steering(out, artifact)
+    lines = []
+    for name, direction in artifact.directions.items():
+        if isinstance(direction, SteeringVector):
+            scale = " ".join(f"{x:.2f}" for x in np.asarray(direction.scale))
+            lines.append(f"{name:28} {direction.site:16} length by layer {scale}")
+    return "\n".join(lines)
 
 
 def _check_same_policy(run: Run, policy: PiPolicy) -> None:
