@@ -8,6 +8,9 @@ program.
 # MuJoCo ships no type stubs.
 # pyright: reportAttributeAccessIssue=false
 
+import os
+import sys
+
 import mujoco
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -89,6 +92,19 @@ def _float(values) -> Float[np.ndarray, "..."]:
     return np.asarray(values, np.float32)
 
 
+_NO_GL = (
+    "render='gl' needs OpenGL, which fails here ({reason}). Install Mesa (Debian: apt install "
+    "libegl1 libgl1-mesa-dri libgl1) and set MUJOCO_GL=egl, or use render='raycast'"
+)
+
+
+def _needs_display() -> bool:
+    """Whether MuJoCo chose GLFW on a Linux machine that has no display for it."""
+    glfw = getattr(mujoco, "GLContext", GlCamera).__module__ == "mujoco.glfw"
+    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return glfw and sys.platform == "linux" and not display
+
+
 class GlCamera:
     """The same pictures by MuJoCo's OpenGL renderer, as the reference for the ray-caster."""
 
@@ -99,15 +115,13 @@ class GlCamera:
             RuntimeError: this machine has no usable OpenGL.
         """
         self.size, self._renderer, self._model = size, None, None
+        if _needs_display():
+            raise RuntimeError(_NO_GL.format(reason="MuJoCo would open a window without a display"))
         probe = mujoco.MjModel.from_xml_string("<mujoco/>")
         try:
             mujoco.Renderer(probe, size, size).close()
         except Exception as error:
-            raise RuntimeError(
-                f"render='gl' needs OpenGL, which fails here ({error}). Install Mesa (Debian: apt "
-                "install libegl1 libgl1-mesa-dri libgl1) and set MUJOCO_GL=egl, or use "
-                "render='raycast'"
-            ) from error
+            raise RuntimeError(_NO_GL.format(reason=error)) from error
 
     def pictures(
         self, model: mujoco.MjModel, data: mujoco.MjData, scene: s.BoardScene

@@ -20,10 +20,24 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from mistjax.envs.scene import SHININESS
+from mistjax.envs.solids import (
+    FAR,
+    Triple,
+    dot,
+    hit_box,
+    hit_capsule,
+    hit_cylinder,
+    hit_ellipsoid,
+    into,
+    inverse,
+    normal_box,
+    normal_capsule,
+    normal_cylinder,
+    normal_ellipsoid,
+    unit,
+)
 
 Numbers = jax.Array | np.ndarray
-Triple = tuple[jax.Array, jax.Array, jax.Array]
-FAR = 1e6
 SKY_ID, TABLE_ID = -1, 0
 
 
@@ -65,90 +79,6 @@ class Look(NamedTuple):
     fovy: Float[Numbers, "cameras"]
 
 
-def _dot(a, b) -> jax.Array:
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-
-
-def _into(rotation: jax.Array, v) -> Triple:
-    """World vector `v` in the frame whose axes are the columns of `rotation`."""
-    return tuple(_dot(rotation[:, i], v) for i in range(3))  # type: ignore[return-value]
-
-
-def _unit(v) -> Triple:
-    k = jax.lax.rsqrt(_dot(v, v) + 1e-20)
-    return (v[0] * k, v[1] * k, v[2] * k)
-
-
-def _inverse(x: jax.Array) -> jax.Array:
-    return 1 / jnp.where(jnp.abs(x) < 1e-9, 1e-9, x)
-
-
-def _first_root(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
-    """Smaller root of a t^2 + 2 b t + c, or FAR where there is none in front of the ray."""
-    disc = b * b - a * c
-    t = (-b - jnp.sqrt(jnp.maximum(disc, 0.0))) / a
-    return jnp.where((disc > 0) & (t > 1e-5), t, FAR)
-
-
-def _hit_box(o, d, size) -> jax.Array:
-    near, far = jnp.float32(-FAR), jnp.float32(FAR)
-    for i in range(3):
-        inv = _inverse(d[i])
-        a, b = (-size[i] - o[i]) * inv, (size[i] - o[i]) * inv
-        near, far = jnp.maximum(near, jnp.minimum(a, b)), jnp.minimum(far, jnp.maximum(a, b))
-    return jnp.where((far > near) & (near > 1e-5), near, FAR)
-
-
-def _hit_ellipsoid(o, d, size) -> jax.Array:
-    o = tuple(o[i] / size[i] for i in range(3))
-    d = tuple(d[i] / size[i] for i in range(3))
-    return _first_root(_dot(d, d), _dot(o, d), _dot(o, o) - 1)
-
-
-def _hit_side(o, d, size) -> jax.Array:
-    a = d[0] * d[0] + d[1] * d[1] + 1e-12
-    t = _first_root(a, o[0] * d[0] + o[1] * d[1], o[0] * o[0] + o[1] * o[1] - size[0] ** 2)
-    return jnp.where(jnp.abs(o[2] + t * d[2]) < size[1], t, FAR)
-
-
-def _hit_cylinder(o, d, size) -> jax.Array:
-    t = (-jnp.sign(d[2]) * size[1] - o[2]) * _inverse(d[2])
-    x, y = o[0] + t * d[0], o[1] + t * d[1]
-    cap = jnp.where((x * x + y * y < size[0] ** 2) & (t > 1e-5), t, FAR)
-    return jnp.minimum(_hit_side(o, d, size), cap)
-
-
-def _hit_capsule(o, d, size) -> jax.Array:
-    t, dd = _hit_side(o, d, size), _dot(d, d)
-    for end in (-size[1], size[1]):
-        e = (o[0], o[1], o[2] - end)
-        t = jnp.minimum(t, _first_root(dd, _dot(e, d), _dot(e, e) - size[0] ** 2))
-    return t
-
-
-def _normal_box(p, size) -> Triple:
-    r = [jnp.abs(p[i]) / size[i] for i in range(3)]
-    top = jnp.maximum(jnp.maximum(r[0], r[1]), r[2]) - 1e-5
-    return tuple(jnp.where(r[i] >= top, jnp.sign(p[i]), 0.0) for i in range(3))  # type: ignore[return-value]
-
-
-def _normal_ellipsoid(p, size) -> Triple:
-    return tuple(p[i] / (size[i] * size[i]) for i in range(3))  # type: ignore[return-value]
-
-
-def _normal_cylinder(p, size) -> Triple:
-    cap = jnp.abs(p[2]) > size[1] * (1 - 1e-4)
-    return (
-        jnp.where(cap, 0.0, p[0]),
-        jnp.where(cap, 0.0, p[1]),
-        jnp.where(cap, jnp.sign(p[2]), 0.0),
-    )
-
-
-def _normal_capsule(p, size) -> Triple:
-    return (p[0], p[1], p[2] - jnp.clip(p[2], -size[1], size[1]))
-
-
 class _Frame(NamedTuple):
     """Ray origin, rotation into the camera, light direction and viewing axis, each seen from every
     solid's own frame.
@@ -163,10 +93,10 @@ class _Frame(NamedTuple):
 
 def _kinds(look: Look) -> list[tuple[Numbers, Callable[..., jax.Array], Callable[..., Triple]]]:
     return [
-        (look.box_size, _hit_box, _normal_box),
-        (look.ellipsoid_size, _hit_ellipsoid, _normal_ellipsoid),
-        (look.cylinder_size, _hit_cylinder, _normal_cylinder),
-        (look.capsule_size, _hit_capsule, _normal_capsule),
+        (look.box_size, hit_box, normal_box),
+        (look.ellipsoid_size, hit_ellipsoid, normal_ellipsoid),
+        (look.cylinder_size, hit_cylinder, normal_cylinder),
+        (look.capsule_size, hit_capsule, normal_capsule),
     ]
 
 
@@ -178,7 +108,7 @@ def _nearest(look: Look, frame: _Frame, x: jax.Array, y: jax.Array) -> tuple[jax
         return tuple(a[k, 0] * x + a[k, 1] * y - a[k, 2] for k in range(3))  # type: ignore[return-value]
 
     down, above = ray(frame.rays[0])[2], frame.origin[0, 2]
-    best = jnp.where((down < 0) & (above > 0), -above * _inverse(down), FAR)
+    best = jnp.where((down < 0) & (above > 0), -above * inverse(down), FAR)
     ids = jnp.where(best < FAR / 2, TABLE_ID, SKY_ID)
     start = 1
     for sizes, hit, _ in _kinds(look):
@@ -205,7 +135,7 @@ def _normal(look: Look, ids: jax.Array, p: Triple, size: Triple) -> Triple:
             n = of_kind(p, size)
             normal = tuple(jnp.where(ids >= start, n[k], normal[k]) for k in range(3))
         start += sizes.shape[0]
-    return _unit(normal)
+    return unit(normal)
 
 
 def _grid_cover(look: Look, p: Triple, pixel: jax.Array) -> jax.Array:
@@ -229,8 +159,8 @@ def _lit(poses: Poses, look: Look, point: Triple, light: jax.Array) -> jax.Array
 
         def block(blocked, solid, hit=hit):
             size, position, rotation = solid
-            o = _into(rotation, [point[k] - position[k] for k in range(3)])
-            return blocked | (hit(o, _into(rotation, light), size) < FAR / 2), None
+            o = into(rotation, [point[k] - position[k] for k in range(3)])
+            return blocked | (hit(o, into(rotation, light), size) < FAR / 2), None
 
         end = start + sizes.shape[0]
         solids = (sizes, poses.position[start:end], poses.rotation[start:end])
@@ -292,15 +222,15 @@ def render(
     cover = _grid_cover(look, p, depth * 2 * half / size + 1e-9)  # type: ignore[arg-type]
     rgb = _mix(jnp.where((ids == 1) & (n[2] > 0.5), cover, 0.0), look.line_rgb, rgb)
 
-    facing = jnp.maximum(_dot(n, toward), 0.0)
+    facing = jnp.maximum(dot(n, toward), 0.0)
     if shadow:
-        world = _into(view.T, (x, y, -jnp.ones_like(x)))
+        world = into(view.T, (x, y, -jnp.ones_like(x)))
         up = [eye[k] + depth * world[k] + 1e-3 * light[k] for k in range(3)]
         facing = facing * _lit(poses, look, tuple(up), light)  # type: ignore[arg-type]
-    back = _unit(d)
-    halfway = _unit([toward[k] - back[k] for k in range(3)])
-    shine = specular * jnp.maximum(_dot(n, halfway), 0.0) ** SHININESS * (facing > 0)
-    head = jnp.maximum(_dot(n, (a[2], a[5], a[8])), 0.0)
+    back = unit(d)
+    halfway = unit([toward[k] - back[k] for k in range(3)])
+    shine = specular * jnp.maximum(dot(n, halfway), 0.0) ** SHININESS * (facing > 0)
+    head = jnp.maximum(dot(n, (a[2], a[5], a[8])), 0.0)
     energy = look.ambient + look.diffuse * facing + look.headlight * head
     rgb = [
         jnp.where(ids == SKY_ID, 0.0, (rgb[k] * energy + shine) * look.gain[k]) for k in range(3)

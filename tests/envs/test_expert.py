@@ -41,14 +41,20 @@ def test_speed_words_change_its_speed_and_height_words_its_height(blind):
     assert tops[2] > tops[1] + 0.015
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_it_recovers_from_random_actions(blind, seed):
-    blind.reset(seed=seed)
-    rng = np.random.default_rng(seed)
-    for step in range(45):
-        wild = np.append(rng.normal(0, 0.5, 3), rng.choice([-1.0, 1.0]))
-        blind.step(recovery_action(blind) if step < 25 else wild)
-    assert run(blind)[2]
+def test_it_recovers_from_random_actions_wherever_the_stone_stays_in_reach(blind):
+    recovered = 0
+    for seed in range(6):
+        blind.reset(seed=seed)
+        rng = np.random.default_rng(seed)
+        for step in range(45):
+            wild = np.append(rng.normal(0, 0.5, 3), rng.choice([-1.0, 1.0]))
+            blind.step(recovery_action(blind) if step < 25 else wild)
+        success = run(blind, 200)[2]
+        x, y = blind.world.stones[blind.goal, :2]
+        in_reach = x < s.WORKSPACE_HIGH[0] and abs(y) < s.WORKSPACE_HIGH[1]
+        assert success == in_reach, f"seed {seed}: stone at {x:.3f}, {y:.3f}"
+        recovered += success
+    assert recovered >= 4
 
 
 def test_it_clears_a_wrong_stone_from_the_cell_and_then_places_the_right_one(blind):

@@ -4,11 +4,13 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
 
-from mistjax.envs import drawing, raycast
+from mistjax.envs import drawing, raycast, solids
 from mistjax.envs import scene as s
 from mistjax.envs.drawing import GlCamera, board_look, board_poses, solid_ids
 
@@ -64,6 +66,50 @@ def test_every_pixel_shows_the_solid_that_mujocos_rays_hit(tilt):
         expected = mujoco_ids(model, data, camera)
         assert len(np.unique(expected)) > 4
         assert (picture != expected).mean() < 0.002
+
+
+SHAPES = {
+    "box": (0.05, 0.03, 0.02),
+    "ellipsoid": (0.05, 0.03, 0.02),
+    "cylinder": (0.03, 0.05),
+    "capsule": (0.02, 0.04),
+}
+
+
+def _first_hit(kind, o, d):
+    """Ray parameter and unit normal by the ray-caster's own geometry."""
+    size = jnp.asarray(SHAPES[kind])
+    t = getattr(solids, f"hit_{kind}")(o, d, size)
+    point = tuple(o[i] + t * d[i] for i in range(3))
+    return t, jnp.stack(solids.unit(getattr(solids, f"normal_{kind}")(point, size)), 1)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_each_kind_of_solid_is_hit_where_mujoco_hits_it_and_faces_the_same_way(kind):
+    rng = np.random.default_rng(0)
+    size = SHAPES[kind]
+    model = mujoco.MjModel.from_xml_string(
+        f'<mujoco><worldbody><geom type="{kind}" size="{" ".join(map(str, size))}"/>'
+        "</worldbody></mujoco>"
+    )
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    eyes = rng.normal(size=(400, 3))
+    eyes = 0.2 * eyes / np.linalg.norm(eyes, axis=1, keepdims=True)
+    rays = rng.uniform(-0.05, 0.05, (400, 3)) - eyes
+    o, d = (tuple(jnp.asarray(v[:, i], jnp.float32) for i in range(3)) for v in (eyes, rays))
+    t, facing = (np.asarray(v) for v in jax.jit(_first_hit, static_argnums=0)(kind, o, d))
+    expected, normal = np.zeros(400), np.zeros((400, 3))
+    for i in range(400):
+        hit = np.zeros(1, np.int32)
+        expected[i] = mujoco.mj_ray(model, data, eyes[i], rays[i], None, 1, -1, hit, normal[i])
+    seen = expected > 0
+    assert 100 < seen.sum() < 400
+    assert ((t < solids.FAR / 2) != seen).mean() < 0.01
+    both = seen & (t < solids.FAR / 2)
+    assert np.abs(t - expected)[both].max() < 1e-3
+    assert np.median((facing * normal).sum(1)[both]) > 0.999
+    assert ((facing * normal).sum(1)[both] > 0.99).mean() > 0.98
 
 
 def test_a_tilted_stone_is_drawn_tilted():
