@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, TypeVar
 
 IMAGE_KEYS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 FAST_IMAGE_KEYS = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
@@ -42,6 +42,10 @@ GEMMA_2B = GemmaConfig(2048, 18, 16_384, num_heads=8, num_kv_heads=1, head_dim=2
 GEMMA_300M = GemmaConfig(1024, 18, 4096, num_heads=8, num_kv_heads=1, head_dim=256)
 
 
+# Not `Self`: the run-time checks of the tests decorate methods apart from their class.
+_Config = TypeVar("_Config", bound="_PrefixConfig")
+
+
 class _PrefixConfig:
     """What configurations of models with a prefix of cameras and a prompt have in common."""
 
@@ -63,7 +67,7 @@ class _PrefixConfig:
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
+    def from_json(cls: type[_Config], data: Mapping[str, Any]) -> _Config:
         """The inverse of `to_json`; ValueError names a key that is not a field."""
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if surplus := sorted(set(data) - known):
