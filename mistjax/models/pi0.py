@@ -24,8 +24,7 @@ from mistjax.models.siglip import Siglip
 
 
 def attention_mask(valid: Bool[Array, "b t"], ar: Bool[Array, " t"]) -> Bool[Array, "b t t"]:
-    """A query sees a valid key of its own or an earlier block; `ar` is True where a block begins.
-    """
+    """A query sees valid keys of its own and earlier blocks; `ar` is True where one begins."""
     block = jnp.cumsum(ar)
     return (block[None, :] <= block[:, None])[None] & valid[:, None, :] & valid[:, :, None]
 
@@ -136,8 +135,7 @@ class Pi0(PrefixModel):
         return self.velocity(cache, valid, obs.state, x_t, t)[0]
 
     def embed_suffix(self, state, x_t, t):
-        """State (pi0 only) and noisy action tokens: (tokens, valid, ar, adaRMS condition or None).
-        """
+        """State (pi0 only) and noisy actions: (tokens, valid, ar, adaRMS condition or None)."""
         b, horizon, _ = x_t.shape
         actions = self.action_in_proj(x_t)
         time = time_embedding(t, self.config.action_expert.width)
@@ -216,12 +214,17 @@ def init(config: Pi0Config, key: PRNGKeyArray):
 
 def example_inputs(config: Pi0Config, batch: int = 1):
     """(observation, x_t, t) of zeros in the right shapes."""
+    x_t = jnp.zeros((batch, config.action_horizon, config.action_dim))
+    return example_observation(config, batch), x_t, jnp.ones(batch)
+
+
+def example_observation(config: Pi0Config | FastConfig, batch: int = 1) -> Observation:
+    """All zeros in the right shapes."""
     c = config
-    obs = Observation(
+    return Observation(
         images={k: jnp.zeros((batch, c.image_size, c.image_size, 3)) for k in c.image_keys},
         image_masks={k: jnp.ones(batch, bool) for k in c.image_keys},
         state=jnp.zeros((batch, c.action_dim)),
         tokenized_prompt=jnp.zeros((batch, c.max_token_len), jnp.int32),
         tokenized_prompt_mask=jnp.ones((batch, c.max_token_len), bool),
     )
-    return obs, jnp.zeros((batch, c.action_horizon, c.action_dim)), jnp.ones(batch)

@@ -1,0 +1,215 @@
+"""pi0-FAST: one Gemma stack reads cameras and prompt, then writes the action chunk as tokens.
+
+In the order that data flows: prefix -> KV cache and first logits; one decoded token at a time ->
+the next logits. The original rolls each row's padding to the left before it runs the prefix; a
+masked attention does not care where the padding is, so rows stay as they are here and a token
+position means the same in every row, which taps and edits rely on.
+
+Source: FAST (arXiv 2501.09747), pi0-FAST. Parameter tree and conventions: openpi, among them that
+the token of step s (from 0) sits at position `prompt length + s + 1`. One difference: in bfloat16
+openpi keeps rotated queries and keys in float32, here they have the compute dtype.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from mistjax.hooks.edits import Edit
+from mistjax.hooks.interceptor import Tokens, hooked_apply
+from mistjax.hooks.sites import Tap
+from mistjax.models.config import FastConfig
+from mistjax.models.gemma import KVCache
+from mistjax.models.observation import Observation
+from mistjax.models.pi0 import PrefixModel, example_observation
+from mistjax.models.sampling import Prefix, scanned_stacks, token_layouts
+from mistjax.models.tokenizers import EOS, PAD
+
+
+class Pi0Fast(PrefixModel):
+    """The model. Apply its methods with `model.apply(variables, ..., method=Pi0Fast.extend)`."""
+
+    config: FastConfig
+
+    def __call__(self, obs: Observation):
+        """Touches every parameter; what `init` calls. Returns logits of all positions."""
+        return self.decode(self.prefill(obs)[2])
+
+    def extend(
+        self,
+        cache: KVCache,
+        valid: Bool[Array, "b s"],
+        token: Int[Array, " b"],
+        position: Int[Array, " b"],
+    ):
+        """Reads one more token: (logits of the next [B,V], its keys and values [L,B,1,K,h])."""
+        x = self.embed_tokens(token)[:, None] * self.config.vlm.width**0.5
+        mask = jnp.concatenate([valid, jnp.ones((valid.shape[0], 1), bool)], axis=1)[:, None]
+        (hidden,), (k, v) = self.PaliGemma.llm([x], position[:, None], mask, [None], cache)
+        return self.decode(hidden[:, 0]).astype(jnp.float32), (k[:, :, -1:], v[:, :, -1:])
+
+
+@flax.struct.dataclass
+class Decoding:
+    """Where the writing of an action stands.
+
+    Attributes:
+        logits: of the next token.
+        cache: room for the prefix and every decoded token.
+        valid: which of its entries hold something.
+        length: real tokens of the prefix.
+    """
+
+    logits: Float[Array, "b v"]
+    cache: KVCache
+    valid: Bool[Array, "b s"]
+    length: Int[Array, " b"]
+
+
+@flax.struct.dataclass
+class Written:
+    """A decoded action chunk.
+
+    Attributes:
+        tokens: ids, PAD after a row's EOS.
+        log_probs: of each token under the model at temperature 1; 0 after a row's EOS.
+        taps: `action` taps with the decoded token as leading axis; 0 from a row's EOS on.
+    """
+
+    tokens: Int[Array, "b s"]
+    log_probs: Float[Array, "b s"]
+    taps: dict[str, Array]
+
+
+def start(model: Pi0Fast, variables, prefix: Prefix) -> Decoding:
+    """The logits of the first token, and a cache with room for `max_decoding_steps` more."""
+    steps, (b, length) = model.config.max_decoding_steps, prefix.valid.shape
+    last = length - 1 - jnp.argmax(prefix.valid[:, ::-1], axis=1)
+    hidden = jnp.take_along_axis(prefix.hidden, last[:, None, None], axis=1)[:, 0]
+    room = ((0, 0), (0, 0), (0, steps), (0, 0), (0, 0))
+    return Decoding(
+        model.apply(variables, hidden, method=Pi0Fast.decode).astype(jnp.float32),  # type: ignore
+        jax.tree.map(lambda leaf: jnp.pad(leaf, room), prefix.cache),
+        jnp.concatenate([prefix.valid, jnp.zeros((b, steps), bool)], axis=1),
+        jnp.sum(prefix.valid, axis=1),
+    )
+
+
+def decode_step(
+    model: Pi0Fast,
+    variables,
+    state: Decoding,
+    token: Int[Array, " b"],
+    step: Array | int,
+    *,
+    taps: Sequence[Tap] = (),
+    edits: Sequence[Edit] = (),
+) -> tuple[Decoding, dict[str, Array]]:
+    """Feeds the token of one step; taps and edits of the `action` stack."""
+    config = model.config
+    layout = token_layouts(config)["action"]
+    (logits, own), found = hooked_apply(
+        model,
+        variables,
+        state.cache,
+        state.valid,
+        token,
+        state.length + step + 1,
+        method=Pi0Fast.extend,
+        stacks=scanned_stacks(config),
+        tokens={"action": Tokens(layout, jnp.ones((token.shape[0], 1), bool))},
+        taps=taps,
+        edits=edits,
+        step=step,
+    )
+    slot = config.prefix_len + step
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=2)
+    cache = jax.tree.map(lambda room, new: write(room, new.astype(room.dtype)), state.cache, own)
+    return state.replace(logits=logits, cache=cache, valid=state.valid.at[:, slot].set(True)), found
+
+
+def write(
+    model: Pi0Fast,
+    variables,
+    prefix: Prefix,
+    keys: PRNGKeyArray,
+    *,
+    temperature: Float[Array, ""] | float = 0.0,
+    taps: Sequence[Tap] = (),
+    edits: Sequence[Edit] = (),
+) -> Written:
+    """Decodes until every row has written EOS, at most `max_decoding_steps` tokens.
+
+    Steps after the last row's EOS are skipped, not run. Differentiable (a scan, not a while loop).
+
+    Args:
+        model, variables: the model.
+        prefix: what `sampling.prefill` returned.
+        keys: one PRNG key per row [B].
+        temperature: 0 is greedy.
+        taps, edits: of the `action` stack, at every step.
+    """
+
+    def pick(logits, step):
+        folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+        hot = jax.vmap(jax.random.categorical)(folded, logits / jnp.maximum(temperature, 1e-6))
+        return jnp.where(temperature > 0, hot, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+
+    def feed(state, token, step):
+        return decode_step(model, variables, state, token, step, taps=taps, edits=edits)
+
+    def body(carry, step):
+        state, done = carry
+        token = jnp.where(done, PAD, pick(state.logits, step))
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(state.logits), token[:, None], axis=1)[:, 0]
+        log_prob, done = jnp.where(done, 0, chosen), done | (token == EOS)
+        shapes = jax.eval_shape(feed, state, token, step)[1]
+        skip = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        state, found = jax.lax.cond(
+            jnp.all(done), lambda: (state, skip), lambda: feed(state, token, step)
+        )
+        found = jax.tree.map(lambda x: jnp.where(_rows(done, x), 0, x), found)
+        return (state, done), (token, log_prob, found)
+
+    none_done = jnp.zeros(prefix.valid.shape[0], bool)
+    _, (tokens, log_probs, found) = jax.lax.scan(
+        body,
+        (start(model, variables, prefix), none_done),
+        jnp.arange(model.config.max_decoding_steps),
+    )
+    return Written(tokens.T, log_probs.T, found)
+
+
+def _rows(mask: Bool[Array, " b"], like: Array) -> Array:
+    """The mask of rows, shaped to broadcast with a tap [L,B,...]."""
+    return mask.reshape(1, -1, *(1,) * (like.ndim - 2))
+
+
+def next_token_loss(
+    model: Pi0Fast, variables, obs: Observation, continuation: Int[Array, "b c"]
+) -> Float[Array, " b"]:
+    """Cross entropy of the written action given the prompt, mean over its tokens (0 = padding).
+
+    The continuation is read causally, the prefix in both directions.
+    """
+    _, valid, hidden = model.apply(variables, obs, continuation, method=Pi0Fast.prefill)  # type: ignore
+    length = valid.shape[1]
+    last = length - 1 - jnp.argmax(valid[:, ::-1], axis=1)
+    first = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+    states = jnp.concatenate([first, hidden[:, length:-1]], axis=1)
+    logits = model.apply(variables, states, method=Pi0Fast.decode).astype(jnp.float32)  # type: ignore
+    real = continuation != PAD
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, continuation)
+    return jnp.sum(loss * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def init(config: FastConfig, key: PRNGKeyArray):
+    """Random variables `{"params": tree}` for a configuration."""
+    return Pi0Fast(config).init(key, example_observation(config))
