@@ -16,7 +16,7 @@ from mistjax.hooks.sites import Tap
 from mistjax.policies.protocol import Policy, RawObs
 from mistjax.rollouts.run import Run
 
-Group = Float[np.ndarray, "n l d"]
+Group = Float[np.ndarray, "_ l d"]
 
 
 def outcome_groups(run: Run, tap: Tap, *, first: int | None = None) -> tuple[Group, Group]:

@@ -19,6 +19,11 @@ class Schedule:
 
     strengths: Float[Array, " t"]
 
+    @classmethod
+    def of(cls, curve: Float[Array, " t"]) -> Schedule:
+        """From a curve of any precision; all schedules have one type, or jit would see two."""
+        return cls(jnp.asarray(curve, jnp.float32))
+
     def at(self, since: Int[Array, "..."] | int) -> Float[Array, "..."]:
         """Strength `since` inferences after the alarm (0 is the alarm's own); 0 before it (-1)."""
         since = jnp.asarray(since)
@@ -28,13 +33,13 @@ class Schedule:
 
 def constant(strength: float, *, horizon: int = HORIZON) -> Schedule:
     """The same strength from the alarm on."""
-    return Schedule(jnp.full(horizon, float(strength)))
+    return Schedule.of(jnp.full(horizon, float(strength)))
 
 
 def ramp(strength: float, over: int, *, horizon: int = HORIZON) -> Schedule:
     """Rises linearly and reaches the strength at the `over`-th inference, then holds."""
     _check_fits("over", over, horizon)
-    return Schedule(strength * jnp.minimum((jnp.arange(horizon) + 1) / over, 1.0))
+    return Schedule.of(strength * jnp.minimum((jnp.arange(horizon) + 1) / over, 1.0))
 
 
 def decay(strength: float, half_life: float, *, horizon: int = HORIZON) -> Schedule:
@@ -42,13 +47,13 @@ def decay(strength: float, half_life: float, *, horizon: int = HORIZON) -> Sched
     if half_life <= 0:
         raise ValueError(f"half_life is {half_life}: expected inferences, more than 0.")
     curve = strength * 0.5 ** (jnp.arange(horizon) / half_life)
-    return Schedule(curve.at[-1].set(0.0))
+    return Schedule.of(curve.at[-1].set(0.0))
 
 
 def burst(strength: float, inferences: int, *, horizon: int = HORIZON) -> Schedule:
     """Full strength for so many inferences, then none."""
     _check_fits("inferences", inferences, horizon - 1)
-    return Schedule(jnp.where(jnp.arange(horizon) < inferences, float(strength), 0.0))
+    return Schedule.of(jnp.where(jnp.arange(horizon) < inferences, float(strength), 0.0))
 
 
 def _check_fits(name: str, count: int, most: int) -> None:

@@ -28,8 +28,9 @@ from mistjax.steer.concepts import Concept
 from mistjax.steer.value_vectors import ValueVectors
 
 Strength = Float[Array, "..."] | float
-Activations = Float[Array, "n l d"] | Float[np.ndarray, "n l d"]
-"""One mean activation per example and tapped layer."""
+Towards = Float[Array | np.ndarray, "n l d"]
+Away = Float[Array | np.ndarray, "m l d"]
+"""One mean activation per example and tapped layer, of the two groups."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +200,7 @@ def overwrite_concept(
 
 
 def difference_of_means(
-    towards: Activations, away: Activations, tap: Tap, spec: PolicySpec, **details: Any
+    towards: Towards, away: Away, tap: Tap, spec: PolicySpec, **details: Any
 ) -> SteeringVector:
     """Mean of one group minus mean of another; strength 1 carries one mean to the other.
 
@@ -220,7 +221,7 @@ def difference_of_means(
 
 
 def principal_difference(
-    towards: Activations, away: Activations, tap: Tap, spec: PolicySpec, **details: Any
+    towards: Towards, away: Away, tap: Tap, spec: PolicySpec, **details: Any
 ) -> SteeringVector:
     """First principal direction of paired differences (not centred), per layer.
 

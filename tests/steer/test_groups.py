@@ -1,5 +1,7 @@
 """Groups of activations: from recorded episodes, and from prompts."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -77,10 +79,12 @@ def test_a_run_of_another_policy_is_refused(run, planted):
         build_vectors(planted, {}, run=run, taps=[TAP])
 
 
-def test_observations_are_recorded_alike_in_any_batch(policy, raw, key):
-    whole = observation_group(policy, raw, TAP, key)
-    parts = observation_group(policy, raw, TAP, key, batch=4)
-    assert whole.shape == (6, 1, 32)
-    np.testing.assert_allclose(whole, parts, atol=1e-5)
-    stepped = observation_group(policy, raw, STEPPED, key, batch=4)
-    np.testing.assert_allclose(stepped, observation_group(policy, raw, STEPPED, key), atol=1e-5)
+def test_each_observation_is_one_example_in_its_place(policy, raw, key):
+    """Six in batches of four: the second batch is filled up with the first rows."""
+    group = observation_group(policy, raw, STEPPED, key, batch=4)
+    assert group.shape == (6, 1, 16)
+    keys = jax.random.split(key, 6)
+    for rows in ([0, 1, 2, 3], [4, 5, 0, 1]):
+        obs = policy.prepare([raw[i] for i in rows])
+        values = policy.sample(obs, keys[jnp.array(rows)], taps=(STEPPED,)).taps[str(STEPPED)]
+        np.testing.assert_allclose(group[rows, 0], values[:, 0].mean(0), atol=1e-5)

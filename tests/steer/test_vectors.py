@@ -1,11 +1,11 @@
 """Each maker gives the vector that it promises, and its edit does what it says."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mistjax.hooks import Add, Tap
+from mistjax.policies import pi
 from mistjax.steer import (
     concept_vector,
     difference_of_means,
@@ -48,42 +48,35 @@ def shift():
     return np.random.default_rng(3).normal(size=(2, 32)).astype(np.float32)
 
 
-def test_strength_0_changes_no_bit(planted, values, slow, obs, key):
-    bare = planted.sample(obs, key).actions
+def hidden(policy, obs, *edits, taps=()):
+    """What the VLM hands on; compiles faster than whole samples."""
+    return policy.prefill(obs, edits=edits, taps=taps).hidden
+
+
+def test_strength_0_changes_no_bit(planted, values, slow, obs):
+    bare = hidden(planted, obs)
     for steering in (concept_vector(values, slow), overwrite_concept(values, slow, 10.0)):
-        steered = planted.sample(obs, key, edits=(steering.to_edit(0.0),)).actions
-        np.testing.assert_array_equal(bare, steered)
-        moved = planted.sample(obs, key, edits=(steering.to_edit(3.0),)).actions
+        np.testing.assert_array_equal(bare, hidden(planted, obs, steering.to_edit(0.0)))
+        moved = hidden(planted, obs, steering.to_edit(3.0))
         assert np.abs(moved - bare).max() > 1e-4
 
 
-def test_fifty_strengths_and_vectors_compile_once(planted, values, slow, quick, obs, key):
-    traces = []
-
-    @jax.jit
-    def act(edit):
-        traces.append(None)
-        return planted.sample(obs, key, edits=(edit,)).actions
-
+def test_fifty_strengths_and_vectors_compile_once(planted, values, slow, quick, obs):
+    before = pi._prefill._cache_size()
     for i in range(50):
-        concept = (slow, quick)[i % 2]
-        act(concept_vector(values, concept).at_layers(i % 3).to_edit(i / 10))
-    assert len(traces) == 1
+        vector = concept_vector(values, (slow, quick)[i % 2]).at_layers(i % 3)
+        hidden(planted, obs, vector.to_edit(i / 10))
+    assert pi._prefill._cache_size() - before <= 1
 
 
-def test_adding_a_concept_vector_raises_its_neurons_by_the_strength(
-    planted, values, slow, obs, key
-):
+def test_adding_a_concept_vector_raises_its_neurons_by_the_strength(planted, values, slow, obs):
     """Exactly what its scale promises: the same as +2 on each of the concept's neurons."""
+    neurons = overwrite_concept(values, slow, 1.0).mask
+    raised = Add(site="vlm.mlp_neurons", strength=2.0, vector=neurons)
     vector = concept_vector(values, slow)
-    raised = Add(
-        site="vlm.mlp_neurons",
-        strength=2.0,
-        vector=overwrite_concept(values, slow, 1.0).mask,
+    np.testing.assert_allclose(
+        hidden(planted, obs, vector.to_edit(2.0)), hidden(planted, obs, raised), atol=1e-4
     )
-    by_vector = planted.sample(obs, key, edits=(vector.to_edit(2.0),)).actions
-    by_neurons = planted.sample(obs, key, edits=(raised,)).actions
-    np.testing.assert_allclose(by_vector, by_neurons, atol=1e-5)
 
 
 def test_a_concept_against_itself_is_refused_and_against_another_changes_sign(values, slow, quick):
@@ -95,10 +88,10 @@ def test_a_concept_against_itself_is_refused_and_against_another_changes_sign(va
         concept_vector(values, slow, against=slow)
 
 
-def test_overwritten_neurons_have_the_activation_asked_for(planted, values, slow, obs, key):
+def test_overwritten_neurons_have_the_activation_asked_for(planted, values, slow, obs):
     tap = Tap("vlm.mlp_neurons", None, "text", None)
-    edit = overwrite_concept(values, slow, 4.0, tokens="text").to_edit(1.0)
-    neurons = planted.sample(obs, key, edits=(edit,), taps=(tap,)).taps[str(tap)]
+    edit = overwrite_concept(values, slow, 4.0).to_edit(1.0)
+    neurons = planted.prefill(obs, edits=(edit,), taps=(tap,)).taps[str(tap)]
     np.testing.assert_allclose(neurons[1][:, :3, 5], 4.0, atol=1e-5)
 
 
@@ -135,14 +128,11 @@ def test_the_random_control_has_the_same_length_in_every_layer(policy, shift, ke
     assert control.provenance.maker == "random_control"
 
 
-def test_layers_and_flow_steps_without_weight_are_left_alone(policy, obs, key):
+def test_layers_and_flow_steps_are_weighed_in_the_edit(policy):
     tap = Tap("action.resid", None, "action", "mean")
     ones = np.ones((4, 3, 16), np.float32)
-    vector = difference_of_means(ones, 0 * ones, tap, policy.spec).at_layers(-1)
-    edit = vector.to_edit(1.0, flow_steps(policy.spec.num_steps, 1, 2))
-    bare, steered = (
-        policy.sample(obs, key, edits=edits, taps=(tap,)).taps[str(tap)] for edits in ((), (edit,))
-    )
-    np.testing.assert_array_equal(bare[0], steered[0])
-    np.testing.assert_array_equal(bare[1, :2], steered[1, :2])
-    np.testing.assert_allclose(steered[1, 2] - bare[1, 2], 1.0, atol=1e-4)
+    vector = difference_of_means(ones, 0 * ones, tap, policy.spec).at_layers(-1).on_tokens("state")
+    edit = vector.to_edit(-0.5, flow_steps(policy.spec.num_steps, 1, 2))
+    assert (edit.site, edit.tokens, float(edit.strength)) == ("action.resid", "state", -0.5)
+    assert edit.gate.tolist() == [0, 0, 1] and edit.step_weights.tolist() == [0, 1, 0]
+    np.testing.assert_allclose(edit.vector, 1.0, atol=1e-6)
