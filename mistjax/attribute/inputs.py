@@ -102,8 +102,7 @@ class Baseline:
 
     Attributes:
         image: `blurred`, `mean` (each picture's mean colour) or `grey`.
-        text: `padding` (the padding token's embedding) or `zero`. A path from zero passes the
-            point where RMSNorm is steep, and needs many more integration steps.
+        text: `padding` (the padding token's embedding) or `zero`.
     """
 
     image: str = "blurred"

@@ -32,13 +32,14 @@ def swept(pi, pi_obs, corrupted, key, readout):
     return patch_sweep(pi, pi_obs, corrupted, key, readout, "action.resid", masks)
 
 
-def test_the_whole_residual_of_the_clean_run_restores_it_exactly(swept):
-    np.testing.assert_array_equal(swept.patched[0], swept.clean)
-    np.testing.assert_array_equal(swept.share[0], 1)
+def test_the_whole_residual_of_the_clean_run_restores_it(swept):
+    """Up to the last bit of float32: the clean run is not part of the batch."""
+    np.testing.assert_allclose(swept.patched[0], swept.clean, rtol=1e-6)
+    np.testing.assert_allclose(swept.share[0], 1, rtol=1e-6)
 
 
 def test_the_last_layer_is_enough_and_the_first_is_not(swept):
-    np.testing.assert_array_equal(swept.patched[-2], swept.clean)
+    np.testing.assert_array_equal(swept.patched[-2], swept.patched[0])
     assert (jnp.abs(swept.share[1] - 1) > 1e-3).all()
 
 

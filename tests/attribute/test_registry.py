@@ -25,7 +25,7 @@ def truth(policy, obs, baseline):
 
 @pytest.mark.parametrize("name", ATTRIBUTIONS)
 def test_every_method_has_one_signature_and_one_result(name, linear, linear_obs, key):
-    result = attribute(name, linear, linear_obs, key, LINEAR, baseline=Baseline("grey"), chunk=4)
+    result = attribute(name, linear, linear_obs, key, LINEAR)
     assert {camera: x.shape for camera, x in result.images.items()} == {
         "front": (2, 2, 2),
         "wrist": (2, 2, 2),
@@ -75,22 +75,21 @@ def test_saliency_is_the_absolute_gradient(linear, linear_obs, key):
 
 def test_iss_of_the_action_finds_what_changes_it(linear, linear_obs, key):
     """Of z, the first action, |change| is linear in the masks when all parts have one sign."""
-    obs = jax.tree.map(lambda x: x, linear_obs)
-    policy = linear.replace(joints=jnp.array([2.0, 0.0, 0.5]), table=0 * linear.table)
-    policy = policy.replace(pixels=0 * linear.pixels)
-    obs = obs.replace(state=jnp.ones_like(obs.state))
-    reference = jnp.zeros((2, 1, 2)).at[..., :].set(policy.sample(obs, key).actions)
+    policy = linear.replace(
+        pixels=0 * linear.pixels, table=0 * linear.table, joints=jnp.array([2.0, 0.0, 0.5])
+    )
+    obs = linear_obs.replace(state=jnp.ones_like(linear_obs.state))
     result = iss(policy, obs, key, LINEAR, patch=(4, 4), samples=4000, chunk=500)
     np.testing.assert_allclose(result.state, [[2.0, 0.0, 0.5]] * 2, atol=0.15)
-    result = iss(policy, obs, key, ActionChange(reference), patch=(4, 4), samples=400, chunk=100)
+    change = ActionChange(policy.sample(obs, key).actions)
+    result = iss(policy, obs, key, change, patch=(4, 4), samples=400, chunk=100)
     assert (jnp.argmax(result.state, axis=1) == 0).all()
 
 
-@pytest.mark.parametrize("name", ATTRIBUTIONS)
+@pytest.mark.parametrize("name", ["integrated_gradients", "occlusion"])
 def test_the_chunk_size_makes_no_difference(name, linear, linear_obs, key):
-    whole, pieces = (
-        attribute(name, linear, linear_obs, key, SQUARE, chunk=chunk) for chunk in (1000, 5)
-    )
+    whole = attribute(name, linear, linear_obs, key, SQUARE)
+    pieces = attribute(name, linear, linear_obs, key, SQUARE, chunk=5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), whole, pieces)
 
 
