@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def board_tokenizer() -> PromptTokenizer:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BoardData:
-    """All demonstrations in memory: pictures stay uint8, everything else is normalised.
+    """Demonstrations in memory: pictures stay uint8, everything else is normalised.
 
     Attributes:
         images: model camera -> [n,h,w,3] uint8.
@@ -56,32 +57,44 @@ class BoardData:
         return len(self.arrays["state"])
 
     @classmethod
-    def load(cls, folder: Path, tokenizer: PromptTokenizer, config: Pi0Config) -> BoardData:
-        """Reads every shard of a demonstration folder.
+    def load(
+        cls,
+        folders: Sequence[Path],
+        tokenizer: PromptTokenizer,
+        config: Pi0Config,
+        norm_stats: dict[str, NormStats] | None = None,
+    ) -> BoardData:
+        """Reads every shard of the folders.
+
+        Args:
+            folders: of demonstrations.
+            tokenizer, config: of the model.
+            norm_stats: None computes them from the data.
 
         Raises:
-            FileNotFoundError: there are none.
+            FileNotFoundError: a folder holds none.
         """
-        shards = sorted(folder.glob("shard_*.safetensors"))
-        if not shards:
-            raise FileNotFoundError(
-                f"{folder} holds no demonstrations: write some with "
-                f"`python -m mistjax.envs.demos --episodes 2400 --out {folder}`."
-            )
+        for folder in folders:
+            if not any(folder.glob("shard_*.safetensors")):
+                raise FileNotFoundError(
+                    f"{folder} holds no demonstrations: write some with "
+                    f"`python -m mistjax.envs.demos --episodes 2400 --out {folder}`."
+                )
+        shards = sorted(path for f in folders for path in f.glob("shard_*.safetensors"))
         columns = [load_file(path) for path in shards]
         text = [json.loads(path.with_suffix(".json").read_text()) for path in shards]
         data = {key: np.concatenate([c[key] for c in columns]) for key in columns[0]}
         prompts, captions = ([t for shard in text for t in shard[k]] for k in ("prompt", "caption"))
-        stats = {"state": NormStats.of(data["state"]), "actions": NormStats.of(data["actions"])}
+        stats = norm_stats or {key: NormStats.of(data[key]) for key in ("state", "actions")}
 
-        def model_units(key: str, which: str) -> np.ndarray:
-            return pad_to(ZScore(stats[which]).normalize(data[key]), config.action_dim)
+        def model_units(key: str) -> np.ndarray:
+            return pad_to(ZScore(stats[key]).normalize(data[key]), config.action_dim)
 
         encode = functools.cache(lambda text: tokenizer.encode_pi0(text)[0])
         say = functools.cache(lambda text: _caption(tokenizer, text))
         arrays = {
-            "state": model_units("state", "state"),
-            "actions": model_units("actions", "actions"),
+            "state": model_units("state"),
+            "actions": model_units("actions"),
             "layout": data["aux"] / LAYOUT_UNIT,
             "prompt": np.stack([encode(p) for p in prompts]),
             "caption": np.stack([say(c) for c in captions]),
