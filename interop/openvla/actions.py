@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 
-def bin_edges(n: int = 256) -> Float[np.ndarray, " n"]:
+def bin_edges(n: int = 256) -> Float[np.ndarray, " edges"]:
     return np.linspace(-1.0, 1.0, n)
 
 
-def bin_centers(n: int = 256) -> Float[np.ndarray, " n-1"]:
+def bin_centers(n: int = 256) -> Float[np.ndarray, " bins"]:
     edges = bin_edges(n)
     return (edges[:-1] + edges[1:]) / 2
 

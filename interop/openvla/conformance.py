@@ -220,8 +220,12 @@ def compare_gradients(run: Recordings, golden: Arrays) -> dict[str, float]:
 def compare_value_vectors(run: Recordings, golden: Arrays) -> dict[str, float]:
     """The vocabulary entries that each neuron's output column points at."""
     llama = run.model.language_model
-    scores = (run.model.value_vectors() @ llama.lm_head.weight.T).topk(10).values
-    return {"top10_scores": error(scores, golden["top10_scores"])}
+    scores = run.model.value_vectors() @ llama.lm_head.weight.T
+    named = scores.gather(-1, torch.tensor(golden["top10_ids"]).long())
+    return {
+        "top10_scores": error(scores.topk(10).values, golden["top10_scores"]),
+        "scores_of_top10_ids": error(named, golden["top10_scores"]),
+    }
 
 
 COMPARISONS: dict[str, Compare] = {

@@ -1,18 +1,15 @@
-"""OpenVLA-OFT's extra weight files.
+"""OpenVLA-OFT's extra weight files: action head, state projector, towers with FiLM.
 
-They are published as PyTorch pickles. `convert` reads one in a process of its own, with
-`weights_only=True`, and writes safetensors; everything else reads safetensors only.
+They are published as PyTorch pickles; `interop.convert_pt.convert` makes safetensors of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from interop.openvla.checkpoints import check_names, shapes_of
@@ -20,30 +17,6 @@ from interop.openvla.model import OpenVLA
 from interop.openvla.vision import VisionBackbone
 
 _WRAPPERS = ("module.", "vision_backbone.")
-
-
-def convert(source: str | Path, target: str | Path) -> None:
-    """Converts one component (`action_head--N_checkpoint.pt` and the like) to safetensors.
-
-    Args:
-        source: the published file.
-        target: the `.safetensors` file to write.
-
-    Raises:
-        ValueError: the file holds more than arrays, or is damaged; says what PyTorch reported.
-    """
-    result = subprocess.run(
-        [sys.executable, "-m", "interop.openvla.oft_components", str(source), str(target)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ValueError(
-            f"{source} could not be converted: {reason}. Expected a dictionary of tensors, as "
-            "OpenVLA-OFT saves its components."
-        )
 
 
 def load_component(
@@ -79,12 +52,3 @@ def strip_wrappers(name: str) -> str:
     for wrapper in _WRAPPERS:
         name = name.removeprefix(wrapper)
     return name
-
-
-def _main(source: str, target: str) -> None:
-    weights = torch.load(source, map_location="cpu", weights_only=True)
-    save_file({name: value.contiguous().clone() for name, value in weights.items()}, target)
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from interop.openvla.conformance import COMPARISONS, conformance_openvla, tolerance
+from interop.openvla.recordings import Recordings, recorded_model
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_every_recorded_output_of_the_original_is_repeated(goldens, attention):
+    errors = conformance_openvla(goldens, attention)
+    assert {name.partition("/")[0] + ".npz" for name in errors} == set(COMPARISONS)
+    assert len(errors) == 60
+    too_large = {k: v for k, v in errors.items() if not v <= tolerance(k, attention)}
+    assert not too_large
+
+
+def test_the_port_is_as_close_to_float64_as_the_original_was(goldens, recordings):
+    import numpy as np
+
+    expected = np.load(goldens / "forward_0.npz")["logits_action"]
+    exact = Recordings(goldens, recorded_model(goldens).double())
+    with torch.no_grad():
+        ids, pixels = torch.tensor(exact.inputs["input_ids_0"]), exact.pixels(0)
+        reference = exact.action_logits(exact.model(ids, pixels.double())[0])
+        single = recordings.action_logits(recordings.model(ids, pixels)[0])
+    ours, theirs = np.abs(single - reference).max(), np.abs(expected - reference).max()
+    assert ours <= 1.5 * theirs
+
+
+def test_a_folder_without_recordings_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        conformance_openvla(tmp_path)

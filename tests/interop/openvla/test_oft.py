@@ -1,0 +1,179 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from interop.convert_pt import convert
+from interop.openvla import generation, oft
+from interop.openvla.decoders import ChunkDecoder
+from interop.openvla.hooks import Hooks, token_layouts
+from interop.openvla.model import OpenVLA
+from interop.openvla.oft_components import load_component, load_film
+from interop.openvla.policy import OpenVLAPolicy
+from interop.openvla.reader import Reader
+from mistjax.hooks import Add, Tap
+
+KEY = jax.random.key(0)
+CHUNK = 2
+
+
+@pytest.fixture(scope="module")
+def parts():
+    torch.manual_seed(0)
+    head, proprio = oft.L1Head(64, 7), oft.ProprioProjector(64, 3)
+    return oft.OFTParts(head.requires_grad_(False), CHUNK, proprio.requires_grad_(False))
+
+
+@pytest.fixture(scope="module")
+def chunk_policy(model, parts, tokenizer, preset):
+    stats = {"q01": [-1.0] * 3, "q99": [1.0] * 3}
+    (name, data), *_ = model.config.norm_stats.items()
+    config = dataclasses.replace(model.config, norm_stats={name: {**data, "proprio": stats}})
+    own = OpenVLA.__new__(OpenVLA)
+    own.__dict__.update(model.__dict__ | {"config": config})
+    reader = Reader(tokenizer, preset.cameras)
+    return OpenVLAPolicy(own, ChunkDecoder(own, parts), reader, preset, name="oft")
+
+
+def inputs(model, valid=5):
+    ids = torch.arange(5)[None] + 400
+    pixels = torch.linspace(-1, 1, 12 * 224 * 224).reshape(1, 12, 224, 224)
+    mask = torch.arange(5)[None] < valid
+    state = torch.tensor([[0.1, 0.2, 0.3]])
+    return generation.Inputs(
+        model.embed_tokens(ids), mask, pixels, torch.ones(1, 2, dtype=torch.bool), state
+    )
+
+
+def layouts():
+    return token_layouts(256, ("a", "b"), 5, extra=1, action_tokens=7 * CHUNK)
+
+
+@torch.no_grad()
+def test_attention_sees_in_both_directions_and_no_padding(model, parts):
+    with Hooks(model, layouts()) as hooks:
+        embedded = oft.embed(model, parts, inputs(model, valid=4), hooks)
+        _, before = oft.read_actions(model, parts, embedded, hooks)
+        changed = embedded.embeds.clone()
+        changed[:, -1] += 1.0
+        padding = generation.Embedded(changed, embedded.valid)
+        assert torch.equal(oft.read_actions(model, parts, padding, hooks)[1], before)
+    tap = Tap("vlm.resid", layers=(1,))
+    first = []
+    for strength in (0.0, 1.0):
+        edit = Add("action.resid", strength=strength, vector=jnp.ones((4, 64)))
+        with Hooks(model, layouts(), [tap], [edit]) as hooks:
+            oft.read_actions(model, parts, embedded, hooks)
+            first.append(hooks.values()[str(tap)][0, 0, 0])
+    assert not torch.equal(*first), "the first token must see the actions' tokens"
+
+
+@torch.no_grad()
+def test_the_sequence_is_bos_patches_state_text(model, parts):
+    given = inputs(model)
+    with Hooks(model, layouts()) as hooks:
+        embedded = oft.embed(model, parts, given, hooks)
+    assert torch.equal(embedded.embeds[:, 0], given.text[:, 0])
+    assert torch.equal(embedded.embeds[:, 513], parts.proprio(given.state))
+    assert torch.equal(embedded.embeds[:, 514:], given.text[:, 1:])
+
+
+@torch.no_grad()
+def test_each_picture_gives_the_patches_that_it_gives_alone(model):
+    pixels = inputs(model).pixel_values
+    both = model.embed_images(pixels)
+    alone = [model.embed_images(part) for part in pixels.split(6, dim=1)]
+    torch.testing.assert_close(both, torch.cat(alone, dim=1), atol=1e-5, rtol=0)
+
+
+def test_the_head_reads_one_action_from_the_states_of_its_own_numbers(parts):
+    hidden = torch.randn(1, 7 * CHUNK, 64)
+    actions = parts.head(hidden)
+    hidden[:, 7:] += 1.0
+    assert torch.equal(parts.head(hidden)[:, 0], actions[:, 0])
+    assert not torch.equal(parts.head(hidden)[:, 1], actions[:, 1])
+
+
+def test_the_policy_gives_chunks_and_gradients_to_the_state(chunk_policy, raw):
+    obs = chunk_policy.prepare(raw)
+    sample = chunk_policy.sample(obs, KEY, taps=(Tap("action.resid", tokens="last"),))
+    assert sample.actions.shape == (2, CHUNK, 7)
+    assert sample.taps["action.resid@all/last/tokens"].shape == (1, 4, 2, 1, 64)
+
+    def score(state):
+        here = dataclasses.replace(obs, state=state)
+        return chunk_policy.objective(here, KEY, lambda s: s.actions.sum((1, 2))).sum()
+
+    state = jnp.asarray(obs.state)
+    grad = jax.grad(score)(state)
+    step = 1e-2 * grad / jnp.linalg.norm(grad)
+    difference = score(state + step) - score(state - step)
+    np.testing.assert_allclose(2 * jnp.sum(grad * step), difference, rtol=0.05)
+
+
+def test_published_names_are_those_of_the_head(parts):
+    names = set(parts.head.state_dict())
+    assert {"model.layer_norm1.weight", "model.fc1.weight", "model.fc2.bias"} <= names
+    assert "model.mlp_resnet_blocks.1.ffn.1.weight" in names
+
+
+def test_a_component_is_converted_elsewhere_and_loads(parts, tmp_path):
+    published, file = tmp_path / "action_head--1_checkpoint.pt", tmp_path / "head.safetensors"
+    torch.save({f"module.{k}": v for k, v in parts.head.state_dict().items()}, published)
+    convert(published, file)
+    head = oft.L1Head(64, 7)
+    load_component(head, file)
+    assert torch.equal(head.model.fc1.weight, parts.head.model.fc1.weight)
+    assert set(load_file(file)) == {f"module.{name}" for name in head.state_dict()}
+
+
+def test_a_file_with_code_in_it_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("run",)
+
+    torch.save({"a": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="could not be converted"):
+        convert(tmp_path / "evil.pt", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@torch.no_grad()
+def test_film_that_neither_scales_nor_shifts_changes_nothing(model, goldens, tmp_path):
+    from safetensors.torch import save_file
+
+    from interop.openvla.recordings import recorded_model
+
+    film = recorded_model(goldens)
+    weights = {}
+    for name, value in film.vision_backbone.state_dict().items():
+        tower, _, rest = name.partition(".blocks.")
+        index, _, inner = rest.partition(".")
+        weights[
+            f"vision_backbone.{tower}.blocks.{index}.block.{inner}"
+            if rest
+            else f"vision_backbone.{name}"
+        ] = value
+    for tower, width, depth in (("featurizer", 32, 4), ("fused_featurizer", 48, 3)):
+        for block in range(depth):
+            for part in ("scale", "shift"):
+                prefix = f"vision_backbone.{tower}.blocks.{block}.{part}"
+                weights |= {
+                    f"{prefix}.weight": torch.zeros(width, 64),
+                    f"{prefix}.bias": torch.zeros(width),
+                }
+    save_file(
+        {k: v.contiguous().clone() for k, v in weights.items()}, tmp_path / "film.safetensors"
+    )
+    load_film(film, tmp_path / "film.safetensors")
+    pixels = inputs(model).pixel_values
+    instruction = torch.ones(1, 64)
+    torch.testing.assert_close(film.embed_images(pixels, instruction), model.embed_images(pixels))
+    film.vision_backbone.featurizer.blocks[0].shift.weight += 0.1
+    assert not torch.allclose(film.embed_images(pixels, instruction), model.embed_images(pixels))
+    with pytest.raises(ValueError, match="film is True"):
+        film.embed_images(pixels)
