@@ -180,7 +180,7 @@ class _Interceptor:
 
     def through(self, name: str, point: str, stream: Stream, value: Array) -> Array:
         """Applies this site's edits to a value and records its taps."""
-        frame, (layout, valid) = self.frames[-1], _unpack(self.tokens[name])
+        frame, tokens = self.frames[-1], self.tokens[name]
         shape = value.shape
         value = value.reshape(-1, stream.groups * shape[1], *shape[2:])
         for index, edit in self.edits.items():
@@ -193,17 +193,13 @@ class _Interceptor:
         for tap in self.taps:
             if (tap.stack, tap.point) == (name, point):
                 if tap.reduce is None and tap.tokens != "last":
-                    start, stop = layout.select(tap.tokens)
+                    start, stop = tokens.layout.select(tap.tokens)
                     frame.captures[str(tap)] = value[:, start:stop]
                 else:
-                    mask = layout.mask(tap.tokens, valid)
+                    mask = tokens.layout.mask(tap.tokens, tokens.valid)
                     picked = reduce_tokens(value, mask, tap.reduce or "mean")
                     frame.captures[str(tap)] = picked if tap.reduce else picked[:, None]
         return value.reshape(shape)
-
-
-def _unpack(tokens: Tokens) -> tuple[TokenLayout, Array]:
-    return tokens.layout, tokens.valid
 
 
 def _edit_leaves(stack: ScannedStack, edits, tokens, step) -> dict[str, dict[str, Array]]:
