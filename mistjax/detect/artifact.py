@@ -114,7 +114,7 @@ def _pack(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
         return {"tuple": [_pack(v, f"{name}.{i}", arrays) for i, v in enumerate(value)]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    arrays[name] = np.ascontiguousarray(value)
+    arrays[name] = np.asarray(value, order="C")
     return {"array": name}
 
 

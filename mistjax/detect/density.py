@@ -58,7 +58,7 @@ class RND:
 
     def init_params(self, key: PRNGKeyArray, features: Float[Array, "n d"]) -> PyTree:
         """Random parameters for features of this shape."""
-        return self._network.init(key, *self._inputs(features))["params"]
+        return jax.jit(self._network.init)(key, *self._inputs(features))["params"]
 
     def _inputs(self, features: Array) -> tuple[Array, Array, Array]:
         condition, action = features[:, : -self.chunk], features[:, -self.chunk :]
@@ -117,7 +117,7 @@ class LogpZO:
     def init_params(self, key: PRNGKeyArray, features: Float[Array, "n d"]) -> PyTree:
         """Random parameters for features of this shape."""
         x = self.rows(features)
-        return self._network.init(key, x, jnp.zeros(x.shape[0]))["params"]
+        return jax.jit(self._network.init)(key, x, jnp.zeros(x.shape[0]))["params"]
 
     def flow_loss(
         self,

@@ -73,4 +73,5 @@ def fit_sensitivity_gate(episodes: Episodes) -> SensitivityGate:
             "positive sensitivity per step."
         )
     logs = np.log(frames.astype(np.float64))
-    return SensitivityGate(jnp.float32(logs.mean()), jnp.float32(logs.std(ddof=1) + 1e-6))
+    scale = logs.std(ddof=1) + 1e-6
+    return SensitivityGate(jnp.asarray(logs.mean(), jnp.float32), jnp.asarray(scale, jnp.float32))

@@ -16,9 +16,7 @@ from mistjax.detect import (
 from mistjax.detect.artifact import FingerprintError, read_card
 from mistjax.detect.wrappers import Windowed
 
-PROVENANCE = Provenance(
-    policy="ab12", tap="vlm.mlp_out[8] text mean", pooling="mean"
-)
+PROVENANCE = Provenance(policy="ab12", tap="vlm.mlp_out[8] text mean", pooling="mean")
 
 
 @pytest.fixture
