@@ -1,7 +1,7 @@
 """Steering: what a policy's neurons write, directions to push it, and when and how hard."""
 
 from mistjax.steer.artifact import SteeringArtifact, load_steering, save_steering
-from mistjax.steer.build import BOARD_CONCEPTS, build_vectors
+from mistjax.steer.build import BOARD_CONCEPTS, build_vectors, write_vectors
 from mistjax.steer.concepts import Concept, concept_table, control_neurons, find_concept
 from mistjax.steer.effects import (
     DoseResponse,
@@ -62,4 +62,5 @@ __all__ = [
     "save_steering",
     "top_names",
     "value_vectors",
+    "write_vectors",
 ]

@@ -23,12 +23,19 @@ from mistjax.steer.vectors import (
 )
 
 BOARD_CONCEPTS = {
-    "slow": ("slow*",),
-    "quick": ("quick*",),
-    "high": ("high*",),
-    "low": ("low*",),
+    word: (word,)
+    for word in (
+        *("slowly", "quickly", "high", "low", "raise", "lower"),
+        *("left", "right", "forward", "back", "open", "close"),
+    )
 }
-BOARD_OPPOSITES = (("slow", "quick"), ("high", "low"))
+"""The board policy's own words for motions."""
+BOARD_OPPOSITES = (
+    *(("quickly", "slowly"), ("high", "low"), ("raise", "lower")),
+    *(("right", "left"), ("forward", "back"), ("open", "close")),
+)
+
+_ADDABLE = ("resid", "attn_out", "mlp_out")
 
 
 def build_vectors(
@@ -89,41 +96,6 @@ def build_vectors(
     return SteeringArtifact(policy.spec.fingerprint, directions, causes or {}, notes)
 
 
-def write_vectors(
-    policy: PiPolicy,
-    out: Path,
-    *,
-    concepts: Mapping[str, Sequence[str]] | None = None,
-    run: Path | None = None,
-) -> str:
-    """Builds the vectors of concepts (the board's own by default) and of a run, and writes them.
-
-    Opposite vectors, and "success" vectors from every tap that the run recorded, come along.
-
-    Returns:
-        One line a direction: name, site, length in each layer.
-
-    Raises:
-        ValueError, FileNotFoundError: see `build_vectors` and `load_run`.
-    """
-    recorded = None if run is None else load_run(run)
-    taps = () if recorded is None else tuple(Tap.parse(t) for t in recorded.config["taps"])
-    artifact = build_vectors(
-        policy,
-        BOARD_CONCEPTS if concepts is None else concepts,
-        opposites=BOARD_OPPOSITES if concepts is None else (),
-        run=recorded,
-        taps=taps,
-    )
-    save_steering(out, artifact)
-    lines = []
-    for name, direction in artifact.directions.items():
-        if isinstance(direction, SteeringVector):
-            scale = " ".join(f"{x:.2f}" for x in np.asarray(direction.scale))
-            lines.append(f"{name:28} {direction.site:16} length by layer {scale}")
-    return "\n".join(lines)
-
-
 def _check_same_policy(run: Run, policy: PiPolicy) -> None:
     recorded = {row["policy_fingerprint"] for row in run.finished}
     if recorded - {policy.spec.fingerprint}:
@@ -131,3 +103,70 @@ def _check_same_policy(run: Run, policy: PiPolicy) -> None:
             f"the run was recorded with policy {sorted(r[:12] for r in recorded)}, not with "
             f"{policy.spec.name!r} ({policy.spec.fingerprint[:12]}): record one with this policy."
         )
+
+
+def write_vectors(
+    policy: PiPolicy,
+    out: str | Path,
+    *,
+    concepts: Mapping[str, Sequence[str]] | None = None,
+    run: str | Path | None = None,
+) -> str:
+    """Builds vectors and writes them; what `mistjax vectors` does.
+
+    With a run, every reduced tap that it recorded in a residual stream gives a vector from failure
+    to success, and every modality that can be blamed is answered by one of them: in the action
+    expert if there is one, where the prefix need not be computed again.
+
+    Args:
+        policy: the policy.
+        out: folder to write to.
+        concepts: name -> words; the board's own by default.
+        run: run folder of the policy.
+
+    Returns:
+        The concepts as a table, and one line a direction: name, site, length in each layer.
+
+    Raises:
+        ValueError: see `build_vectors`, or the run recorded no such tap.
+    """
+    recorded = None if run is None else load_run(run)
+    taps = [] if recorded is None else _usable_taps(recorded)
+    causes: dict[str, tuple[str, float] | None] = {}
+    if taps:
+        answer = min(taps, key=lambda tap: tap.stack != "action")
+        blamed = (*policy.spec.cameras, "text", "state")
+        causes = {cause: (f"success@{answer.site}", 1.0) for cause in blamed}
+    artifact = build_vectors(
+        policy,
+        BOARD_CONCEPTS if concepts is None else concepts,
+        opposites=BOARD_OPPOSITES if concepts is None else (),
+        run=recorded,
+        taps=taps,
+        top=1,
+        causes=causes,
+    )
+    save_steering(out, artifact)
+    lines = [artifact.notes["concepts"]] if "concepts" in artifact.notes else []
+    for name, direction in artifact.directions.items():
+        if isinstance(direction, SteeringVector):
+            scale = " ".join(f"{x:.2f}" for x in np.asarray(direction.scale))
+            lines.append(f"{name:28} {direction.site:16} length by layer {scale}")
+    return "\n".join(lines)
+
+
+def _usable_taps(run: Run) -> list[Tap]:
+    """Reduced taps of streams that a vector can be added to, one a site."""
+    names = next(run.traces()).features if run.finished else {}
+    taps = [Tap.parse(name) for name in names]
+    usable = {
+        tap.site: tap
+        for tap in taps
+        if tap.reduce and tap.stack != "vision" and tap.point in _ADDABLE
+    }
+    if not usable:
+        raise ValueError(
+            f"the run recorded {sorted(names)}: none is a reduced tap of {_ADDABLE} in the vlm or "
+            "action stack; record one, for example 'action.resid@all/action/mean'."
+        )
+    return list(usable.values())

@@ -7,8 +7,15 @@ import pytest
 
 from mistjax.hooks import Tap
 from mistjax.rollouts.run import memory_run
+from mistjax.rollouts.store import RunWriter
 from mistjax.rollouts.trace import Trace
-from mistjax.steer import build_vectors, observation_group, outcome_groups
+from mistjax.steer import (
+    build_vectors,
+    load_steering,
+    observation_group,
+    outcome_groups,
+    write_vectors,
+)
 
 TAP = Tap("vlm.resid", (1,), "text", "mean")
 STEPPED = Tap("action.resid", (0,), "action", "mean")
@@ -72,6 +79,19 @@ def test_vectors_from_a_run_point_from_failure_to_success(run, policy):
     artifact = build_vectors(policy, {}, run=run, taps=[TAP], first=1)
     vector = artifact.directions["success@vlm.resid"]
     np.testing.assert_allclose(vector.vector[1], -np.ones(32), atol=1e-5)
+
+
+def test_written_vectors_answer_every_modality_in_the_action_expert(run, policy, tmp_path):
+    with RunWriter.open(tmp_path / "run", {"policy": "random"}) as writer:
+        for trace in run.traces():
+            writer.add(trace)
+    out = tmp_path / "out"
+    summary = write_vectors(policy, out, concepts={"slow": ["slow*"]}, run=tmp_path / "run")
+    artifact = load_steering(out, policy.spec)
+    assert set(artifact.directions) == {"slow", "success@vlm.resid", "success@action.resid"}
+    assert set(artifact.causes) == {*policy.spec.cameras, "text", "state"}
+    assert artifact.table().site == "action.resid"
+    assert "success@vlm.resid" in summary and "| slow |" in summary
 
 
 def test_a_run_of_another_policy_is_refused(run, planted):
