@@ -1,4 +1,4 @@
-"""`mistjax demo`: the main job on the shipped board policy, from paired episodes to a report page."""
+"""`mistjax demo`: the main job on the shipped board policy."""
 
 from __future__ import annotations
 

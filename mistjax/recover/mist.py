@@ -196,7 +196,7 @@ def _sample(
 def _find_cause(
     mist: MistPolicy, obs: Observation, key: Array, state: MistState, begins: Bool[Array, " b"]
 ) -> tuple[Int[Array, " b"], Regions]:
-    """(row of the table, attribution) of the rows whose remedy begins; the others keep their cause."""
+    """(row of the table, attribution) where a remedy begins; the other rows keep their cause."""
     remedy, monitor = mist.remedy, mist.monitor
     assert remedy is not None
     readout = FailureScore(monitor.detector, state.monitor.detector, monitor.features)

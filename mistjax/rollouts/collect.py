@@ -1,4 +1,4 @@
-"""A checkpoint and an environment by name in, recorded episodes out: `mistjax collect` and `eval`."""
+"""A checkpoint and an environment by name in, recorded episodes out."""
 
 from __future__ import annotations
 

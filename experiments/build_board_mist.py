@@ -1,0 +1,207 @@
+"""Builds the shipped monitor and remedy of the board policy.
+
+    python -m experiments.build_board_mist
+
+1. Records episodes with and without the perturbation, each purpose on seeds of its own.
+2. Trains every detector of `detectors`, keeps the one with the best ROC-AUC by earliest stop on the
+   tuning episodes, and calibrates it on the calibration episodes.
+3. Makes directions: concepts from value vectors ("slow" - "quick", ...), and success - failure from
+   recorded activations.
+4. Tries each direction and strength at the alarms of the tuning seeds, and gives each cause the one
+   that repaired most there, net of what it broke; none where nothing helped.
+
+Interrupt it at will: what is recorded is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import tyro
+
+from mistjax.compilation import enable_cache
+from mistjax.demo import PERTURBATION, SHIPPED
+from mistjax.detect.features import DEFAULT_FEATURES
+from mistjax.detect.from_runs import calibrate_detector, train_detector
+from mistjax.hooks import Tap
+from mistjax.policies import PiPolicy
+from mistjax.recover.artifact import RemedyConfig, load_monitor, make_remedy, save_remedy
+from mistjax.recover.mist import MistPolicy
+from mistjax.rollouts.collect import collect, load_policy
+from mistjax.rollouts.run import Run
+from mistjax.rollouts.trace import Trace
+from mistjax.steer.artifact import SteeringArtifact, save_steering
+from mistjax.steer.build import BOARD_CONCEPTS, BOARD_OPPOSITES, build_vectors
+
+VECTOR_TAPS = (
+    Tap("action.resid", None, "action", "mean"),
+    Tap("vlm.resid", None, "text", "mean"),
+    Tap("vlm.resid", None, "image", "mean"),
+)
+TRIED = ("slow-quick", "quick-slow", "high-low", "low-high")
+TAPS = (*DEFAULT_FEATURES.taps, *VECTOR_TAPS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How much is recorded, and what is tried.
+
+    Attributes:
+        policy: the bare policy.
+        out: artefact folder.
+        work: recorded runs.
+        perturbation: what the monitor is for.
+        episodes: recorded for each purpose and condition.
+        tuning: episodes of each trial of a direction.
+        alpha: bound on the chance of any alarm in a successful episode.
+        detectors: names in the registry.
+        strengths: tried for each direction.
+        cap: largest change of an action, as a share of its range.
+        burst: inferences that a remedy lasts.
+    """
+
+    policy: Path = SHIPPED / "board_pi0"
+    out: Path = SHIPPED / "board_mist"
+    work: Path = Path("runs/board_mist")
+    perturbation: dict[str, float] = dataclasses.field(default_factory=lambda: PERTURBATION)
+    episodes: int = 150
+    tuning: int = 80
+    alpha: float = 0.1
+    detectors: tuple[str, ...] = ("safe_mlp", "safe_lstm", "cosine_knn", "mahalanobis")
+    strengths: tuple[float, ...] = (1.0, 3.0)
+    cap: float = 0.25
+    burst: int = 6
+
+
+def speed_word(trace: Trace) -> str:
+    """Episodes with the same speed word have similar lengths: what counts as one task."""
+    return json.loads(trace.task)["speed"]
+
+
+def record(policy: PiPolicy, config: Config, purpose: str, first_seed: int) -> list[Run]:
+    """Nominal and perturbed episodes for one purpose."""
+    conditions = (
+        ("nominal", {}, first_seed),
+        ("perturbed", config.perturbation, first_seed + 50_000),
+    )
+    return [
+        collect(
+            policy,
+            config.work / f"{purpose}_{name}",
+            episodes=config.episodes,
+            first_seed=seed,
+            perturbation=perturbation,
+            taps=TAPS,
+            num_envs=16,
+        )
+        for name, perturbation, seed in conditions
+    ]
+
+
+def build_detector(config: Config, training, tuning, calibration) -> dict:
+    """Trains, selects and calibrates; returns held-out metrics of all detectors."""
+    metrics = {}
+    for name in config.detectors:
+        folder = config.work / "detectors" / name
+        train_detector(training, folder, name=name, group=speed_word)
+        _, metrics[name] = calibrate_detector(folder, tuning, alpha=config.alpha, group=speed_word)
+        print(f"{name}: held-out {metrics[name]}", flush=True)
+    best = max(metrics, key=lambda name: metrics[name]["roc_auc"])
+    train_detector(training, config.out, name=best, group=speed_word)
+    threshold, _ = calibrate_detector(config.out, calibration, alpha=config.alpha, group=speed_word)
+    print(f"kept {best}. {threshold.describe()}", flush=True)
+    return metrics
+
+
+def directions(policy: PiPolicy, perturbed: Run) -> SteeringArtifact:
+    """Everything that is tried."""
+    return build_vectors(
+        policy, BOARD_CONCEPTS, opposites=BOARD_OPPOSITES, run=perturbed, taps=VECTOR_TAPS, first=6
+    )
+
+
+def trial(policy, config: Config, found: SteeringArtifact, name: str, strength: float) -> Run:
+    """The tuning seeds with one direction for every cause."""
+    causes = {cause: (name, strength) for cause in (*policy.config.image_keys, "text", "state")}
+    remedy = RemedyConfig((*(1.0,) * config.burst, 0.0), config.cap)
+    steering = dataclasses.replace(found, causes=causes)
+    monitor = load_monitor(config.out, policy)
+    mist = MistPolicy(policy, monitor, make_remedy(policy, steering, remedy), "trial")
+    return collect(
+        mist,
+        config.work / "trials" / f"{name}_{strength:g}".replace("@", "_at_"),
+        episodes=config.tuning,
+        first_seed=3_000_000,
+        perturbation=config.perturbation,
+        aux=("cause",),
+        num_envs=16,
+    )
+
+
+def choose(
+    policy: PiPolicy, bare: Run, trials: dict[tuple[str, float], Run]
+) -> tuple[dict[str, tuple[str, float] | None], list[dict]]:
+    """For each cause the direction that repaired most net of what it broke, and the counts.
+
+    An episode counts for the cause that the monitor named at its first alarm.
+    """
+    outcome = {row["seed"]: row["success"] for row in bare.finished}
+    modalities = (*policy.config.image_keys, "text", "state")
+    net: dict[str, dict] = {cause: {} for cause in modalities}
+    rows = []
+    for (name, strength), run in trials.items():
+        counts = dict.fromkeys(modalities, 0)
+        for trace in run.traces():
+            named = trace.aux["cause"][trace.aux["cause"] >= 0]
+            if len(named) and trace.seed in outcome:
+                counts[modalities[int(named[0])]] += trace.success - outcome[trace.seed]
+        for cause, value in counts.items():
+            net[cause][name, strength] = value
+        rows.append({"direction": name, "strength": strength, **counts})
+    best = {cause: max(scores, key=scores.__getitem__) for cause, scores in net.items()}
+    chosen = {cause: key if net[cause][key] > 0 else None for cause, key in best.items()}
+    return chosen, rows
+
+
+def main(config: Config) -> list[dict]:
+    """Builds and saves everything; returns the table of trials."""
+    policy = load_policy(config.policy)
+    training = record(policy, config, "training", 1_000_000)
+    calibration = record(policy, config, "calibration", 2_000_000)
+    tuning = record(policy, config, "tuning", 2_500_000)
+    metrics = build_detector(config, training, tuning, calibration)
+
+    found = directions(policy, training[1])
+    bare = collect(
+        policy,
+        config.work / "trials" / "bare",
+        episodes=config.tuning,
+        first_seed=3_000_000,
+        perturbation=config.perturbation,
+        num_envs=16,
+    )
+    names = [name for name in found.directions if name in TRIED or name.startswith("success")]
+    trials = {
+        (name, strength): trial(policy, config, found, name, strength)
+        for name in names
+        for strength in config.strengths
+    }
+    causes, rows = choose(policy, bare, trials)
+    notes = {
+        "command": "python -m experiments.build_board_mist",
+        "perturbation": config.perturbation,
+        "detectors": metrics,
+        "trials": rows,
+    }
+    steering = dataclasses.replace(found, causes=causes, notes={**found.notes, **notes})
+    save_steering(config.out, steering)
+    save_remedy(config.out, RemedyConfig((*(1.0,) * config.burst, 0.0), config.cap))
+    return rows
+
+
+if __name__ == "__main__":
+    enable_cache()
+    for line in main(tyro.cli(Config)):
+        print(line)
