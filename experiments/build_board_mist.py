@@ -52,7 +52,7 @@ class Config:
         policy: the bare policy.
         out: artefact folder.
         work: recorded runs.
-        perturbation: what the monitor is for.
+        perturbation: what the monitor is for; None takes the demo's.
         episodes: recorded for each purpose and condition.
         tuning: episodes of each trial of a direction.
         alpha: bound on the chance of any alarm in a successful episode.
@@ -65,7 +65,7 @@ class Config:
     policy: Path = SHIPPED / "board_pi0"
     out: Path = SHIPPED / "board_mist"
     work: Path = Path("runs/board_mist")
-    perturbation: dict[str, float] = dataclasses.field(default_factory=lambda: PERTURBATION)
+    perturbation: dict[str, float] | None = None
     episodes: int = 150
     tuning: int = 80
     alpha: float = 0.1
@@ -167,6 +167,8 @@ def choose(
 
 def main(config: Config) -> list[dict]:
     """Builds and saves everything; returns the table of trials."""
+    if config.perturbation is None:
+        config = dataclasses.replace(config, perturbation=PERTURBATION)
     policy = load_policy(config.policy)
     training = record(policy, config, "training", 1_000_000)
     calibration = record(policy, config, "calibration", 2_000_000)

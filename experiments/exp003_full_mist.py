@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 
 from mistjax.compilation import enable_cache
-from mistjax.demo import PERTURBATION, shipped_study
+from mistjax.demo import shipped_study
 from mistjax.recover.study import run_study
 from mistjax.rollouts.summary import compare, table
 
@@ -29,14 +29,14 @@ class Config:
         results: where the table is kept.
         episodes: paired episodes of each arm.
         first_seed: unseen by training, calibration and tuning.
-        perturbation: what is changed in the environment, name -> strength.
+        perturbation: what is changed in the environment, name -> strength; None takes the demo's.
     """
 
     out: Path = Path("runs/exp003")
     results: Path = Path("experiments/results/exp003_full_mist.json")
     episodes: int = 200
     first_seed: int = 4_000_000
-    perturbation: dict[str, float] = dataclasses.field(default_factory=lambda: PERTURBATION)
+    perturbation: dict[str, float] | None = None
 
 
 def main(config: Config) -> list[dict[str, str]]:
@@ -60,7 +60,7 @@ def main(config: Config) -> list[dict[str, str]]:
     result = {
         "command": f"python -m experiments.exp003_full_mist --episodes {config.episodes}",
         "first_seed": config.first_seed,
-        "perturbation": config.perturbation,
+        "perturbation": runs["bare"].config["perturbation"],
         "policy_fingerprint": runs["bare"].config["policy_fingerprint"],
         "mist_fingerprint": runs["mist"].config["policy_fingerprint"],
         "table": rows,

@@ -102,6 +102,18 @@ def pi_variables():
 
 
 @pytest.fixture(scope="session")
+def fast_variables():
+    """`fast_variables(config, seed=0)`: random variables of a pi0-FAST model."""
+    from mistjax.models import fast
+
+    def make(config, seed: int = 0):
+        shapes = jax.eval_shape(lambda: fast.init(config, jax.random.key(0)))
+        return random_variables(shapes, seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def observation():
     """`observation(config, batch=2, seed=0)`: see `random_observation`."""
     return random_observation

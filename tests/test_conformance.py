@@ -8,7 +8,7 @@ import pytest
 
 from mistjax.conformance import Report, main, record, run_conformance
 from mistjax.models.checkpoints import save_checkpoint
-from mistjax.models.config import TINY
+from mistjax.models.config import TINY, TINY_FAST
 from mistjax.models.normalize import NormStats
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 
@@ -31,19 +31,25 @@ def changed(recorded, path, **arrays):
     return path
 
 
-@pytest.mark.parametrize("model", ["pi0", "pi05"])
+@pytest.mark.parametrize("model", ["pi0", "pi05", "pi0_fast"])
 def test_every_output_of_the_original_implementation_is_met(model):
     report = run_conformance(GOLDENS / f"{model}.npz", atol=2e-5)
     assert not report.failed, str(report)
     with np.load(GOLDENS / f"{model}.npz") as stored:
-        outputs = {n for n in stored if n.split("/")[0] in ("prefix", "joint", "prefill")}
+        outputs = {n for n in stored if n.split("/")[0] in ("prefix", "inputs", "joint", "prefill")}
     assert outputs <= set(report.errors)
-    assert {"suffix/tokens", "sample/actions", "loss/value"} <= set(report.errors)
+    last = {"sample/tokens_greedy", "decode/logits"} if model == "pi0_fast" else {"sample/actions"}
+    assert last | {"loss/value"} <= set(report.errors)
 
 
 def test_a_recording_of_our_own_is_met_exactly(recorded, capsys):
     assert main(recorded, atol=0) == 0
     assert "0 of 22 outputs above atol 0" in capsys.readouterr().out
+
+
+def test_a_recording_of_pi0_fast_is_met_exactly(tmp_path, fast_variables):
+    record(TINY_FAST, fast_variables(TINY_FAST), tmp_path / "fast.npz")
+    assert not run_conformance(tmp_path / "fast.npz", atol=0).failed
 
 
 def test_a_slightly_different_network_is_noticed(recorded, tmp_path, capsys):

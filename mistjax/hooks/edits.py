@@ -111,7 +111,7 @@ class SetNeurons(Edit):
 
 @flax.struct.dataclass
 class Scale(Edit):
-    """x * (1 + c * (factor - 1)); factor [L,*D] may have size 1 trailing axes ([L,N,1] for heads)."""
+    """x * (1 + c * (factor - 1)); factor [L,*D], or with axes of size 1 ([L,N,1] for heads)."""
 
     factor: Float[Array, "l *d"] = None  # type: ignore[assignment]
 

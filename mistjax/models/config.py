@@ -126,7 +126,7 @@ class FastConfig(_PrefixConfig):
     """pi0-FAST: the VLM itself writes the actions as tokens.
 
     Attributes:
-        action_dim: model width of the state; actions have the width of their tokenizer.
+        action_dim, action_horizon: shape of the chunk that the action tokens stand for.
         max_token_len: prompt tokens after padding, without the written action.
         max_decoding_steps: most tokens of one action chunk.
         dtype, remat: as in `Pi0Config`.
@@ -138,6 +138,7 @@ class FastConfig(_PrefixConfig):
     image_size: int = 224
     image_keys: tuple[str, ...] = FAST_IMAGE_KEYS
     action_dim: int = 32
+    action_horizon: int = 32
     max_token_len: int = 250
     max_decoding_steps: int = 256
     dtype: str = "bfloat16"
@@ -147,6 +148,11 @@ class FastConfig(_PrefixConfig):
     def experts(self) -> tuple[GemmaConfig, ...]:
         """The one Gemma stack."""
         return (self.vlm,)
+
+    @property
+    def num_steps(self) -> int:
+        """Decoded tokens of one inference."""
+        return self.max_decoding_steps
 
 
 PI0 = Pi0Config()
@@ -172,6 +178,7 @@ TINY_FAST = FastConfig(
     image_size=TINY.image_size,
     image_keys=TINY.image_keys,
     action_dim=TINY.action_dim,
+    action_horizon=TINY.action_horizon,
     max_token_len=TINY.max_token_len,
     max_decoding_steps=4,
     dtype="float32",

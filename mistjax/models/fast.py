@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -93,8 +94,9 @@ def start(model: Pi0Fast, variables, prefix: Prefix) -> Decoding:
     last = length - 1 - jnp.argmax(prefix.valid[:, ::-1], axis=1)
     hidden = jnp.take_along_axis(prefix.hidden, last[:, None, None], axis=1)[:, 0]
     room = ((0, 0), (0, 0), (0, steps), (0, 0), (0, 0))
+    logits: Any = model.apply(variables, hidden, method=Pi0Fast.decode)
     return Decoding(
-        model.apply(variables, hidden, method=Pi0Fast.decode).astype(jnp.float32),  # type: ignore
+        logits.astype(jnp.float32),
         jax.tree.map(lambda leaf: jnp.pad(leaf, room), prefix.cache),
         jnp.concatenate([prefix.valid, jnp.zeros((b, steps), bool)], axis=1),
         jnp.sum(prefix.valid, axis=1),
@@ -198,14 +200,15 @@ def next_token_loss(
 
     The continuation is read causally, the prefix in both directions.
     """
-    _, valid, hidden = model.apply(variables, obs, continuation, method=Pi0Fast.prefill)  # type: ignore
+    out: Any = model.apply(variables, obs, continuation, method=Pi0Fast.prefill)
+    _, valid, hidden = out
     length = valid.shape[1]
     last = length - 1 - jnp.argmax(valid[:, ::-1], axis=1)
     first = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
     states = jnp.concatenate([first, hidden[:, length:-1]], axis=1)
-    logits = model.apply(variables, states, method=Pi0Fast.decode).astype(jnp.float32)  # type: ignore
+    logits: Any = model.apply(variables, states, method=Pi0Fast.decode)
     real = continuation != PAD
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, continuation)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), continuation)
     return jnp.sum(loss * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
 
 

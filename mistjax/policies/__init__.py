@@ -1,5 +1,6 @@
 """Policies: what acts, behind one protocol."""
 
+from mistjax.policies.fast import FastPolicy
 from mistjax.policies.pi import PiPolicy, random_policy
 from mistjax.policies.presets import BOARD, PRESETS, RobotPreset
 from mistjax.policies.protocol import Policy, PolicySpec, Sample, StackSpec
@@ -7,6 +8,7 @@ from mistjax.policies.protocol import Policy, PolicySpec, Sample, StackSpec
 __all__ = [
     "BOARD",
     "PRESETS",
+    "FastPolicy",
     "PiPolicy",
     "Policy",
     "PolicySpec",

@@ -23,9 +23,9 @@ from mistjax.models import checkpoints, pi0
 from mistjax.models.config import Pi0Config
 from mistjax.models.normalize import Normalizer, NormStats, Quantile, ZScore, pad_to
 from mistjax.models.observation import Observation
-from mistjax.models.pi0 import Pi0
+from mistjax.models.pi0 import Pi0, PrefixModel
 from mistjax.models.sampling import Prefix, denoise, prefill, token_layouts
-from mistjax.models.tokenizers import PromptTokenizer
+from mistjax.models.tokenizers import PaddedTokens, PromptTokenizer
 from mistjax.models.transforms import Cameras
 from mistjax.policies.presets import RobotPreset
 from mistjax.policies.protocol import PolicySpec, RawObs, Sample, StackSpec
@@ -110,7 +110,7 @@ class PiPolicy:
         )
         experts = {
             name: StackSpec(e.depth, e.width, e.mlp_dim, e.num_heads, e.head_dim, layouts[name])
-            for name, e in (("vlm", c.vlm), ("action", c.action_expert))
+            for name, e in (("vlm", c.vlm), ("action", c.experts[-1]))
         }
         p, to_env = self.preset, self.action_normalizer.unnormalize
         unit = to_env(np.ones(p.action_dim)) - to_env(np.zeros(p.action_dim))
@@ -149,27 +149,41 @@ class PiPolicy:
 
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
         """See `Policy.prepare`; ValueError names what a raw observation lacks or has wrong."""
+        state = self._state(raw)
+        if self.preset.state_in_prompt:
+            encode = self.tokenizer.encode_pi05
+            prompts = [encode(r["prompt"], s) for r, s in zip(raw, state, strict=True)]
+        else:
+            prompts = [self.tokenizer.encode_pi0(r["prompt"]) for r in raw]
+        return self._observation(raw, np.asarray(pad_to(state, self.config.action_dim)), prompts)
+
+    def _state(self, raw: Sequence[RawObs]) -> Float[np.ndarray, "b s"]:
+        """The normalised state."""
         key, width = self.preset.state_key, self.preset.state_dim
         state = np.stack([np.asarray(r[key], np.float32) for r in raw])
         if state.shape[1] != width:
             raise ValueError(
                 f"{key} has {state.shape[1]} entries; preset {self.preset.name!r} has {width}."
             )
-        state = self.state_normalizer.normalize(state)
+        return np.asarray(self.state_normalizer.normalize(state))
+
+    def _observation(
+        self,
+        raw: Sequence[RawObs],
+        state: Float[np.ndarray, "b s"],
+        prompts: Sequence[PaddedTokens],
+        absent_mask: bool = False,
+    ) -> Observation:
         cameras = Cameras(
             {name: self.preset.cameras.get(name) for name in self.config.image_keys},
             self.config.image_size,
+            absent_mask,
         )
         seen = [cameras(r) for r in raw]
-        if self.preset.state_in_prompt:
-            encode = self.tokenizer.encode_pi05
-            prompts = [encode(r["prompt"], s) for r, s in zip(raw, state, strict=True)]
-        else:
-            prompts = [self.tokenizer.encode_pi0(r["prompt"]) for r in raw]
         return Observation(
             images={name: np.stack([images[name] for images, _ in seen]) for name in cameras.keys},
             image_masks={name: np.array([mask[name] for _, mask in seen]) for name in cameras.keys},
-            state=pad_to(state, self.config.action_dim),
+            state=state,
             tokenized_prompt=np.stack([tokens for tokens, _ in prompts]),
             tokenized_prompt_mask=np.stack([mask for _, mask in prompts]),
         )
@@ -214,15 +228,14 @@ class PiPolicy:
 
     def embed_prompt(self, obs: Observation) -> Observation:
         """The same observation with `prompt_embedding` filled in, so that words have gradients."""
-        words = Pi0(self.config).apply(
-            self.variables, obs.tokenized_prompt, method=Pi0.embed_tokens
+        words = PrefixModel(self.config).apply(
+            self.variables, obs.tokenized_prompt, method=PrefixModel.embed_tokens
         )
         return obs.replace(prompt_embedding=words)
 
     def decode_direction(self, direction: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
-        """Logits over the vocabulary of directions in the VLM's residual stream (the logit lens).
-        """
-        return Pi0(self.config).apply(self.variables, direction, method=Pi0.decode)
+        """Logits over the vocabulary of directions in the VLM's residual stream: the logit lens."""
+        return PrefixModel(self.config).apply(self.variables, direction, method=PrefixModel.decode)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "taps"))
@@ -234,7 +247,8 @@ def _prefill(config, variables, obs, edits, taps):
 def _sample(config, variables, obs, key, edits, taps, prefix):
     if prefix is None:
         prefix = prefill(Pi0(config), variables, obs, taps=taps, edits=edits)
-    noise = _noise(key, obs.batch_size, (config.action_horizon, config.action_dim))
+    shape = (config.action_horizon, config.action_dim)
+    noise = jax.vmap(lambda k: jax.random.normal(k, shape))(row_keys(key, obs.batch_size))
     actions, found, velocity = denoise(
         Pi0(config),
         variables,
@@ -249,11 +263,9 @@ def _sample(config, variables, obs, key, edits, taps, prefix):
     return Sample(actions, {**prefix.taps, **found}, aux)
 
 
-def _noise(key: Array, batch: int, shape: tuple[int, ...]) -> Array:
-    """Standard normal noise [B,*shape]; one key per row gives each row the same noise in any batch.
-    """
-    keys = key if key.ndim else jax.random.split(key, batch)
-    return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+def row_keys(key: Array, batch: int) -> Array:
+    """One PRNG key per row [B], from one key or as given: a row's draws do not depend on others."""
+    return key if key.ndim else jax.random.split(key, batch)
 
 
 def random_policy(

@@ -1,5 +1,4 @@
-"""Robot presets: how one robot's raw observations and actions map to a model's inputs and outputs.
-"""
+"""Robot presets: how a robot's raw observations and actions map to model inputs and outputs."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def always(monitor):
 
 @pytest.fixture
 def make_mist(policy):
-    """(monitor, strength, site, cap) -> MistPolicy whose table has one direction for every cause."""
+    """(monitor, strength, site, cap) -> MistPolicy with one direction for every cause."""
 
     def make(monitor, strength=1.0, site="action.mlp_out", cap=0.5):
         stack = policy.spec.stacks[site.split(".")[0]]

@@ -161,7 +161,7 @@ def density(folder: Path) -> list[Row]:
         chunk = arrays[actions]
         features = jnp.asarray(np.concatenate([arrays["features"], chunk], -1).reshape(n * t, -1))
         rnd = RND(nets[0], nets[1], nets[2], 7, chunk.shape[-1], **shape)
-        errors = [np.asarray(jax.jit(rnd.error)(p, features)).reshape(n, t) for p in nets[1:]]
+        errors = [np.asarray(rnd.error(p, features)).reshape(n, t) for p in nets[1:]]
         wanted = arrays[f"rnd/diff/{actions}/scores"]
         # rows of zero padding make tiny normalisation groups: their float32 noise is amplified
         rows.append(compare("rnd", f"{actions} scores", errors[0] - errors[1], wanted, 1e-4))
@@ -175,20 +175,19 @@ def density(folder: Path) -> list[Row]:
     logpzo = LogpZO(flows[0], flows[1], **shape)
     draws = [jnp.asarray(arrays[f"logpzo/diff/draw{i}"]) for i in range(4)]
     frames = [jnp.asarray(arrays["features"][c][valid[c]]) for c in (success, ~success)]
-    flow_loss = jax.jit(logpzo.flow_loss)
     losses = [
-        flow_loss(flows[0], frames[0], draws[0], draws[1]),
-        flow_loss(flows[1], frames[1], draws[2], draws[3]),
+        logpzo.flow_loss(flows[0], frames[0], draws[0], draws[1]),
+        logpzo.flow_loss(flows[1], frames[1], draws[2], draws[3]),
     ]
     wanted = arrays["logpzo/diff/losses_monitor_succ_fail"]
     rows.append(compare("logpzo", "losses", [losses[0] + losses[1], *losses], wanted, 1e-5))
     x = jnp.asarray(arrays["features"].reshape(n * t, d))
-    scores = np.asarray(jax.jit(lambda x: logpzo.logit(None, x))(x)).reshape(n, t)
+    scores = np.asarray(logpzo.logit(None, x)).reshape(n, t)
     # One recorded step has a normalisation group of vanishing variance: float32 and float64 runs of
     # the same network differ by more than 0.1 there. The largest error of the others is reported.
     wanted = arrays["logpzo/diff/scores"]
-    error = np.sort(np.abs(scores - wanted).ravel())[-2] / np.abs(wanted).max()
-    rows.append(Row("logpzo", "scores, worst step left out", float(error), 1e-3))
+    rest = np.sort(np.abs(scores - wanted).ravel())[-2] / np.abs(wanted).max()
+    rows.append(Row("logpzo", "scores, worst step left out", float(rest), 1e-3))
     return rows
 
 

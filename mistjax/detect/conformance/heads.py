@@ -109,12 +109,11 @@ def forward(folder: Path) -> list[Row]:
         ),
     ]
     weights = jnp.asarray(batch["class_weights_fail_succ"], jnp.float32)
-    total = jax.jit(jax.value_and_grad(sequence_loss, has_aux=True), static_argnums=5)
-    sequence = jax.jit(lambda head: head.sequence(x))
+    total = jax.value_and_grad(sequence_loss, has_aux=True)
     for name, (options, loss) in VARIANTS.items():
         config = LossConfig(**loss)
         head = recorded_head(recorded, f"{name}/w/", **options)
-        score = sequence(head) * mask
+        score = head.sequence(x) * mask
         rows.append(compare(name, "scores", score, recorded[f"{name}/scores"] * mask, 1e-6))
         (value, parts), gradient = total(head, x, mask, success, weights, config, config.l2)
         order = ("monitor", "reg", "success_avg", "fail_avg", "hard_negative")
