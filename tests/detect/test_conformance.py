@@ -7,7 +7,17 @@ from mistjax.detect.conformance import GROUPS, conformance_safe
 GOLDENS = Path(__file__).parents[1] / "goldens" / "safe"
 
 
-@pytest.mark.parametrize("files", list(GROUPS), ids=lambda f: GROUPS[f].__name__)
+SLOW = {"density", "forward"}  # many small programs to compile
+
+
+def groups():
+    for files, compare in GROUPS.items():
+        name = compare.__name__
+        yield pytest.param(files, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("files", groups())
 def test_the_originals_numbers_are_reproduced(files):
     assert all((GOLDENS / name).is_file() for name in files)
     rows = GROUPS[files](GOLDENS)

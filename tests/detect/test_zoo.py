@@ -60,7 +60,13 @@ def inputs_for(name, episodes):
     return dataclasses.replace(episodes, features=noise * spread)
 
 
-@pytest.mark.parametrize("name", REST)
+def marked(name):
+    """The U-Nets take long to compile."""
+    return pytest.param(name, marks=[pytest.mark.slow] if name in ("rnd", "logpzo") else [])
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", [marked(name) for name in REST])
 def test_every_other_detector_fits_steps_scores_and_survives_the_disk(name, episodes, tmp_path):
     data = inputs_for(name, episodes).take(np.arange(24))
     detector = fit_detector(name, data, **CONFIG.get(name, {}))

@@ -1,0 +1,1 @@
+"""Benchmarks: each prints its own command, data and machine load."""
