@@ -20,7 +20,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.interceptor import Tokens, hooked_apply
@@ -50,7 +50,7 @@ class Pi0Fast(PrefixModel):
         position: Int[Array, " b"],
     ):
         """Reads one more token: (logits of the next [B,V], its keys and values [L,B,1,K,h])."""
-        x = self.embed_tokens(token)[:, None] * self.config.vlm.width**0.5
+        x = self.embed_tokens(token[:, None]) * self.config.vlm.width**0.5
         mask = jnp.concatenate([valid, jnp.ones((valid.shape[0], 1), bool)], axis=1)[:, None]
         (hidden,), (k, v) = self.PaliGemma.llm([x], position[:, None], mask, [None], cache)
         return self.decode(hidden[:, 0]).astype(jnp.float32), (k[:, :, -1:], v[:, :, -1:])
@@ -140,7 +140,7 @@ def write(
     model: Pi0Fast,
     variables,
     prefix: Prefix,
-    keys: PRNGKeyArray,
+    keys: Key[Array, " b"],
     *,
     temperature: Float[Array, ""] | float = 0.0,
     taps: Sequence[Tap] = (),

@@ -1,0 +1,319 @@
+"""FAST: action chunks to token ids and back.
+
+Encoding is a cosine transform over time, rounded coefficients, one character each, and byte-pair
+encoding (the `tokenizers` library, on the host). Decoding is tables and matrix products in JAX, so
+a sampler can decode where it sampled, row by row, and say which rows hold no action.
+
+Source: FAST (arXiv 2501.09747). The folder format is the hub's `physical-intelligence/fast`:
+`processor_config.json` and `tokenizer.json`; its Python file is not needed and never run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.fft
+import tokenizers
+from jaxtyping import Array, Bool, Float, Int
+
+from mistjax.models.tokenizers import (
+    BOS,
+    EOS,
+    UNKNOWN,
+    PaddedTokens,
+    PromptTokenizer,
+    clean_prompt,
+    discretize_state,
+)
+
+RESERVED = 128  # PaliGemma's last ids, which stand for image segments
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionTokenizer:
+    """FAST for chunks of one shape.
+
+    Attributes:
+        serialized: content of the `tokenizer.json` of a byte-level BPE.
+        horizon, action_dim: shape of a chunk.
+        scale: what coefficients are multiplied with before rounding.
+        min_token: the smallest coefficient, which becomes character 0.
+    """
+
+    serialized: str = dataclasses.field(repr=False)
+    horizon: int
+    action_dim: int
+    scale: float = 10.0
+    min_token: int = 0
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, horizon: int | None = None, action_dim: int | None = None
+    ) -> ActionTokenizer:
+        """Reads a folder in the hub's format.
+
+        Args:
+            folder: with `processor_config.json` and `tokenizer.json`.
+            horizon, action_dim: shape of a chunk; None takes the folder's (the universal tokenizer
+                has none).
+
+        Raises:
+            ValueError: neither the folder nor the caller says the shape.
+        """
+        config = json.loads((Path(folder) / "processor_config.json").read_text())
+        horizon = horizon or config.get("time_horizon")
+        action_dim = action_dim or config.get("action_dim")
+        if horizon is None or action_dim is None:
+            raise ValueError(f"{folder} names no chunk shape: pass horizon and action_dim.")
+        serialized = (Path(folder) / "tokenizer.json").read_text()
+        return cls(serialized, horizon, action_dim, config["scale"], config["min_token"])
+
+    def save(self, folder: str | Path) -> None:
+        """Writes a folder in the hub's format."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "scale": self.scale,
+            "min_token": self.min_token,
+            "time_horizon": self.horizon,
+            "action_dim": self.action_dim,
+            "vocab_size": self.vocab_size,
+        }
+        (folder / "processor_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "tokenizer.json").write_text(self.serialized)
+
+    @classmethod
+    def train(
+        cls, chunks: Float[np.ndarray, "n h a"], *, vocab_size: int = 1024, scale: float = 10.0
+    ) -> ActionTokenizer:
+        """Learns byte pairs from normalised action chunks; at least 256 ids, one for each byte.
+
+        Raises:
+            ValueError: fewer than 256 ids.
+        """
+        if vocab_size < 256:
+            raise ValueError(
+                f"vocab_size {vocab_size}: expected at least 256, one id for each byte."
+            )
+        coefficients = _coefficients(chunks, scale)
+        low = int(coefficients.min())
+        bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+        bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            show_progress=False,
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        )
+        bpe.train_from_iterator((_text(c - low) for c in coefficients), trainer)
+        return cls(bpe.to_str(), chunks.shape[1], chunks.shape[2], scale, low)
+
+    @functools.cached_property
+    def _bpe(self) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_str(self.serialized)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._bpe.get_vocab_size()
+
+    def encode(self, chunk: Float[np.ndarray, "h a"]) -> list[int]:
+        """Ids of one normalised chunk. Coefficients below `min_token` are raised to it.
+
+        Raises:
+            ValueError: a coefficient that the vocabulary cannot write.
+        """
+        coefficients = np.maximum(_coefficients(chunk, self.scale) - self.min_token, 0)
+        text = _text(coefficients)
+        ids = self._bpe.encode(text).ids
+        if self._bpe.decode(ids) != text:
+            raise ValueError(
+                f"the chunk's values {np.min(chunk):.3g} to {np.max(chunk):.3g} need coefficients "
+                "that this tokenizer cannot write: is the chunk normalised?"
+            )
+        return ids
+
+    @functools.cached_property
+    def _bytes(self) -> tuple[Int[np.ndarray, "v m"], Int[np.ndarray, " v"]]:
+        """The bytes of every id, padded, and how many they are."""
+        vocab = self._bpe.get_vocab()
+        pieces = [b""] * (max(vocab.values()) + 1)
+        for piece, index in vocab.items():
+            known = all(char in _BYTE_OF for char in piece)
+            pieces[index] = bytes(_BYTE_OF[c] for c in piece) if known else piece.encode()
+        lengths = np.array([len(piece) for piece in pieces])
+        table = np.zeros((len(pieces), lengths.max()), np.int32)
+        for row, piece in zip(table, pieces, strict=True):
+            row[: len(piece)] = list(piece)
+        return table, lengths
+
+    def decode(
+        self, ids: Int[Array, "b s"], given: Bool[Array, "b s"]
+    ) -> tuple[Float[Array, "b h a"], Bool[Array, " b"]]:
+        """Chunks of the given ids, and whether a row's ids are exactly one chunk.
+
+        A row that is not (an id outside the vocabulary, broken characters, too few or too many
+        coefficients) gives zeros and False. Works under jit and vmap.
+        """
+        codes, ok = _codes(*self._bytes, ids, given, size=self.horizon * self.action_dim)
+        coefficients = (codes + self.min_token) * ok[:, None]
+        basis = np.asarray(scipy.fft.idct(np.eye(self.horizon), axis=0, norm="ortho"), np.float32)
+        chunk = coefficients.reshape(-1, self.horizon, self.action_dim) / self.scale
+        return jnp.einsum("ht,bta->bha", basis, chunk, precision="highest"), ok
+
+
+def _coefficients(chunk: np.ndarray, scale: float) -> np.ndarray:
+    """Rounded cosine coefficients over the time axis, the second last."""
+    coefficients = np.asarray(scipy.fft.dct(chunk, axis=-2, norm="ortho"))
+    return np.around(coefficients * scale).astype(int)
+
+
+def _text(codes: np.ndarray) -> str:
+    return "".join(map(chr, codes.ravel()))
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _codes(table, lengths, ids, given, *, size: int):
+    """Characters of rows of ids [B,size], and which rows are exactly that many."""
+    known = jnp.all((ids >= 0) & (ids < len(table)) | ~given, axis=1)
+    ids = jnp.clip(ids, 0, len(table) - 1)
+    text, total = jax.vmap(_join, (0, 0, None))(table[ids], lengths[ids] * given, 3 * size)
+    codes, whole = jax.vmap(_characters, (0, 0, None))(text, total, size)
+    return codes, known & whole
+
+
+def _join(pieces: Int[Array, "s m"], lengths: Int[Array, " s"], room: int):
+    """All bytes one after another ([room], surplus dropped) and how many there are."""
+    place = jnp.arange(pieces.shape[1])
+    target = (jnp.cumsum(lengths) - lengths)[:, None] + place
+    target = jnp.where(place < lengths[:, None], target, room)
+    return jnp.zeros(room, jnp.int32).at[target].set(pieces, mode="drop"), jnp.sum(lengths)
+
+
+def _characters(text: Int[Array, " n"], total: Int[Array, ""], size: int):
+    """UTF-8 to code points: ([size], whether the bytes are exactly that many characters)."""
+    index = jnp.arange(len(text))
+    inside = index < total
+    first = inside & (text & 0xC0 != 0x80)
+    follow = inside & ~first
+    second, third = (jnp.append(text, jnp.zeros(2, text.dtype))[i : i + len(text)] for i in (1, 2))
+    width = 1 + (text >= 0xC0).astype(int) + (text >= 0xE0)
+    code = jnp.select(
+        [width == 1, width == 2],
+        [text, (text & 0x1F) << 6 | second & 0x3F],
+        (text & 0x0F) << 12 | (second & 0x3F) << 6 | third & 0x3F,
+    )
+    smallest = jnp.select([width == 1, width == 2], [0, 0x80], 0x800)
+    # A character ends where the next begins, so its width must be the distance.
+    starts = jnp.where(first, index, len(text))
+    following = jax.lax.cummin(jnp.append(starts[1:], len(text)), reverse=True)
+    following = jnp.minimum(following, total)
+    sound = (following - index == width) & (code >= smallest) & (text < 0xF0)
+    number = jnp.cumsum(first) - 1
+    codes = jnp.zeros(size, jnp.int32).at[jnp.where(first, number, size)].set(code, mode="drop")
+    whole = jnp.all(sound | ~first) & ~(follow[0] & inside[0])
+    return codes, whole & (jnp.sum(first) == size) & (total <= len(text))
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte-level BPE's printable stand-in for every byte (GPT-2's table), inverted."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    stand_ins = printable + [256 + i for i in range(len(others))]
+    return {chr(char): byte for char, byte in zip(stand_ins, printable + others, strict=True)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+@dataclasses.dataclass(frozen=True)
+class FastTokenizer:
+    """pi0-FAST's language: prompts with the state in them, actions as the model's last ids.
+
+    Attributes:
+        prompts: for text; must know the words `Action:` and `|`.
+        actions: for chunks.
+        vocab_size: rows of the model's embedding: action id i is row `vocab_size - 129 - i`.
+    """
+
+    prompts: PromptTokenizer
+    actions: ActionTokenizer
+    vocab_size: int
+
+    def __post_init__(self):
+        room = self.vocab_size - RESERVED
+        if self.actions.vocab_size > room:
+            raise ValueError(
+                f"{self.actions.vocab_size} action ids do not fit the model's {self.vocab_size} "
+                f"rows, of which the last {RESERVED} are reserved."
+            )
+        if UNKNOWN in (*self._head, *self._bar):
+            raise ValueError("the prompt tokenizer does not know the words 'Action:' and '|'.")
+
+    @property
+    def serialized(self) -> bytes:
+        """All that decides what the tokens mean, for fingerprints."""
+        a = self.actions
+        shape = f"{a.horizon} {a.action_dim} {a.scale} {a.min_token} {self.vocab_size}"
+        return self.prompts.serialized + a.serialized.encode() + shape.encode()
+
+    @functools.cached_property
+    def _head(self) -> tuple[int, ...]:
+        return tuple(self.prompts.encode("Action: "))
+
+    @functools.cached_property
+    def _bar(self) -> tuple[int, ...]:
+        return tuple(self.prompts.encode("|"))
+
+    @property
+    def overhead(self) -> int:
+        """Tokens of a written action that are not the action: `Action: `, `|`, end."""
+        return len(self._head) + len(self._bar) + 1
+
+    def encode_prompt(self, prompt: str, state: Float[np.ndarray, " s"]) -> PaddedTokens:
+        """The prefix `Task: {text}, State: {bins};` with the normalised, unpadded state.
+
+        Raises:
+            ValueError: it needs more tokens than the policy takes.
+        """
+        bins = " ".join(str(b) for b in discretize_state(state))
+        text = f"Task: {clean_prompt(prompt.lower())}, State: {bins};\n"
+        return self.prompts.pad([BOS, *self.prompts.encode(text)])
+
+    def encode_actions(self, chunk: Float[np.ndarray, "h a"]) -> list[int]:
+        """What the model is to write: `Action: `, the chunk's ids, `|`, end."""
+        ids = [self.vocab_size - 1 - RESERVED - i for i in self.actions.encode(chunk)]
+        return [*self._head, *ids, *self._bar, EOS]
+
+    def decode_actions(
+        self, tokens: Int[Array, "b s"]
+    ) -> tuple[Float[Array, "b h a"], Bool[Array, " b"]]:
+        """Chunks of what the model wrote, and whether it wrote one: zeros where not.
+
+        A row must begin with `Action: `, then hold the ids of one whole chunk up to the first `|`.
+        """
+        head = len(self._head)
+        begins = jnp.all(tokens[:, :head] == jnp.array(self._head), axis=1)
+        rest = tokens[:, head:]
+        bars = rest == self._bar[0]
+        given = jnp.cumsum(bars, axis=1) == 0
+        ids = self.vocab_size - 1 - RESERVED - rest
+        chunk, ok = self.actions.decode(ids, given)
+        ok = ok & begins & jnp.any(bars, axis=1)
+        return chunk * ok[:, None, None], ok
+
+
+def pad_actions(sequences: Iterable[Sequence[int]], length: int) -> Int[np.ndarray, "n c"]:
+    """Written actions padded with 0 to one length; ValueError when one is longer."""
+    rows = [list(ids) for ids in sequences]
+    longest = max(map(len, rows), default=0)
+    if longest > length:
+        raise ValueError(f"an action takes {longest} tokens, there is room for {length}.")
+    return np.array([row + [0] * (length - len(row)) for row in rows], np.int32)

@@ -1,0 +1,177 @@
+"""Action chunks survive their tokens, and tokens that are no chunk are called so."""
+
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.fft
+import sentencepiece
+import tokenizers
+
+from mistjax.models.fast_tokenizer import ActionTokenizer, FastTokenizer, pad_actions
+from mistjax.models.tokenizers import BOS, EOS, PromptTokenizer, train_word_tokenizer
+
+HORIZON, WIDTH = 6, 3
+
+
+def chunks(count, seed=0):
+    """Smooth normalised motions."""
+    rng = np.random.default_rng(seed)
+    start, speed = rng.uniform(-1, 1, (2, count, 1, WIDTH))
+    return np.clip(start + speed * np.linspace(0, 1, HORIZON)[None, :, None], -1, 1)
+
+
+@pytest.fixture(scope="module")
+def actions():
+    return ActionTokenizer.train(chunks(200), vocab_size=400)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    model = io.BytesIO()
+    letters = "abcdefghijklmnopqrstuvwxyzAST0123456789,:;|- "
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(letters), letters]),
+        model_writer=model,
+        model_type="char",
+        vocab_size=len(letters) + 4,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        minloglevel=2,
+    )
+    return PromptTokenizer(model.getvalue(), 60)
+
+
+def padded(sequences, length=40):
+    ids = np.zeros((len(sequences), length), np.int32)
+    for row, sequence in zip(ids, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    given = np.arange(length) < np.array([[len(s)] for s in sequences])
+    return jnp.asarray(ids), jnp.asarray(given)
+
+
+def quantised(chunk, scale):
+    coefficients = np.around(scipy.fft.dct(chunk, axis=-2, norm="ortho") * scale) / scale
+    return scipy.fft.idct(coefficients, axis=-2, norm="ortho")
+
+
+@pytest.mark.parametrize("scale", [10.0, 500.0, 3000.0], ids=["1 byte", "2 bytes", "3 bytes"])
+def test_a_chunk_comes_back_rounded_in_frequency(scale):
+    tokenizer = ActionTokenizer.train(chunks(50), vocab_size=300, scale=scale)
+    batch = chunks(20, seed=1) * 0.9
+    decoded, ok = tokenizer.decode(*padded([tokenizer.encode(c) for c in batch], 80))
+    assert ok.all()
+    np.testing.assert_allclose(decoded, quantised(batch, scale), atol=1e-5)
+    np.testing.assert_allclose(decoded, batch, atol=np.sqrt(HORIZON) / scale)
+
+
+def test_byte_pairs_shorten_what_they_were_trained_on(actions):
+    lengths = [len(actions.encode(c)) for c in chunks(50)]
+    assert np.mean(lengths) < 0.8 * HORIZON * WIDTH
+
+
+def test_decoding_agrees_with_the_tokenizers_library(actions):
+    rng, rows = np.random.default_rng(0), []
+    for chunk in chunks(5, seed=2):
+        rows.append(actions.encode(chunk))
+    rows += [rng.integers(0, actions.vocab_size, rng.integers(5, 25)).tolist() for _ in range(60)]
+    decoded, ok = actions.decode(*padded(rows))
+    library = tokenizers.Tokenizer.from_str(actions.serialized)
+    for row, chunk, sound in zip(rows, np.asarray(decoded), ok, strict=True):
+        text = library.decode(row)
+        assert sound == (len(text) == HORIZON * WIDTH and "\ufffd" not in text)
+        if sound:
+            coefficients = np.array([ord(c) for c in text]).reshape(HORIZON, WIDTH)
+            expected = (coefficients + actions.min_token) / actions.scale
+            expected = scipy.fft.idct(expected, axis=0, norm="ortho")
+            np.testing.assert_allclose(chunk, expected, atol=1e-4)
+        else:
+            assert not chunk.any()
+    assert ok[:5].all() and not ok.all()
+
+
+def test_ids_that_are_no_chunk_are_called_so_and_spoil_no_other_row(actions):
+    good, vocab = actions.encode(chunks(1)[0]), actions._bpe.get_vocab()
+    half = vocab["Ã"]  # the first of two bytes
+    rows = [good, good[:-1], [*good, good[0]], [*good[:-1], 9999], [*good[:-1], -1], [*good, half]]
+    decoded, ok = jax.jit(actions.decode)(*padded([*rows, []]))
+    assert ok.tolist() == [True] + 6 * [False]
+    np.testing.assert_allclose(decoded[0], quantised(chunks(1)[0], actions.scale), atol=1e-5)
+    assert not decoded[1:].any()
+
+
+def test_a_value_that_the_vocabulary_cannot_write_is_refused():
+    # Trained without an alphabet, this one knows only what it saw.
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    bpe.train_from_iterator(["abc"], tokenizers.trainers.BpeTrainer(show_progress=False))
+    few = ActionTokenizer(bpe.to_str(), HORIZON, WIDTH)
+    with pytest.raises(ValueError, match="is the chunk normalised"):
+        few.encode(chunks(1)[0])
+
+
+def test_a_folder_in_the_hubs_format_loads_and_its_code_is_not_needed(actions, tmp_path):
+    actions.save(tmp_path)
+    assert ActionTokenizer.load(tmp_path) == actions
+    config = json.loads((tmp_path / "processor_config.json").read_text())
+    config |= {"time_horizon": None, "action_dim": None, "auto_map": {"AutoProcessor": "x.Y"}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="pass horizon and action_dim"):
+        ActionTokenizer.load(tmp_path)
+    assert ActionTokenizer.load(tmp_path, HORIZON, WIDTH) == actions
+
+
+def test_too_small_a_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="at least 256"):
+        ActionTokenizer.train(chunks(2), vocab_size=100)
+
+
+@pytest.fixture(scope="module")
+def language(prompts, actions):
+    return FastTokenizer(prompts, actions, 700)
+
+
+def test_the_prompt_holds_the_state_in_bins(language, prompts):
+    tokens, valid = language.encode_prompt("Place_the stone ", np.array([-1.0, 0.0, 0.999]))
+    assert tokens[0] == BOS
+    text = prompts.decode(tokens[1 : valid.sum()])
+    assert text.endswith(", State: 0 128 255;") and "place the stone" in text
+
+
+def test_a_written_action_reads_back(language):
+    batch = chunks(4, seed=3)
+    written = [language.encode_actions(c) for c in batch]
+    decoded, ok = language.decode_actions(jnp.asarray(pad_actions(written, 40)))
+    assert ok.all()
+    np.testing.assert_allclose(decoded, quantised(batch, 10.0), atol=1e-5)
+    assert all(w[-1] == EOS for w in written)
+    highest = language.vocab_size - 1 - 128
+    assert max(max(w) for w in written) <= highest
+
+
+def test_an_action_without_its_head_or_its_end_is_no_action(language):
+    whole = language.encode_actions(chunks(1)[0])
+    head, bar = len(language._head), len(whole) - 1 - len(language._bar)
+    rows = [whole, [5, *whole[1:]], whole[head:], whole[:bar], [*whole[:bar], EOS]]
+    _, ok = language.decode_actions(jnp.asarray(pad_actions(rows, 40)))
+    assert ok.tolist() == [True, False, False, False, False]
+
+
+def test_a_vocabulary_without_room_or_words_is_refused(prompts, actions, tmp_path):
+    with pytest.raises(ValueError, match="do not fit"):
+        FastTokenizer(prompts, actions, actions.vocab_size + 127)
+    train_word_tokenizer(["go"], [], tmp_path / "words.model")
+    words = PromptTokenizer.from_file(tmp_path / "words.model", 8)
+    with pytest.raises(ValueError, match="does not know"):
+        FastTokenizer(words, actions, 700)
+
+
+def test_an_action_longer_than_its_room_is_refused():
+    with pytest.raises(ValueError, match="takes 3 tokens"):
+        pad_actions([[1], [1, 2, 3]], 2)
