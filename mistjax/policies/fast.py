@@ -1,0 +1,171 @@
+"""`FastPolicy`: pi0-FAST behind the Policy protocol, from cameras to actions in one program."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+from jaxtyping import Array, Float
+
+from mistjax.hooks.edits import Edit
+from mistjax.hooks.sites import Tap
+from mistjax.models import checkpoints, fast
+from mistjax.models.config import FastConfig
+from mistjax.models.fast import Pi0Fast, write
+from mistjax.models.fast_tokenizer import ActionTokenizer, FastTokenizer
+from mistjax.models.observation import Observation
+from mistjax.models.sampling import Prefix, prefill
+from mistjax.models.tokenizers import PromptTokenizer
+from mistjax.policies.pi import PiPolicy, row_keys
+from mistjax.policies.presets import RobotPreset
+from mistjax.policies.protocol import RawObs, Sample
+
+
+@flax.struct.dataclass
+class FastPolicy(PiPolicy):
+    """A pi0-FAST policy; a pytree, as `PiPolicy`.
+
+    Attributes:
+        config: model sizes; `action_dim` and `action_horizon` are those of the action tokens.
+        tokenizer: for prompts and actions.
+        temperature: of the decoding; 0 is greedy.
+    """
+
+    config: FastConfig = flax.struct.field(pytree_node=False)  # type: ignore[assignment]
+    tokenizer: FastTokenizer = flax.struct.field(pytree_node=False)  # type: ignore[assignment]
+    temperature: Float[Array, ""] | float = 0.0
+
+    def __post_init__(self):
+        actions, config = self.tokenizer.actions, self.config
+        given = (actions.horizon, actions.action_dim)
+        if given != (config.action_horizon, config.action_dim):
+            raise ValueError(
+                f"the action tokens stand for chunks of {given}, the configuration says "
+                f"{(config.action_horizon, config.action_dim)}."
+            )
+        if config.max_decoding_steps < self.tokenizer.overhead:
+            raise ValueError(
+                f"max_decoding_steps is {config.max_decoding_steps}, and there are "
+                f"{self.tokenizer.overhead} tokens around an action."
+            )
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        folder: str | Path,
+        preset: RobotPreset,
+        *,
+        config: FastConfig | None = None,
+        prompts: PromptTokenizer | None = None,
+        actions: ActionTokenizer | None = None,
+        dtype: str | None = None,
+    ) -> FastPolicy:
+        """Reads a checkpoint folder in openpi's layout.
+
+        Args:
+            folder: the checkpoint.
+            preset: the robot; its name is the asset id of the statistics.
+            config: model sizes; None reads the folder's `config.json`.
+            prompts, actions: None reads the folder's own.
+            dtype: what to convert the parameters to; None keeps what is stored.
+
+        Raises:
+            FileNotFoundError: a file of the checkpoint is missing.
+            ValueError: the parameters do not fit the configuration.
+        """
+        config = config or FastConfig.from_json(checkpoints.load_config(folder))
+        prompts = prompts or checkpoints.load_tokenizer(folder, config.max_token_len)
+        actions = actions or ActionTokenizer.load(
+            Path(folder) / "assets" / "fast", config.action_horizon, config.action_dim
+        )
+        expected = jax.eval_shape(lambda: fast.init(config, jax.random.key(0)))["params"]
+        params = checkpoints.load_params(folder, expected, dtype)
+        return cls(
+            config=config,
+            variables={"params": params},
+            tokenizer=FastTokenizer(prompts, actions, config.vocab_size),
+            norm_stats=checkpoints.load_assets(folder, preset.name),
+            preset=preset,
+            name=Path(folder).resolve().name,
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the checkpoint folder in openpi's layout; ValueError when it holds one already."""
+        checkpoints.save_checkpoint(
+            folder,
+            self.variables["params"],
+            config=self.config.to_json(),
+            norm_stats=self.norm_stats,
+            asset_id=self.preset.name,
+            tokenizer=self.tokenizer.prompts,
+        )
+        self.tokenizer.actions.save(Path(folder) / "assets" / "fast")
+
+    def prepare(self, raw: Sequence[RawObs]) -> Observation:
+        """See `Policy.prepare`; ValueError names what a raw observation lacks or has wrong."""
+        state = self._state(raw)
+        encode = self.tokenizer.encode_prompt
+        prompts = [encode(r["prompt"], s) for r, s in zip(raw, state, strict=True)]
+        return self._observation(raw, state, prompts, absent_mask=True)
+
+    def prefill(
+        self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
+    ) -> Prefix:
+        """The part of `sample` before the first decoded token; pass it on as `prefix`."""
+        return _prefill(self.config, self.variables, obs, tuple(edits), tuple(taps))
+
+    def sample(
+        self,
+        obs: Observation,
+        key: Array,
+        *,
+        state: Any = (),
+        edits: Sequence[Edit] = (),
+        taps: Sequence[Tap] = (),
+        prefix: Prefix | None = None,
+    ) -> Sample:
+        """See `Policy.sample`. `action` taps and edits are those of the decoded tokens.
+
+        `aux` holds `decode_ok` [B], False where the tokens are no action (the actions are then
+        zeros, which nobody should execute), `tokens` [B,S], and their `log_probs` [B,S], which are
+        what an objective can differentiate: actions have no gradient.
+        """
+        hooks = tuple(edits), tuple(taps)
+        return _sample(
+            self.config,
+            self.tokenizer,
+            self.variables,
+            obs,
+            key,
+            self.temperature,
+            *hooks,
+            prefix,
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "taps"))
+def _prefill(config, variables, obs, edits, taps):
+    return prefill(Pi0Fast(config), variables, obs, taps=taps, edits=edits)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "tokenizer", "taps"))
+def _sample(config, tokenizer, variables, obs, key, temperature, edits, taps, prefix):
+    model = Pi0Fast(config)
+    if prefix is None:
+        prefix = prefill(model, variables, obs, taps=taps, edits=edits)
+    written = write(
+        model,
+        variables,
+        prefix,
+        row_keys(key, obs.batch_size),
+        temperature=temperature,
+        taps=taps,
+        edits=edits,
+    )
+    actions, ok = tokenizer.decode_actions(written.tokens)
+    aux = {"decode_ok": ok, "tokens": written.tokens, "log_probs": written.log_probs}
+    return Sample(actions, {**prefix.taps, **written.taps}, aux)
