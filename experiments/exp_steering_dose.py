@@ -9,8 +9,10 @@ prompts. Value vectors are scaled so that strength 1 has the length of the mean 
 site; differences of means keep their own scale, at which strength 1 goes from one prompt to the
 other. The prompts' own effect is the yardstick.
 
-A vector beats chance where |z| > 2: z is its change from strength -1 to 1 in standard deviations of
-that of the random vectors.
+z is a vector's change from strength -1 to 1 in units of the random vectors' root mean square
+change. Under chance it has a t distribution with as many degrees of freedom as there are random
+vectors: with 8 of them and the table's 30 vectors, |z| > 5 is beyond chance (p < 0.05 after
+Bonferroni), and a few values of 2 to 3 are not.
 """
 
 from __future__ import annotations
@@ -195,7 +197,8 @@ def measure(
     response = dose_response(policy, raw, vector, STRENGTHS, key)
     ends = (STRENGTHS[0], STRENGTHS[-1])
     controls = control_responses(policy, raw, vector, ends, key, controls=config.controls)
-    chance = np.std([np.diff(control.effect(statistic))[0] for control in controls])
+    spans = [np.diff(control.effect(statistic))[0] for control in controls]
+    chance = float(np.sqrt(np.mean(np.square(spans))))
     low, *_, high = response.effect(statistic)
     return {
         "vector": label,
@@ -206,7 +209,7 @@ def measure(
         "at +1": float(high),
         "interval at +1": response.interval(statistic)[-1].tolist(),
         "rho": response.monotonicity(statistic),
-        "z": float((high - low) / chance),
+        "z": float(high - low) / chance if chance else None,
         "moved": float(response.moved[-1].mean()),
         "control moved": float(np.mean([control.moved[-1] for control in controls])),
     }
@@ -250,7 +253,7 @@ def as_table(rows: list[dict[str, Any]]) -> str:
     )
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for row in rows:
-        cells = [row.get(name, "") for name in columns]
+        cells = ["" if row.get(name) is None else row[name] for name in columns]
         shown = [f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells]
         lines.append("| " + " | ".join(shown) + " |")
     return "\n".join(lines)
