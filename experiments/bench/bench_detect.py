@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -63,7 +64,7 @@ def run_one(config: Config) -> dict[str, float]:
     name, epochs, _ = CASES[case]
     episodes = recorded_episodes(config.data)
     split = split_tasks(episodes.task_id, seed)
-    options = {"accumulate": "none"}
+    options: dict[str, Any] = {"accumulate": "none"}
     if epochs:
         training = training_config(name, epochs=epochs, batch_size=64)
         options = {"training": training, "seed": seed}

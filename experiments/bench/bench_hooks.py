@@ -24,7 +24,7 @@ from mistjax.hooks import POINTS, Add, Edit, Tap
 from mistjax.models import pi0
 from mistjax.models.config import PI0, PI05, TINY, Pi0Config
 from mistjax.models.pi0 import Pi0
-from mistjax.models.sampling import denoise, prefill, scanned_stacks
+from mistjax.models.sampling import denoise, prefill
 
 SIZES = {"tiny": TINY, "pi0": PI0, "pi05": PI05}
 
@@ -49,7 +49,7 @@ Arm = tuple[tuple[Edit, ...], tuple[Tap, ...]]
 
 def arms(config: Pi0Config) -> dict[str, Arm]:
     """Name -> (edits, taps)."""
-    stacks = [name for stack in scanned_stacks(config) for name in stack.streams]
+    stacks = [name for stack in Pi0(config).stacks() for name in stack.streams]
     middle = config.vlm.depth // 2
 
     def off(site: str, width: int) -> Add:

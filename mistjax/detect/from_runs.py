@@ -70,7 +70,6 @@ def train_detector(
     name: str = "safe_mlp",
     features: FeatureSpec = DEFAULT_FEATURES,
     group: Callable[[Trace], str] = lambda trace: trace.task,
-    seed: int = 0,
     **options: Any,
 ) -> dict[str, float]:
     """Fits a detector on every finished episode of the runs and writes it, without a threshold.
@@ -81,7 +80,6 @@ def train_detector(
         name: key of `DETECTORS`.
         features: what it reads.
         group: tasks of similar length, for metrics by earliest stop.
-        seed: of initialisation and training.
         **options: of the detector's fit.
 
     Returns:
@@ -89,7 +87,7 @@ def train_detector(
     """
     episodes = episodes_from_runs(runs, features, group=group)
     fingerprint = runs[0].config["policy_fingerprint"]
-    detector = fit_detector(name, episodes, standardised=True, seed=seed, **options)
+    detector = fit_detector(name, episodes, standardised=True, **options)
     scores = score_episodes(detector, episodes.features, episodes.mask)
     metrics = summary(np.asarray(scores), episodes)
     notes = {

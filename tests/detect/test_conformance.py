@@ -17,7 +17,7 @@ def groups():
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("files", groups())
+@pytest.mark.parametrize("files", list(groups()))
 def test_the_originals_numbers_are_reproduced(files):
     assert all((GOLDENS / name).is_file() for name in files)
     rows = GROUPS[files](GOLDENS)

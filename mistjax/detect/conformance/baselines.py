@@ -62,7 +62,7 @@ def embedding(folder: Path) -> list[Row]:
     x = jnp.asarray(test.features[:, : mask.shape[1]])
     basis = [jnp.asarray(recorded[k]) for k in ("pca_mean", "pca_components")]
     centroids = [
-        NearestCentroid(*basis, jnp.asarray(recorded[k]))
+        NearestCentroid(basis[0], basis[1], jnp.asarray(recorded[k]))
         for k in ("centroids_succ", "centroids_fail")
     ]
     rows = []
