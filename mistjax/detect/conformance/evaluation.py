@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mistjax.detect.conformal import Band, extend, functional_band, split_thresholds
+from mistjax.detect.bands import functional_band, split_thresholds
+from mistjax.detect.conformal import Band, extend
 from mistjax.detect.conformance.baselines import recorded_episodes
 from mistjax.detect.conformance.rows import Row, compare
 from mistjax.detect.data import Episodes, Split, split_tasks
