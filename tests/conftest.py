@@ -19,7 +19,7 @@ install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pe
 register_dataclass = jax.tree_util.register_dataclass
 
 
-def register_unchecked(cls, data_fields, meta_fields, drop_fields=()):
+def register_unchecked(cls, data_fields=None, meta_fields=None, drop_fields=()):
     """Registers our pytrees so that JAX rebuilds them without the annotation check.
 
     The check of `__init__` is meant for code that makes such a value. JAX also rebuilds pytrees

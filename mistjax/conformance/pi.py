@@ -16,7 +16,8 @@ from mistjax.models import pi0
 from mistjax.models.config import Pi0Config
 from mistjax.models.observation import Observation
 from mistjax.models.pi0 import Pi0
-from mistjax.models.sampling import denoise, prefill, scanned_stacks, token_layouts
+from mistjax.models.sampling import denoise, prefill
+from mistjax.models.stacks import token_layouts
 
 POINTS = ("attn_out", "mlp_out", "resid")
 VLM_CAPTURES = ("attn_0.out", "mlp.out", "resid_post_0")
@@ -67,7 +68,7 @@ def _outputs(config: Pi0Config, variables: Any, inputs: Arrays) -> dict[str, Any
         x_t,
         t,
         method=Pi0.velocity,
-        stacks=scanned_stacks(config),
+        stacks=model.stacks(),
         tokens={"action": Tokens(token_layouts(config)["action"], suffix[1])},
         taps=taps("action"),
     )

@@ -29,7 +29,8 @@ from mistjax.models.config import FastConfig
 from mistjax.models.gemma import KVCache
 from mistjax.models.observation import Observation
 from mistjax.models.pi0 import PrefixModel, example_observation
-from mistjax.models.sampling import Prefix, scanned_stacks, token_layouts
+from mistjax.models.sampling import Prefix
+from mistjax.models.stacks import token_layouts
 from mistjax.models.tokenizers import EOS, PAD
 
 
@@ -52,7 +53,7 @@ class Pi0Fast(PrefixModel):
         """Reads one more token: (logits of the next [B,V], its keys and values [L,B,1,K,h])."""
         x = self.embed_tokens(token[:, None]) * self.config.vlm.width**0.5
         mask = jnp.concatenate([valid, jnp.ones((valid.shape[0], 1), bool)], axis=1)[:, None]
-        (hidden,), (k, v) = self.PaliGemma.llm([x], position[:, None], mask, [None], cache)
+        (hidden,), (k, v) = self.run_llm([x], position[:, None], mask, [None], cache)
         return self.decode(hidden[:, 0]).astype(jnp.float32), (k[:, :, -1:], v[:, :, -1:])
 
 
@@ -124,7 +125,7 @@ def decode_step(
         token,
         state.length + step + 1,
         method=Pi0Fast.extend,
-        stacks=scanned_stacks(config),
+        stacks=model.stacks(),
         tokens={"action": Tokens(layout, jnp.ones((token.shape[0], 1), bool))},
         taps=taps,
         edits=edits,

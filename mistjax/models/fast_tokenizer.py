@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -22,18 +21,6 @@ import numpy as np
 import scipy.fft
 import tokenizers
 from jaxtyping import Array, Bool, Float, Int
-
-from mistjax.models.tokenizers import (
-    BOS,
-    EOS,
-    UNKNOWN,
-    PaddedTokens,
-    PromptTokenizer,
-    clean_prompt,
-    discretize_state,
-)
-
-RESERVED = 128  # PaliGemma's last ids, which stand for image segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,89 +218,3 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_alphabet()
-
-
-@dataclasses.dataclass(frozen=True)
-class FastTokenizer:
-    """pi0-FAST's language: prompts with the state in them, actions as the model's last ids.
-
-    Attributes:
-        prompts: for text; must know the words `Action:` and `|`.
-        actions: for chunks.
-        vocab_size: rows of the model's embedding: action id i is row `vocab_size - 129 - i`.
-    """
-
-    prompts: PromptTokenizer
-    actions: ActionTokenizer
-    vocab_size: int
-
-    def __post_init__(self):
-        room = self.vocab_size - RESERVED
-        if self.actions.vocab_size > room:
-            raise ValueError(
-                f"{self.actions.vocab_size} action ids do not fit the model's {self.vocab_size} "
-                f"rows, of which the last {RESERVED} are reserved."
-            )
-        if UNKNOWN in (*self._head, *self._bar):
-            raise ValueError("the prompt tokenizer does not know the words 'Action:' and '|'.")
-
-    @property
-    def serialized(self) -> bytes:
-        """All that decides what the tokens mean, for fingerprints."""
-        a = self.actions
-        shape = f"{a.horizon} {a.action_dim} {a.scale} {a.min_token} {self.vocab_size}"
-        return self.prompts.serialized + a.serialized.encode() + shape.encode()
-
-    @functools.cached_property
-    def _head(self) -> tuple[int, ...]:
-        return tuple(self.prompts.encode("Action: "))
-
-    @functools.cached_property
-    def _bar(self) -> tuple[int, ...]:
-        return tuple(self.prompts.encode("|"))
-
-    @property
-    def overhead(self) -> int:
-        """Tokens of a written action that are not the action: `Action: `, `|`, end."""
-        return len(self._head) + len(self._bar) + 1
-
-    def encode_prompt(self, prompt: str, state: Float[np.ndarray, " s"]) -> PaddedTokens:
-        """The prefix `Task: {text}, State: {bins};` with the normalised, unpadded state.
-
-        Raises:
-            ValueError: it needs more tokens than the policy takes.
-        """
-        bins = " ".join(str(b) for b in discretize_state(state))
-        text = f"Task: {clean_prompt(prompt.lower())}, State: {bins};\n"
-        return self.prompts.pad([BOS, *self.prompts.encode(text)])
-
-    def encode_actions(self, chunk: Float[np.ndarray, "h a"]) -> list[int]:
-        """What the model is to write: `Action: `, the chunk's ids, `|`, end."""
-        ids = [self.vocab_size - 1 - RESERVED - i for i in self.actions.encode(chunk)]
-        return [*self._head, *ids, *self._bar, EOS]
-
-    def decode_actions(
-        self, tokens: Int[Array, "b s"]
-    ) -> tuple[Float[Array, "b h a"], Bool[Array, " b"]]:
-        """Chunks of what the model wrote, and whether it wrote one: zeros where not.
-
-        A row must begin with `Action: `, then hold the ids of one whole chunk up to the first `|`.
-        """
-        head = len(self._head)
-        begins = jnp.all(tokens[:, :head] == jnp.array(self._head), axis=1)
-        rest = tokens[:, head:]
-        bars = rest == self._bar[0]
-        given = jnp.cumsum(bars, axis=1) == 0
-        ids = self.vocab_size - 1 - RESERVED - rest
-        chunk, ok = self.actions.decode(ids, given)
-        ok = ok & begins & jnp.any(bars, axis=1)
-        return chunk * ok[:, None, None], ok
-
-
-def pad_actions(sequences: Iterable[Sequence[int]], length: int) -> Int[np.ndarray, "n c"]:
-    """Written actions padded with 0 to one length; ValueError when one is longer."""
-    rows = [list(ids) for ids in sequences]
-    longest = max(map(len, rows), default=0)
-    if longest > length:
-        raise ValueError(f"an action takes {longest} tokens, there is room for {length}.")
-    return np.array([row + [0] * (length - len(row)) for row in rows], np.int32)

@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from mistjax.hooks.adapters import ScannedStack
 from mistjax.models.config import FastConfig, Pi0Config
 from mistjax.models.gemma import Gemma, KVCache
 from mistjax.models.observation import Observation
 from mistjax.models.siglip import Siglip
+from mistjax.models.stacks import scanned_stacks
 
 
 def attention_mask(valid: Bool[Array, "b t"], ar: Bool[Array, " t"]) -> Bool[Array, "b t t"]:
@@ -54,7 +56,21 @@ class PrefixModel(nn.Module):
     config: Pi0Config | FastConfig
 
     def setup(self):
-        self.PaliGemma = PaliGemma(self.config)
+        self.PaliGemma = self.vision_language()
+
+    @nn.nowrap
+    def vision_language(self) -> nn.Module:
+        """The module that holds `img` and `llm`."""
+        return PaliGemma(self.config)
+
+    @nn.nowrap
+    def stacks(self) -> tuple[ScannedStack, ...]:
+        """The scanned stacks, for taps and edits."""
+        return scanned_stacks(self.config)
+
+    def run_llm(self, xs, positions, mask, conditions, kv_cache=None):
+        """The Gemma stack: (outputs of each expert, KV cache), see `Gemma`."""
+        return self.PaliGemma.llm(xs, positions, mask, conditions, kv_cache)
 
     def embed_images(self, images: dict[str, Float[Array, "b h w 3"]]) -> Float[Array, "b n d"]:
         """All cameras in one pass of the vision tower, tokens in `image_keys` order."""
@@ -107,9 +123,7 @@ class PrefixModel(nn.Module):
         positions = jnp.cumsum(valid, axis=1) - 1
         mask = attention_mask(valid, ar)
         others = [None] * (len(self.config.experts) - 1)
-        (hidden, *_), cache = self.PaliGemma.llm(
-            [tokens, *others], positions, mask, [None, *others]
-        )
+        (hidden, *_), cache = self.run_llm([tokens, *others], positions, mask, [None, *others])
         return jax.tree.map(lambda leaf: leaf[:, :, :prefix], cache), prefix_valid, hidden
 
 
@@ -166,7 +180,7 @@ class Pi0(PrefixModel):
         own = attention_mask(valid, ar)
         to_prefix = jnp.broadcast_to(prefix_valid[:, None], (*valid.shape, prefix_valid.shape[1]))
         positions = jnp.sum(prefix_valid, axis=1, keepdims=True) + jnp.cumsum(valid, axis=1) - 1
-        (_, hidden), _ = self.PaliGemma.llm(
+        (_, hidden), _ = self.run_llm(
             [None, tokens],
             positions,
             jnp.concatenate([to_prefix, own], axis=-1),

@@ -16,7 +16,8 @@ from mistjax.hooks.sites import Tap
 from mistjax.models import checkpoints, fast
 from mistjax.models.config import FastConfig
 from mistjax.models.fast import Pi0Fast, write
-from mistjax.models.fast_tokenizer import ActionTokenizer, FastTokenizer
+from mistjax.models.fast_language import FastTokenizer
+from mistjax.models.fast_tokenizer import ActionTokenizer
 from mistjax.models.observation import Observation
 from mistjax.models.sampling import Prefix, prefill
 from mistjax.models.tokenizers import PromptTokenizer
@@ -93,6 +94,10 @@ class FastPolicy(PiPolicy):
             name=Path(folder).resolve().name,
         )
 
+    @property
+    def model(self) -> Pi0Fast:
+        return Pi0Fast(self.config)
+
     def save(self, folder: str | Path) -> None:
         """Writes the checkpoint folder in openpi's layout; ValueError when it holds one already."""
         checkpoints.save_checkpoint(
@@ -112,12 +117,6 @@ class FastPolicy(PiPolicy):
         prompts = [encode(r["prompt"], s) for r, s in zip(raw, state, strict=True)]
         return self._observation(raw, state, prompts, absent_mask=True)
 
-    def prefill(
-        self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
-    ) -> Prefix:
-        """The part of `sample` before the first decoded token; pass it on as `prefix`."""
-        return _prefill(self.config, self.variables, obs, tuple(edits), tuple(taps))
-
     def sample(
         self,
         obs: Observation,
@@ -136,7 +135,7 @@ class FastPolicy(PiPolicy):
         """
         hooks = tuple(edits), tuple(taps)
         return _sample(
-            self.config,
+            self.model,
             self.tokenizer,
             self.variables,
             obs,
@@ -147,14 +146,8 @@ class FastPolicy(PiPolicy):
         )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "taps"))
-def _prefill(config, variables, obs, edits, taps):
-    return prefill(Pi0Fast(config), variables, obs, taps=taps, edits=edits)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "tokenizer", "taps"))
-def _sample(config, tokenizer, variables, obs, key, temperature, edits, taps, prefix):
-    model = Pi0Fast(config)
+@functools.partial(jax.jit, static_argnames=("model", "tokenizer", "taps"))
+def _sample(model, tokenizer, variables, obs, key, temperature, edits, taps, prefix):
     if prefix is None:
         prefix = prefill(model, variables, obs, taps=taps, edits=edits)
     written = write(

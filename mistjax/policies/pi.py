@@ -24,7 +24,8 @@ from mistjax.models.config import Pi0Config
 from mistjax.models.normalize import Normalizer, NormStats, Quantile, ZScore, pad_to
 from mistjax.models.observation import Observation
 from mistjax.models.pi0 import Pi0, PrefixModel
-from mistjax.models.sampling import Prefix, denoise, prefill, token_layouts
+from mistjax.models.sampling import Prefix, denoise, prefill
+from mistjax.models.stacks import token_layouts
 from mistjax.models.tokenizers import PaddedTokens, PromptTokenizer
 from mistjax.models.transforms import Cameras
 from mistjax.policies.presets import RobotPreset
@@ -96,6 +97,11 @@ class PiPolicy:
             asset_id=self.preset.name,
             tokenizer=self.tokenizer,
         )
+
+    @property
+    def model(self) -> PrefixModel:
+        """The linen module, unbound."""
+        return Pi0(self.config)
 
     @functools.cached_property
     def spec(self) -> PolicySpec:
@@ -192,7 +198,7 @@ class PiPolicy:
         self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
     ) -> Prefix:
         """The part of `sample` before the action expert; pass the result on as `prefix`."""
-        return _prefill(self.config, self.variables, obs, tuple(edits), tuple(taps))
+        return _prefill(self.model, self.variables, obs, tuple(edits), tuple(taps))
 
     def sample(
         self,
@@ -208,7 +214,7 @@ class PiPolicy:
 
         `aux["velocity"]` holds the velocity of every flow step, [B,S,H,A].
         """
-        return _sample(self.config, self.variables, obs, key, tuple(edits), tuple(taps), prefix)
+        return _sample(self.model, self.variables, obs, key, tuple(edits), tuple(taps), prefix)
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
         actions = np.asarray(sample.actions, np.float32)[..., : self.preset.action_dim]
@@ -228,29 +234,30 @@ class PiPolicy:
 
     def embed_prompt(self, obs: Observation) -> Observation:
         """The same observation with `prompt_embedding` filled in, so that words have gradients."""
-        words = PrefixModel(self.config).apply(
+        words = self.model.apply(
             self.variables, obs.tokenized_prompt, method=PrefixModel.embed_tokens
         )
         return obs.replace(prompt_embedding=words)
 
     def decode_direction(self, direction: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
         """Logits over the vocabulary of directions in the VLM's residual stream: the logit lens."""
-        return PrefixModel(self.config).apply(self.variables, direction, method=PrefixModel.decode)
+        return self.model.apply(self.variables, direction, method=PrefixModel.decode)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "taps"))
-def _prefill(config, variables, obs, edits, taps):
-    return prefill(Pi0(config), variables, obs, taps=taps, edits=edits)
+@functools.partial(jax.jit, static_argnames=("model", "taps"))
+def _prefill(model, variables, obs, edits, taps):
+    return prefill(model, variables, obs, taps=taps, edits=edits)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "taps"))
-def _sample(config, variables, obs, key, edits, taps, prefix):
+@functools.partial(jax.jit, static_argnames=("model", "taps"))
+def _sample(model, variables, obs, key, edits, taps, prefix):
+    config = model.config
     if prefix is None:
-        prefix = prefill(Pi0(config), variables, obs, taps=taps, edits=edits)
+        prefix = prefill(model, variables, obs, taps=taps, edits=edits)
     shape = (config.action_horizon, config.action_dim)
     noise = jax.vmap(lambda k: jax.random.normal(k, shape))(row_keys(key, obs.batch_size))
     actions, found, velocity = denoise(
-        Pi0(config),
+        model,
         variables,
         prefix,
         obs.state,

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from mistjax.hooks import POINTS, Add, Patch, ProjectOut, Scale, SetNeurons, Tap
-from mistjax.models.config import TINY, Pi0Config
+from mistjax.models.config import TINY, TINY_FAST, FastConfig, Pi0Config
+from mistjax.models.fast import Pi0Fast, write
 from mistjax.models.observation import Observation
 from mistjax.models.pi0 import Pi0
-from mistjax.models.sampling import denoise, prefill, token_layouts
+from mistjax.models.sampling import denoise, prefill
+from mistjax.models.stacks import token_layouts
 
 STACKS = ("vision", "vlm", "action")
 TAPS = tuple(Tap(f"{stack}.{point}") for stack in STACKS for point in POINTS)
@@ -32,7 +34,7 @@ def depth(config, stack):
 def value_shape(config, site):
     """One token's value at a site."""
     stack, point = site.split(".")
-    sizes = {"vision": config.siglip, "vlm": config.vlm, "action": config.action_expert}[stack]
+    sizes = {"vision": config.siglip, "vlm": config.vlm, "action": config.experts[-1]}[stack]
     if point == "mlp_neurons":
         return (sizes.mlp_dim,)
     if point == "attn_heads":
@@ -70,21 +72,33 @@ class Rig:
     program, and bits could not be compared.
     """
 
-    config: Pi0Config
+    config: Pi0Config | FastConfig
     variables: dict
     obs: Observation
     noise: jax.Array
     traces: int = 0
 
     @property
+    def fast(self):
+        return isinstance(self.config, FastConfig)
+
+    @property
     def inputs(self):
         return self.variables, self.obs, self.noise
 
     def sample(self, inputs, edits=(), taps=()):
-        """(actions [B,H,A], taps) of prefill and all flow steps, not jitted."""
-        (variables, obs, noise), model = inputs, Pi0(self.config)
+        """(actions, taps) of prefill and all steps, not jitted.
+
+        pi0-FAST gives the log-probabilities of its tokens in place of actions.
+        """
+        (variables, obs, noise), hooks = inputs, {"taps": taps, "edits": edits}
         self.traces += 1
-        hooks = {"taps": taps, "edits": edits}
+        if self.fast:
+            model = Pi0Fast(self.config)
+            prefix = prefill(model, variables, obs, **hooks)
+            written = write(model, variables, prefix, noise, **hooks)
+            return written.log_probs, {**prefix.taps, **written.taps}
+        model = Pi0(self.config)
         prefix = prefill(model, variables, obs, **hooks)
         steps = self.config.num_steps
         actions, found, _ = denoise(
@@ -103,7 +117,7 @@ class Rig:
 
     def off(self, **changes):
         """No edits, everything tapped: (actions, taps)."""
-        return self.run((), TAPS + NARROW, **changes)
+        return self.run((), TAPS if self.fast else TAPS + NARROW, **changes)
 
     def edit(self, kind, site, **fields):
         return make_edit(self.config, kind, site, **fields)
@@ -121,14 +135,17 @@ class Rig:
 
 
 @pytest.fixture(scope="session")
-def rig(pi_variables, observation):
-    """`rig(pi05=..., **changes of TINY)`."""
+def rig(pi_variables, fast_variables, observation):
+    """`rig(**changes of TINY)`, `rig(fast=True, **changes of TINY_FAST)`."""
 
     @functools.cache
-    def make(**changes):
-        config = dataclasses.replace(TINY, **changes)
-        noise = jax.random.normal(jax.random.key(3), (2, config.action_horizon, config.action_dim))
-        return Rig(config, pi_variables(config), observation(config), noise)
+    def make(fast=False, **changes):
+        config = dataclasses.replace(TINY_FAST if fast else TINY, **changes)
+        variables = (fast_variables if fast else pi_variables)(config)
+        shape = (2, config.action_horizon, config.action_dim)
+        noise = jax.random.normal(jax.random.key(3), shape)
+        draws = jax.random.split(jax.random.key(3), 2) if fast else noise
+        return Rig(config, variables, observation(config), draws)
 
     return make
 

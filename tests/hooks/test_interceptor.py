@@ -11,7 +11,8 @@ import pytest
 
 from mistjax.hooks import POINTS, Add, Tap, tap_shapes
 from mistjax.models.pi0 import Pi0
-from mistjax.models.sampling import prefill, token_layouts
+from mistjax.models.sampling import prefill
+from mistjax.models.stacks import token_layouts
 
 STACKS = ("vision", "vlm", "action")
 

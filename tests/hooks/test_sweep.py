@@ -18,15 +18,15 @@ LAYER = 1  # the only layer that is edited
 
 
 def changed_layers(tap, before, after):
-    """Which layers of a residual stream differ, in the first flow step where there are steps."""
+    """Which layers of a residual stream differ, in the first step where there are steps."""
     if tap.stack == "action":
         before, after = before[0], after[0]
     return [bool((a != b).any()) for a, b in zip(after, before, strict=True)]
 
 
-@pytest.mark.parametrize("model", ["pi0", "pi05"])
+@pytest.mark.parametrize("model", ["pi0", "pi05", "pi0_fast"])
 def test_an_edit_changes_the_layers_from_its_own_on_and_off_it_changes_no_bit(rig, model):
-    r = rig(pi05=model == "pi05")
+    r = rig(fast=True) if model == "pi0_fast" else rig(pi05=model == "pi05")
 
     def gated(site, kind, seed):
         gate = jnp.zeros(r.depth(site.split(".")[0])).at[LAYER].set(1.0)

@@ -11,7 +11,8 @@ import scipy.fft
 import sentencepiece
 import tokenizers
 
-from mistjax.models.fast_tokenizer import ActionTokenizer, FastTokenizer, pad_actions
+from mistjax.models.fast_language import FastTokenizer, pad_actions
+from mistjax.models.fast_tokenizer import ActionTokenizer
 from mistjax.models.tokenizers import BOS, EOS, PromptTokenizer, train_word_tokenizer
 
 HORIZON, WIDTH = 6, 3

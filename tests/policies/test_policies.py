@@ -1,0 +1,175 @@
+"""What every policy promises, and what pi0 and pi0-FAST promise beyond."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mistjax.hooks import Add, Tap
+from mistjax.models.fast_language import pad_actions
+from mistjax.policies import BOARD, FastPolicy, PiPolicy, Policy, Sample
+
+KEY = jax.random.key(5)
+TAPS = (Tap("vlm.resid", (1,), "text", "mean"), Tap("action.resid", (-1,), "action", "mean"))
+
+
+@pytest.fixture(params=["pi_policy", "fast_policy"])
+def policy(request):
+    return request.getfixturevalue(request.param)
+
+
+def continuous(sample):
+    """What depends smoothly on everything: actions, or log-probabilities of the tokens."""
+    return sample.aux.get("log_probs", sample.actions)
+
+
+def test_a_policy_satisfies_the_protocol(policy):
+    assert isinstance(policy, Policy)
+    spec = policy.spec
+    assert spec.action_names == ("dx", "dy", "dz", "gripper") and spec.action_dim == 4
+    assert spec.stacks["vlm"].layout.select("text")[1] == policy.config.prefix_len
+    assert spec.stacks["action"].depth == 3 and spec.num_steps == policy.config.num_steps
+    assert len(spec.fingerprint) == 64
+
+
+def test_a_sample_is_the_same_for_the_same_key_row_by_row(policy, raw):
+    obs = policy.prepare(raw)
+    whole = policy.sample(obs, KEY, taps=TAPS)
+    assert whole.actions.shape == (2, policy.spec.action_horizon, policy.config.action_dim)
+    assert set(whole.taps) == {str(tap) for tap in TAPS}
+    again = policy.sample(obs, jax.random.split(KEY, 2), taps=TAPS)
+    np.testing.assert_array_equal(continuous(whole), continuous(again))
+    swapped = policy.prepare(raw[::-1])
+    other = policy.sample(swapped, jax.random.split(KEY, 2)[::-1], taps=TAPS)
+    np.testing.assert_allclose(continuous(other)[::-1], continuous(whole), atol=1e-5)
+
+
+def test_a_prefix_serves_many_samples(policy, raw):
+    obs = policy.prepare(raw)
+    prefix = policy.prefill(obs, taps=TAPS)
+    reused, whole = (
+        policy.sample(obs, KEY, prefix=prefix, taps=TAPS),
+        policy.sample(obs, KEY, taps=TAPS),
+    )
+    np.testing.assert_allclose(continuous(reused), continuous(whole), atol=1e-5)
+    assert set(reused.taps) == set(whole.taps)
+
+
+def test_finished_actions_are_the_robots_and_inside_its_bounds(policy, raw):
+    horizon = policy.spec.action_horizon
+    model = jnp.linspace(-9, 9, 2 * horizon * policy.config.action_dim)
+    sample = Sample(model.reshape(2, horizon, -1), {}, {})
+    actions = policy.finish(sample, raw)
+    assert actions.shape == (2, horizon, 4) and actions.dtype == np.float32
+    assert actions.min() == -1 and actions.max() == 1
+    middle = policy.finish(Sample(jnp.zeros((2, horizon, policy.config.action_dim)), {}, {}), raw)
+    np.testing.assert_allclose(
+        middle[0, 0], policy.action_normalizer.unnormalize(np.zeros(4)), atol=1e-6
+    )
+
+
+def test_an_objective_has_gradients_for_words_pictures_and_edits(policy, raw):
+    obs = policy.embed_prompt(jax.tree.map(jnp.asarray, policy.prepare(raw)))
+    vector = jnp.zeros((3, 32))
+
+    def total(words, images, vector):
+        edit = Add(site="vlm.mlp_out", vector=vector)
+        seen = obs.replace(prompt_embedding=words, images=images)
+        values = policy.objective(
+            seen, KEY, lambda s: continuous(s).reshape(2, -1).sum(axis=1), edits=[edit]
+        )
+        return values.sum()
+
+    gradients = jax.grad(total, argnums=(0, 1, 2))(obs.prompt_embedding, obs.images, vector)
+    for leaf in jax.tree.leaves(gradients):
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0
+
+
+def test_a_saved_policy_acts_as_before(policy, raw, tmp_path):
+    policy.save(tmp_path / "policy")
+    loaded = type(policy).load(tmp_path / "policy", policy.preset)
+    assert loaded.spec.fingerprint == policy.spec.fingerprint
+    before, after = (p.prepare(raw) for p in (policy, loaded))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    np.testing.assert_array_equal(
+        continuous(policy.sample(before, KEY, taps=TAPS)),
+        continuous(loaded.sample(after, KEY, taps=TAPS)),
+    )
+
+
+def test_a_raw_observation_of_another_robot_is_refused(policy, raw):
+    with pytest.raises(ValueError, match="has 6 entries; preset 'board' has 5"):
+        policy.prepare([{**raw[0], "observation/state": np.zeros(6)}])
+    with pytest.raises(ValueError, match="observation/wrist_image"):
+        policy.prepare([{k: v for k, v in raw[0].items() if k != "observation/wrist_image"}])
+
+
+def test_an_absent_camera_is_black_and_only_fast_attends_to_it(pi_policy, fast_policy, raw):
+    first, second = BOARD.cameras
+    cameras = {**BOARD.cameras, second: None}
+    for policy, mask in ((pi_policy, False), (fast_policy, True)):
+        preset = dataclasses.replace(policy.preset, cameras=cameras)
+        obs = policy.replace(preset=preset).prepare(raw)
+        assert obs.image_masks[first].all() and (obs.image_masks[second] == mask).all()
+        assert (obs.images[second] == -1).all()
+
+
+def test_pi05_writes_the_state_into_the_prompt(pi_policy, raw, letters):
+    preset = dataclasses.replace(BOARD, state_in_prompt=True, normalizer="quantile")
+    tokenizer = dataclasses.replace(pi_policy.tokenizer, max_tokens=64)
+    obs = pi_policy.replace(preset=preset, tokenizer=tokenizer).prepare(raw)
+    text = tokenizer.decode(obs.tokenized_prompt[0])
+    assert text.startswith("Task: place it, State: ") and text.rstrip().endswith("Action:")
+
+
+def test_velocities_of_pi0_sum_to_its_actions(pi_policy, raw):
+    sample = pi_policy.sample(pi_policy.prepare(raw), KEY, taps=TAPS)
+    keys = jax.random.split(KEY, 2)
+    noise = jax.vmap(lambda k: jax.random.normal(k, sample.actions.shape[1:]))(keys)
+    np.testing.assert_allclose(
+        noise - sample.aux["velocity"].mean(axis=1), sample.actions, atol=1e-5
+    )
+
+
+def test_fast_prompts_hold_the_state_and_no_padding_of_it(fast_policy, raw):
+    obs = fast_policy.prepare(raw)
+    assert obs.state.shape == (2, 5)
+    text = fast_policy.tokenizer.prompts.decode(obs.tokenized_prompt[0])
+    assert "place it" in text and text.count(" ") >= 6
+
+
+def test_tokens_that_are_no_action_are_reported(fast_policy, raw):
+    sample = fast_policy.sample(fast_policy.prepare(raw), KEY, taps=TAPS)
+    assert sample.aux["decode_ok"].tolist() == [False, False]
+    assert not sample.actions.any()
+    assert sample.aux["tokens"].shape == (2, fast_policy.config.max_decoding_steps)
+
+
+def test_fast_reads_the_actions_that_it_was_taught(fast_policy):
+    rng = np.random.default_rng(1)
+    chunks = np.cumsum(rng.normal(0, 0.2, (3, 4, 4)), axis=1)
+    written = [fast_policy.tokenizer.encode_actions(chunk) for chunk in chunks]
+    decoded, ok = fast_policy.tokenizer.decode_actions(jnp.asarray(pad_actions(written, 64)))
+    assert ok.all()
+    np.testing.assert_allclose(decoded, chunks, atol=0.15)
+
+
+def test_action_tokens_of_another_shape_are_refused(fast_policy):
+    config = dataclasses.replace(fast_policy.config, action_horizon=9)
+    with pytest.raises(ValueError, match=r"chunks of \(4, 4\), the configuration says \(9, 4\)"):
+        fast_policy.replace(config=config)
+
+
+def test_too_few_decoding_steps_for_any_action_are_refused(fast_policy):
+    config = dataclasses.replace(fast_policy.config, max_decoding_steps=10)
+    with pytest.raises(ValueError, match="11 tokens around an action"):
+        fast_policy.replace(config=config)
+
+
+def test_policies_are_pytrees_whose_weights_are_arguments(policy):
+    leaves, structure = jax.tree.flatten(policy)
+    assert isinstance(jax.tree.unflatten(structure, leaves), PiPolicy)
+    assert isinstance(policy, FastPolicy) == ("fast" in policy.name)
+    assert sum(leaf.size for leaf in jax.tree.leaves(policy.variables)) > 10_000
