@@ -5,8 +5,9 @@
 1. Records episodes with and without the perturbation, each purpose on seeds of its own.
 2. Trains every detector of `detectors`, keeps the one with the best ROC-AUC by earliest stop on the
    tuning episodes, and calibrates it on the calibration episodes.
-3. Makes directions: concepts from value vectors ("slow" - "quick", ...), and success - failure from
-   recorded activations.
+3. Makes directions: concepts from value vectors ("slow" - "quick", ...), success - failure from
+recorded
+   activations, and nominal - perturbed from what the vision tower sees.
 4. Tries each direction and strength at the alarms of the tuning seeds, and gives each cause the one
    that repaired most there, net of what it broke; none where nothing helped.
 
@@ -19,29 +20,37 @@ import dataclasses
 import json
 from pathlib import Path
 
+import gymnasium as gym
+import jax
 import tyro
 
 from mistjax.compilation import enable_cache
 from mistjax.demo import PERTURBATION, SHIPPED
-from mistjax.detect.features import DEFAULT_FEATURES
 from mistjax.detect.from_runs import calibrate_detector, train_detector
 from mistjax.hooks import Tap
 from mistjax.policies import PiPolicy
 from mistjax.recover.artifact import RemedyConfig, load_monitor, make_remedy, save_remedy
 from mistjax.recover.mist import MistPolicy
-from mistjax.rollouts.collect import collect, load_policy
+from mistjax.rollouts.collect import BOARD_ENV, collect, load_policy
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace
 from mistjax.steer.artifact import SteeringArtifact, save_steering
 from mistjax.steer.build import BOARD_CONCEPTS, BOARD_OPPOSITES, build_vectors
+from mistjax.steer.groups import observation_group
+from mistjax.steer.vectors import difference_of_means
 
 VECTOR_TAPS = (
     Tap("action.resid", None, "action", "mean"),
     Tap("vlm.resid", None, "text", "mean"),
     Tap("vlm.resid", None, "image", "mean"),
 )
-TRIED = ("slow-quick", "quick-slow", "high-low", "low-high")
-TAPS = (*DEFAULT_FEATURES.taps, *VECTOR_TAPS)
+LOOK_TAP = Tap("vision.resid", None, "image", "mean")
+TRIED = ("nominal@vision.0", "nominal@vision.1", "success@action.resid")
+TAPS = (
+    Tap("action.resid", (-1,), "action", "mean"),
+    Tap("vlm.resid", (-1,), "text", "mean"),
+    *VECTOR_TAPS,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +68,6 @@ class Config:
         detectors: names in the registry.
         strengths: tried for each direction.
         cap: largest change of an action, as a share of its range.
-        burst: inferences that a remedy lasts.
     """
 
     policy: Path = SHIPPED / "board_pi0"
@@ -69,10 +77,9 @@ class Config:
     episodes: int = 150
     tuning: int = 80
     alpha: float = 0.1
-    detectors: tuple[str, ...] = ("safe_mlp", "safe_lstm", "cosine_knn", "mahalanobis")
-    strengths: tuple[float, ...] = (1.0, 3.0)
-    cap: float = 0.25
-    burst: int = 6
+    detectors: tuple[str, ...] = ("safe_mlp", "cosine_knn", "mahalanobis")
+    strengths: tuple[float, ...] = (1.0, 2.0)
+    cap: float = 0.5
 
 
 def speed_word(trace: Trace) -> str:
@@ -115,17 +122,33 @@ def build_detector(config: Config, training, tuning, calibration) -> dict:
     return metrics
 
 
-def directions(policy: PiPolicy, perturbed: Run) -> SteeringArtifact:
-    """Everything that is tried."""
-    return build_vectors(
+def directions(policy: PiPolicy, config: Config, perturbed: Run) -> SteeringArtifact:
+    """Everything that is tried: concepts, success - failure, and away from the perturbation's look.
+
+    The last is the difference of means at the first observation of the same seeds without and with
+    the perturbation; each layer of the vision tower gives one direction.
+    """
+    found = build_vectors(
         policy, BOARD_CONCEPTS, opposites=BOARD_OPPOSITES, run=perturbed, taps=VECTOR_TAPS, first=6
     )
+    looks = {}
+    for condition, perturbation in (("nominal", {}), ("perturbed", config.perturbation)):
+        env = gym.make(BOARD_ENV)
+        options = {"perturbation": perturbation}
+        raw = [env.reset(seed=1_200_000 + i, options=options)[0] for i in range(config.episodes)]
+        looks[condition] = observation_group(policy, raw, LOOK_TAP, jax.random.key(0))
+    look = difference_of_means(
+        looks["nominal"], looks["perturbed"], LOOK_TAP, policy.spec, groups="nominal - perturbed"
+    )
+    depth = policy.spec.stacks["vision"].depth
+    layers = {f"nominal@vision.{i}": look.at_layers(i) for i in range(depth)}
+    return dataclasses.replace(found, directions={**found.directions, **layers})
 
 
 def trial(policy, config: Config, found: SteeringArtifact, name: str, strength: float) -> Run:
     """The tuning seeds with one direction for every cause."""
     causes = {cause: (name, strength) for cause in (*policy.config.image_keys, "text", "state")}
-    remedy = RemedyConfig((*(1.0,) * config.burst, 0.0), config.cap)
+    remedy = RemedyConfig(cap=config.cap)
     steering = dataclasses.replace(found, causes=causes)
     monitor = load_monitor(config.out, policy)
     mist = MistPolicy(policy, monitor, make_remedy(policy, steering, remedy), "trial")
@@ -141,27 +164,35 @@ def trial(policy, config: Config, found: SteeringArtifact, name: str, strength: 
 
 
 def choose(
-    policy: PiPolicy, bare: Run, trials: dict[tuple[str, float], Run]
+    policy: PiPolicy, found: SteeringArtifact, bare: Run, trials: dict[tuple[str, float], Run]
 ) -> tuple[dict[str, tuple[str, float] | None], list[dict]]:
     """For each cause the direction that repaired most net of what it broke, and the counts.
 
-    An episode counts for the cause that the monitor named at its first alarm.
+    An episode counts for the cause that the monitor named at its first alarm. All directions of a
+    table act at one site, so the site with the best total wins.
     """
     outcome = {row["seed"]: row["success"] for row in bare.finished}
     modalities = (*policy.config.image_keys, "text", "state")
-    net: dict[str, dict] = {cause: {} for cause in modalities}
-    rows = []
+    rows: list[dict] = []
+    net: dict[str, dict[str, dict]] = {}
     for (name, strength), run in trials.items():
         counts = dict.fromkeys(modalities, 0)
         for trace in run.traces():
             named = trace.aux["cause"][trace.aux["cause"] >= 0]
             if len(named) and trace.seed in outcome:
-                counts[modalities[int(named[0])]] += trace.success - outcome[trace.seed]
+                counts[modalities[int(named[0])]] += int(trace.success) - int(outcome[trace.seed])
+        site = found.directions[name].site
+        rows.append({"direction": name, "site": site, "strength": strength, **counts})
         for cause, value in counts.items():
-            net[cause][name, strength] = value
-        rows.append({"direction": name, "strength": strength, **counts})
-    best = {cause: max(scores, key=scores.__getitem__) for cause, scores in net.items()}
-    chosen = {cause: key if net[cause][key] > 0 else None for cause, key in best.items()}
+            net.setdefault(site, {}).setdefault(cause, {})[name, strength] = value
+    gains = {
+        site: sum(max(0, *scores.values()) for scores in causes.values())
+        for site, causes in net.items()
+    }
+    chosen = {}
+    for cause, scores in net[max(gains, key=gains.__getitem__)].items():
+        best = max(scores, key=scores.__getitem__)
+        chosen[cause] = best if scores[best] > 0 else None
     return chosen, rows
 
 
@@ -175,7 +206,7 @@ def main(config: Config) -> list[dict]:
     tuning = record(policy, config, "tuning", 2_500_000)
     metrics = build_detector(config, training, tuning, calibration)
 
-    found = directions(policy, training[1])
+    found = directions(policy, config, training[1])
     bare = collect(
         policy,
         config.work / "trials" / "bare",
@@ -184,13 +215,12 @@ def main(config: Config) -> list[dict]:
         perturbation=config.perturbation,
         num_envs=16,
     )
-    names = [name for name in found.directions if name in TRIED or name.startswith("success")]
     trials = {
         (name, strength): trial(policy, config, found, name, strength)
-        for name in names
+        for name in TRIED
         for strength in config.strengths
     }
-    causes, rows = choose(policy, bare, trials)
+    causes, rows = choose(policy, found, bare, trials)
     notes = {
         "command": "python -m experiments.build_board_mist",
         "perturbation": config.perturbation,
@@ -199,7 +229,7 @@ def main(config: Config) -> list[dict]:
     }
     steering = dataclasses.replace(found, causes=causes, notes={**found.notes, **notes})
     save_steering(config.out, steering)
-    save_remedy(config.out, RemedyConfig((*(1.0,) * config.burst, 0.0), config.cap))
+    save_remedy(config.out, RemedyConfig(cap=config.cap))
     return rows
 
 

@@ -110,7 +110,7 @@ def collect(
 
 
 def train_detector(
-    runs: Positional[tuple[Path, ...]], /, *, out: Path, detector: str = "safe_mlp", seed: int = 0
+    runs: Positional[tuple[Path, ...]], /, *, out: Path, detector: str = "safe_mlp"
 ) -> None:
     """Fit a failure detector to recorded runs.
 
@@ -118,14 +118,11 @@ def train_detector(
         runs: run folders of one policy.
         out: folder to write the detector to.
         detector: name in the registry, e.g. safe_mlp, safe_lstm, cosine_knn.
-        seed: of the training.
     """
     from mistjax.detect.from_runs import report_metrics, train_detector
     from mistjax.rollouts.run import load_run
 
-    print(
-        report_metrics(train_detector([load_run(r) for r in runs], out, name=detector, seed=seed))
-    )
+    print(report_metrics(train_detector([load_run(r) for r in runs], out, name=detector)))
 
 
 def calibrate(runs: Positional[tuple[Path, ...]], /, *, detector: Path, alpha: float = 0.1) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from mistjax.recover.study import StudyConfig
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
-PERTURBATION = {"camera_angle": 0.5}
+PERTURBATION = {"stone_reflectivity": 1.0}
 
 
 def shipped_study(
