@@ -7,6 +7,7 @@ original then writes on until all rows end in the same step, ours pads.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -90,8 +91,8 @@ def _split(obs: Observation, tokens, mask, ar_mask, loss_mask) -> tuple[Observat
     inside = after < tokens.shape[1]
     after = jnp.minimum(after, tokens.shape[1] - 1)
     written = jnp.take_along_axis(jnp.where(mask & loss_mask, tokens, 0), after, axis=1) * inside
-    obs = obs.replace(tokenized_prompt=tokens * prompt, tokenized_prompt_mask=prompt)
-    return obs, written
+    fields = {"tokenized_prompt": tokens * prompt, "tokenized_prompt_mask": prompt}
+    return dataclasses.replace(obs, **fields), written
 
 
 FAST = Family(

@@ -78,7 +78,12 @@ def _outputs(config: Pi0Config, variables: Any, inputs: Arrays) -> dict[str, Any
         out[f"joint/capture/{name}"] = found[str(tap)]
 
     out["sample/actions"], _, _ = denoise(
-        model, variables, prefix, obs.state, inputs["sample/noise"], num_steps=config.num_steps
+        model,
+        variables,
+        prefix,
+        inputs["obs/state"],
+        inputs["sample/noise"],
+        num_steps=config.num_steps,
     )
     key = jax.random.key(inputs["loss/rng_seed"])
     out["loss/value"] = pi0.compute_loss(model, variables, key, obs, inputs["loss/actions"])

@@ -145,11 +145,14 @@ class _Interceptor:
             carry, y = next_fun(*args, **kwargs)
             for name, stream in self.stack.streams.items():
                 i = stream.carry_index
-                value = carry if i is None else carry[i]
+                value: Any = carry if i is None else carry[i]
                 if value is None or name not in self.tokens:
                     continue
                 value = self.through(name, "resid", stream, value)
-                carry = value if i is None else [*carry[:i], value, *carry[i + 1 :]]
+                if i is None:
+                    carry = value
+                else:
+                    carry = type(carry)((*carry[:i], value, *carry[i + 1 :]))
             return carry, (y, self.frames[-1].captures)
         finally:
             self.frames.pop()

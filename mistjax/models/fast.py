@@ -95,7 +95,7 @@ def start(model: Pi0Fast, variables, prefix: Prefix) -> Decoding:
     last = length - 1 - jnp.argmax(prefix.valid[:, ::-1], axis=1)
     hidden = jnp.take_along_axis(prefix.hidden, last[:, None, None], axis=1)[:, 0]
     room = ((0, 0), (0, 0), (0, steps), (0, 0), (0, 0))
-    logits: Any = model.apply(variables, hidden, method=Pi0Fast.decode)
+    logits: Any = model.apply(variables, hidden, method="decode")
     return Decoding(
         logits.astype(jnp.float32),
         jax.tree.map(lambda leaf: jnp.pad(leaf, room), prefix.cache),
@@ -134,7 +134,8 @@ def decode_step(
     slot = config.prefix_len + step
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=2)
     cache = jax.tree.map(lambda room, new: write(room, new.astype(room.dtype)), state.cache, own)
-    return state.replace(logits=logits, cache=cache, valid=state.valid.at[:, slot].set(True)), found
+    valid = state.valid.at[:, slot].set(True)
+    return Decoding(logits, cache, valid, state.length), found
 
 
 def write(
@@ -207,7 +208,7 @@ def next_token_loss(
     last = length - 1 - jnp.argmax(valid[:, ::-1], axis=1)
     first = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
     states = jnp.concatenate([first, hidden[:, length:-1]], axis=1)
-    logits: Any = model.apply(variables, states, method=Pi0Fast.decode)
+    logits: Any = model.apply(variables, states, method="decode")
     real = continuation != PAD
     loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), continuation)
     return jnp.sum(loss * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)

@@ -6,6 +6,7 @@ observations are arguments, so a study over strengths or directions compiles onc
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,10 +33,6 @@ from mistjax.policies.presets import RobotPreset
 from mistjax.policies.protocol import PolicySpec, RawObs, Sample, StackSpec
 
 
-def _static():
-    return flax.struct.field(pytree_node=False)
-
-
 @flax.struct.dataclass
 class PiPolicy:
     """A pi0 or pi0.5 policy; a pytree, so that weights are arguments of whatever jits around it.
@@ -49,12 +46,12 @@ class PiPolicy:
         name: for tables.
     """
 
-    config: Pi0Config = _static()
+    config: Pi0Config = flax.struct.field(pytree_node=False)
     variables: Any
-    tokenizer: PromptTokenizer = _static()
+    tokenizer: PromptTokenizer = flax.struct.field(pytree_node=False)
     norm_stats: dict[str, NormStats]
-    preset: RobotPreset = _static()
-    name: str = _static()
+    preset: RobotPreset = flax.struct.field(pytree_node=False)
+    name: str = flax.struct.field(pytree_node=False)
 
     @classmethod
     def load(
@@ -234,14 +231,13 @@ class PiPolicy:
 
     def embed_prompt(self, obs: Observation) -> Observation:
         """The same observation with `prompt_embedding` filled in, so that words have gradients."""
-        words = self.model.apply(
-            self.variables, obs.tokenized_prompt, method=PrefixModel.embed_tokens
-        )
-        return obs.replace(prompt_embedding=words)
+        words = self.model.apply(self.variables, obs.tokenized_prompt, method="embed_tokens")
+        return dataclasses.replace(obs, prompt_embedding=words)
 
     def decode_direction(self, direction: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
         """Logits over the vocabulary of directions in the VLM's residual stream: the logit lens."""
-        return self.model.apply(self.variables, direction, method=PrefixModel.decode)
+        logits: Any = self.model.apply(self.variables, direction, method="decode")
+        return logits
 
 
 @functools.partial(jax.jit, static_argnames=("model", "taps"))

@@ -1,0 +1,285 @@
+"""openpi's own models behind the Policy protocol, with taps and edits, none of its files touched.
+
+`wrap` takes a `Pi0` or `Pi0FAST` that openpi loaded. Its vision tower and its Gemma stack, linen
+modules under an NNX bridge, run as they are; the small projections around them and the sampler are
+ours, on openpi's parameters. openpi itself is not imported here: whoever has a model has openpi.
+
+openpi checks array types at run time, and a hooked block returns more than its annotation says, so
+these checks are off while its Gemma stack runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import jaxtyping
+from flax import nnx
+
+from mistjax.hooks.adapters import Point, ScannedStack, Stream
+from mistjax.models.config import (
+    FAST_IMAGE_KEYS,
+    IMAGE_KEYS,
+    FastConfig,
+    GemmaConfig,
+    Pi0Config,
+    SiglipConfig,
+)
+from mistjax.models.fast import Pi0Fast
+from mistjax.models.fast_language import FastTokenizer
+from mistjax.models.gemma import expert_name
+from mistjax.models.normalize import NormStats
+from mistjax.models.pi0 import Pi0, PrefixModel
+from mistjax.models.stacks import scanned_stacks
+from mistjax.models.tokenizers import PromptTokenizer
+from mistjax.policies.fast import FastPolicy
+from mistjax.policies.pi import PiPolicy
+from mistjax.policies.presets import RobotPreset
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Modules:
+    """openpi's linen modules: SigLIP and Gemma. Compared by identity, so that jit can key on it."""
+
+    img: nn.Module
+    llm: nn.Module
+
+
+class _Stock(nn.Module):
+    """Gives the modules their place in the parameter tree."""
+
+    img: nn.Module
+    llm: nn.Module
+
+
+class _StockPrefix(PrefixModel):
+    """Reads the prefix with openpi's modules."""
+
+    modules: Modules | None = None
+
+    @nn.nowrap
+    def vision_language(self) -> nn.Module:
+        assert self.modules is not None
+        return _Stock(self.modules.img.clone(), self.modules.llm.clone())
+
+    @nn.nowrap
+    def stacks(self) -> tuple[ScannedStack, ...]:
+        ours, theirs = scanned_stacks(self.config)
+        streams = {
+            name: _gemma_stream(index, len(self.config.experts))
+            for name, index in (("vlm", 0), ("action", len(self.config.experts) - 1))
+        }
+        take = _take_second if isinstance(self.config, FastConfig) else theirs.take
+        return (
+            dataclasses.replace(ours, take=_take_per_layer),
+            dataclasses.replace(theirs, streams=streams, take=take),
+        )
+
+    def embed_images(self, images):
+        stacked = jnp.stack([images[key] for key in self.config.image_keys], axis=1)
+        tokens, _ = self.PaliGemma.img(stacked.reshape(-1, *stacked.shape[2:]), train=False)
+        return tokens.reshape(stacked.shape[0], -1, tokens.shape[-1])
+
+    def embed_tokens(self, tokens):
+        return self._table()[tokens]
+
+    def decode(self, hidden):
+        return hidden @ self._table().T.astype(hidden.dtype)
+
+    def _table(self):
+        return self.PaliGemma.llm.variables["params"]["embedder"]["input_embedding"]
+
+
+class StockPi0(_StockPrefix, Pi0):
+    """pi0 and pi0.5 on openpi's modules."""
+
+    def run_llm(self, xs, positions, mask, conditions, kv_cache=None):
+        with _unchecked():
+            return self.PaliGemma.llm(
+                xs,
+                positions=positions,
+                mask=mask,
+                adarms_cond=conditions,
+                kv_cache=kv_cache,
+            )
+
+
+class StockPi0Fast(_StockPrefix, Pi0Fast):
+    """pi0-FAST on openpi's modules."""
+
+    def run_llm(self, xs, positions, mask, conditions, kv_cache=None):
+        if kv_cache is not None:
+            # Theirs writes the token's keys and values into a slot, ours appends them.
+            room = ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0))
+            k, v = (jnp.pad(leaf, room) for leaf in kv_cache)
+            kv_cache = jnp.full(k.shape[:2], k.shape[2] - 1, jnp.int32), k, v
+        with _unchecked():
+            hidden, (_, k, v), _ = self.PaliGemma.llm(
+                embedded_prefix=xs[0],
+                positions=positions,
+                mask=mask,
+                decode=True,
+                kv_cache=kv_cache,
+                return_prelogits=True,
+            )
+        return [hidden], (k, v)
+
+
+@flax.struct.dataclass
+class OpenpiPolicy(PiPolicy):
+    """A pi0 or pi0.5 that openpi loaded. Make it with `wrap`."""
+
+    modules: Modules | None = flax.struct.field(pytree_node=False, default=None)
+
+    @property
+    def model(self) -> StockPi0:
+        return StockPi0(self.config, self.modules)
+
+
+@flax.struct.dataclass
+class OpenpiFastPolicy(FastPolicy):
+    """A pi0-FAST that openpi loaded. Make it with `wrap`."""
+
+    modules: Modules | None = flax.struct.field(pytree_node=False, default=None)
+
+    @property
+    def model(self) -> StockPi0Fast:
+        return StockPi0Fast(self.config, self.modules)
+
+
+def wrap(
+    model: nnx.Module,
+    preset: RobotPreset,
+    tokenizer: PromptTokenizer | FastTokenizer,
+    norm_stats: dict[str, NormStats],
+    *,
+    max_decoding_steps: int = 256,
+    name: str = "openpi",
+) -> OpenpiPolicy | OpenpiFastPolicy:
+    """A policy of an openpi model.
+
+    Args:
+        model: a `Pi0` or `Pi0FAST` instance of openpi, with its weights.
+        preset: the robot.
+        tokenizer: a `FastTokenizer` for pi0-FAST, else a `PromptTokenizer`.
+        norm_stats: "state" and "actions" statistics, as `load_norm_stats` reads them.
+        max_decoding_steps: most tokens of one action (pi0-FAST).
+        name: for tables.
+
+    Raises:
+        TypeError: not an openpi model, or a tokenizer of the other kind.
+    """
+    bridges: Any = getattr(model, "PaliGemma", None)
+    try:
+        modules = Modules(bridges.img.to_nnx__module, bridges.llm.to_nnx__module)
+    except AttributeError as error:
+        raise TypeError(
+            f"{type(model).__name__} has no PaliGemma.img and PaliGemma.llm under flax's NNX "
+            "bridge: expected openpi's Pi0 or Pi0FAST."
+        ) from error
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    config = read_config(model, params)
+    fast = isinstance(config, FastConfig)
+    if isinstance(config, FastConfig):
+        config = dataclasses.replace(config, max_decoding_steps=max_decoding_steps)
+    if fast != isinstance(tokenizer, FastTokenizer):
+        raise TypeError(
+            f"{type(model).__name__} needs a {'FastTokenizer' if fast else 'PromptTokenizer'}, "
+            f"not a {type(tokenizer).__name__}."
+        )
+    kind: Any = OpenpiFastPolicy if fast else OpenpiPolicy
+    return kind(
+        config=config,
+        variables={"params": params},
+        tokenizer=tokenizer,
+        norm_stats=norm_stats,
+        preset=preset,
+        name=name,
+        modules=modules,
+    )
+
+
+def read_config(model: Any, params: dict[str, Any]) -> Pi0Config | FastConfig:
+    """Model sizes, read off the parameters' shapes."""
+    img, llm = params["PaliGemma"]["img"], params["PaliGemma"]["llm"]
+    block = img["Transformer"]["encoderblock"]
+    query = block["MultiHeadDotProductAttention_0"]["query"]["kernel"]
+    patch = img["embedding"]["kernel"].shape[:2]
+    side = round(img["pos_embedding"].shape[1] ** 0.5)
+    dtype = getattr(model.PaliGemma.llm.to_nnx__module, "embed_dtype", "bfloat16")
+    common: dict[str, Any] = {
+        "siglip": SiglipConfig(
+            width=query.shape[1],
+            depth=query.shape[0],
+            mlp_dim=block["MlpBlock_0"]["Dense_0"]["kernel"].shape[-1],
+            num_heads=query.shape[2],
+            patch_size=patch,
+        ),
+        "vlm": _gemma_config(llm["layers"], 0),
+        "vocab_size": llm["embedder"]["input_embedding"].shape[0],
+        "image_size": side * patch[0],
+        "action_dim": model.action_dim,
+        "action_horizon": model.action_horizon,
+        "max_token_len": model.max_token_len,
+        "dtype": str(dtype),
+    }
+    if "action_in_proj" not in params:
+        return FastConfig(image_keys=FAST_IMAGE_KEYS, **common)
+    return Pi0Config(
+        action_expert=_gemma_config(llm["layers"], 1),
+        image_keys=IMAGE_KEYS,
+        pi05="time_mlp_in" in params,
+        **common,
+    )
+
+
+def _gemma_config(layers: dict[str, Any], index: int) -> GemmaConfig:
+    attention, mlp = layers["attn"], layers[expert_name("mlp", index)]
+    depth, heads, head_dim, width = attention[expert_name("attn_vec_einsum", index)]["w"].shape
+    together = expert_name("qkv_einsum", index) in attention
+    kv_heads = heads if together else attention[expert_name("kv_einsum", index)]["w"].shape[2]
+    hidden = mlp["linear"].shape[1]
+    return GemmaConfig(width, depth, hidden, heads, kv_heads, head_dim)
+
+
+def _gemma_stream(index: int, experts: int) -> Stream:
+    heads, ffn = ("attn", expert_name("attn_vec_einsum", index)), (expert_name("mlp", index),)
+    points = {
+        # An einsum is called with its equation first.
+        "attn_heads": Point(heads, argument=1),
+        "attn_out": Point(heads),
+        # gate, up, and third the down projection of the neurons.
+        "mlp_neurons": Point(ffn, argument=0, method="_dot", call=2),
+        "mlp_out": Point(ffn),
+    }
+    return Stream(points, carry_index=None if experts == 1 else index)
+
+
+def _take_second(result: Any) -> tuple[Any, Any]:
+    """`(out, (y, captures), *rest)` -> `((out, y, *rest), captures)`."""
+    out, (y, captures), *rest = result
+    return (out, y, *rest), captures
+
+
+def _take_per_layer(result: Any) -> tuple[Any, Any]:
+    """SigLIP's encoder hands what its blocks emit out layer by layer, as `block00`, `block01`..."""
+    out, emitted = result
+    layers = {name: value for name, value in emitted.items() if name.startswith("block")}
+    captures = [layers[name][1] for name in sorted(layers)]
+    stacked = jax.tree.map(lambda *values: jnp.stack(values), *captures)
+    return (out, {**emitted, **{name: value[0] for name, value in layers.items()}}), stacked
+
+
+@contextlib.contextmanager
+def _unchecked():
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
