@@ -4,7 +4,8 @@
 
 1. Records episodes with and without the perturbation, each purpose on seeds of its own.
 2. Trains every detector of `detectors`, keeps the one with the best ROC-AUC by earliest stop on the
-   tuning episodes, and calibrates it on the calibration episodes.
+   tuning episodes, and calibrates it on nominal calibration episodes: the promise is about episodes
+   without the perturbation, which is to raise the alarm.
 3. Makes directions: concepts from value vectors ("slow" - "quick", ...), success - failure from
 recorded
    activations, and nominal - perturbed from what the vision tower sees.
@@ -45,7 +46,7 @@ VECTOR_TAPS = (
     Tap("vlm.resid", None, "image", "mean"),
 )
 LOOK_TAP = Tap("vision.resid", None, "image", "mean")
-TRIED = ("nominal@vision.0", "nominal@vision.1", "success@action.resid")
+TRIED = ("nominal@vision.0", "nominal@vision.1")
 TAPS = (
     Tap("action.resid", (-1,), "action", "mean"),
     Tap("vlm.resid", (-1,), "text", "mean"),
@@ -64,7 +65,7 @@ class Config:
         perturbation: what the monitor is for; None takes the demo's.
         episodes: recorded for each purpose and condition.
         tuning: episodes of each trial of a direction.
-        alpha: bound on the chance of any alarm in a successful episode.
+        alpha: bound on the chance of any alarm in a successful nominal episode.
         detectors: names in the registry.
         strengths: tried for each direction.
         cap: largest change of an action, as a share of its range.
@@ -77,8 +78,8 @@ class Config:
     episodes: int = 150
     tuning: int = 80
     alpha: float = 0.1
-    detectors: tuple[str, ...] = ("safe_mlp", "cosine_knn", "mahalanobis")
-    strengths: tuple[float, ...] = (1.0, 2.0)
+    detectors: tuple[str, ...] = ("safe_mlp", "mahalanobis")
+    strengths: tuple[float, ...] = (2.0,)
     cap: float = 0.5
 
 
@@ -107,7 +108,7 @@ def record(policy: PiPolicy, config: Config, purpose: str, first_seed: int) -> l
     ]
 
 
-def build_detector(config: Config, training, tuning, calibration) -> dict:
+def build_detector(config: Config, training, tuning, nominal: Run) -> dict:
     """Trains, selects and calibrates; returns held-out metrics of all detectors."""
     metrics = {}
     for name in config.detectors:
@@ -117,7 +118,7 @@ def build_detector(config: Config, training, tuning, calibration) -> dict:
         print(f"{name}: held-out {metrics[name]}", flush=True)
     best = max(metrics, key=lambda name: metrics[name]["roc_auc"])
     train_detector(training, config.out, name=best, group=speed_word)
-    threshold, _ = calibrate_detector(config.out, calibration, alpha=config.alpha, group=speed_word)
+    threshold, _ = calibrate_detector(config.out, [nominal], alpha=config.alpha, group=speed_word)
     print(f"kept {best}. {threshold.describe()}", flush=True)
     return metrics
 
@@ -204,7 +205,7 @@ def main(config: Config) -> list[dict]:
     training = record(policy, config, "training", 1_000_000)
     calibration = record(policy, config, "calibration", 2_000_000)
     tuning = record(policy, config, "tuning", 2_500_000)
-    metrics = build_detector(config, training, tuning, calibration)
+    metrics = build_detector(config, training, tuning, calibration[0])
 
     found = directions(policy, config, training[1])
     bare = collect(

@@ -84,5 +84,11 @@ def _batch_axis(name: str, value: Any) -> int:
     return 1 + value.ndim - _reduced_ndim(Tap.parse(name)) if Tap.parse(name).reduce else 0
 
 
-DEFAULT_FEATURES = FeatureSpec((Tap("action.resid", None, "action", "mean"),))
-"""Every layer of the action expert, averaged over the chunk and the flow steps."""
+DEFAULT_FEATURES = FeatureSpec(
+    (
+        Tap("action.resid", (-1,), "action", "mean"),
+        Tap("vlm.resid", None, "image", "mean"),
+    )
+)
+"""What the actions were decoded from, and what was seen: the second shows trouble before anything
+has gone wrong, while there is time to steer."""
