@@ -182,6 +182,14 @@ def test_rows_have_their_own_strength(program, captured):
     assert (first[0] != captured[0][0]).any()
 
 
+def test_an_edit_that_is_off_cannot_spoil_anything_with_what_it_holds(program, captured):
+    bad = jnp.full((3, 32), jnp.nan)
+    actions, _ = program(add={"strength": jnp.zeros(2), "vector": bad})
+    np.testing.assert_array_equal(actions, captured[0])
+    closed = {"gate": jnp.zeros(3), "vector": bad}
+    np.testing.assert_array_equal(program(add=closed)[0], captured[0])
+
+
 def test_an_edit_with_step_weights_begins_at_its_step(program, captured):
     off = captured[1][str(ACTION_RESID)]
     np.testing.assert_array_equal(program(steps={"step_weights": jnp.zeros(3)})[0], captured[0])

@@ -24,7 +24,10 @@ def changed_layers(tap, before, after):
     return [bool((a != b).any()) for a, b in zip(after, before, strict=True)]
 
 
-@pytest.mark.parametrize("model", ["pi0", "pi05", "pi0_fast"])
+MODELS = ("pi0", pytest.param("pi05", marks=pytest.mark.slow), "pi0_fast")
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_an_edit_changes_the_layers_from_its_own_on_and_off_it_changes_no_bit(rig, model):
     r = rig(fast=True) if model == "pi0_fast" else rig(pi05=model == "pi05")
 

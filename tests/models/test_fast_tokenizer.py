@@ -12,7 +12,7 @@ import sentencepiece
 import tokenizers
 
 from mistjax.models.fast_language import FastTokenizer, pad_actions
-from mistjax.models.fast_tokenizer import ActionTokenizer
+from mistjax.models.fast_tokenizer import _BYTE_OF, ActionTokenizer
 from mistjax.models.tokenizers import BOS, EOS, PromptTokenizer, train_word_tokenizer
 
 HORIZON, WIDTH = 6, 3
@@ -104,6 +104,19 @@ def test_ids_that_are_no_chunk_are_called_so_and_spoil_no_other_row(actions):
     assert ok.tolist() == [True] + 6 * [False]
     np.testing.assert_allclose(decoded[0], quantised(chunks(1)[0], actions.scale), atol=1e-5)
     assert not decoded[1:].any()
+
+
+def test_a_byte_pair_that_utf8_forbids_is_no_character(actions):
+    vocab = actions._bpe.get_vocab()
+    stand_in = {byte: char for char, byte in _BYTE_OF.items()}
+    ids = {byte: vocab[stand_in[byte]] for byte in (0x41, 0xC1, 0x81, 0xC2)}
+    letters = (HORIZON * WIDTH - 1) * [ids[0x41]]
+    rows = [
+        [*letters, ids[0x41]],
+        [*letters, ids[0xC2], ids[0x81]],
+        [*letters, ids[0xC1], ids[0x81]],
+    ]
+    assert actions.decode(*padded(rows))[1].tolist() == [True, True, False]
 
 
 def test_a_value_that_the_vocabulary_cannot_write_is_refused():
