@@ -78,7 +78,9 @@ def label(policy, envs: list[BoardEnv], seeds: range) -> dict[str, list]:
                 "wrist_image": raw[i][IMAGE_KEYS[1]],
                 "state": raw[i]["observation/state"],
                 "actions": actions,
-                "aux": np.float32([*aux[goal, :2], *env.target, *aux[1 - goal, :2]]),
+                "aux": np.concatenate([aux[goal, :2], env.target, aux[1 - goal, :2]]).astype(
+                    np.float32
+                ),
                 "episode": np.int64(seeds[i]),
                 "prompt": raw[i]["prompt"],
                 "caption": caption(actions, float(raw[i]["observation/state"][2])),

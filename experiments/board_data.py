@@ -88,7 +88,7 @@ class BoardData:
         stats = norm_stats or {key: NormStats.of(data[key]) for key in ("state", "actions")}
 
         def model_units(key: str) -> np.ndarray:
-            return pad_to(ZScore(stats[key]).normalize(data[key]), config.action_dim)
+            return pad_to(ZScore(stats[key]).normalize(data[key]), config.action_dim)  # pyright: ignore[reportReturnType]
 
         encode = functools.cache(lambda text: tokenizer.encode_pi0(text)[0])
         say = functools.cache(lambda text: _caption(tokenizer, text))
@@ -114,7 +114,7 @@ class BoardData:
             tokenized_prompt=a["prompt"],
             tokenized_prompt_mask=a["prompt"] != 0,
         )
-        return Batch(obs, a["actions"], a["caption"], a["layout"])
+        return Batch(obs, a["actions"], a["caption"], a["layout"])  # pyright: ignore[reportArgumentType]
 
 
 def _caption(tokenizer: PromptTokenizer, text: str) -> np.ndarray:

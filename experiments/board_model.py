@@ -72,7 +72,7 @@ def board_loss(
     """Total loss and its parts; `flow_samples` noise draws share one prefix."""
     model, variables = Pi0(config), {"params": params["model"]}
     obs = batch.obs
-    cache, valid, hidden = model.apply(variables, obs, batch.caption, method=Pi0.prefill)
+    cache, valid, hidden = model.apply(variables, obs, batch.caption, method=Pi0.prefill)  # pyright: ignore[reportAssignmentType]
 
     def repeat(x, axis=0):
         return jnp.repeat(x, flow_samples, axis=axis)
@@ -102,7 +102,7 @@ def board_loss(
     states = jnp.concatenate([first, hidden[:, config.prefix_len : -1]], axis=1)
     logits = model.apply(variables, states, method=Pi0.decode)
     real = batch.caption != 0
-    token = optax.softmax_cross_entropy_with_integer_labels(logits, batch.caption)
+    token = optax.softmax_cross_entropy_with_integer_labels(logits, batch.caption)  # pyright: ignore[reportArgumentType]
     caption = jnp.sum(token * real) / jnp.sum(real)
 
     total = flow + layout_weight * jnp.mean(layout) + caption_weight * caption

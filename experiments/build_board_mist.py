@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import jax
@@ -123,7 +124,7 @@ def build_detector(config: Config, training, tuning, nominal: Run) -> dict:
     return metrics
 
 
-def directions(policy: PiPolicy, config: Config, perturbed: Run) -> SteeringArtifact:
+def directions(policy: Any, config: Config, perturbed: Run) -> SteeringArtifact:
     """Everything that is tried: concepts, success - failure, and away from the perturbation's look.
 
     The last is the difference of means at the first observation of the same seeds without and with
@@ -181,7 +182,7 @@ def choose(
         for trace in run.traces():
             named = trace.aux["cause"][trace.aux["cause"] >= 0]
             if len(named) and trace.seed in outcome:
-                counts[modalities[int(named[0])]] += int(trace.success) - int(outcome[trace.seed])
+                counts[modalities[int(named[0])]] += bool(trace.success) - bool(outcome[trace.seed])
         site = found.directions[name].site
         rows.append({"direction": name, "site": site, "strength": strength, **counts})
         for cause, value in counts.items():

@@ -18,6 +18,7 @@ import functools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +119,7 @@ def make_step(config: Config, model):
         updates, opt_state = transform.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         decay = jnp.minimum(config.ema, (1.0 + state["step"]) / (10.0 + state["step"]))
-        average = optax.incremental_update(params["model"], state["average"], 1 - decay)
+        average = optax.incremental_update(params["model"], state["average"], 1 - decay)  # pyright: ignore[reportIndexIssue]
         state = {
             "params": params,
             "average": average,
@@ -130,7 +131,7 @@ def make_step(config: Config, model):
     return step
 
 
-def evaluate(policy: PiPolicy, episodes: int, first_seed: int = 900_000) -> float:
+def evaluate(policy: Any, episodes: int, first_seed: int = 900_000) -> float:
     """Success rate over unseen seeds."""
     import gymnasium as gym
 

@@ -250,7 +250,7 @@ class Gemma(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=self.configs[0].depth,
         )(self.configs)
         self.final_norms = [

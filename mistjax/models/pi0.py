@@ -89,12 +89,12 @@ class PrefixModel(nn.Module):
 
     def embed_prefix(self, obs: Observation):
         """Camera tokens then prompt tokens: (tokens [B,P,D], valid [B,P], ar [P])."""
-        images = self.embed_images(obs.images)
+        images = self.embed_images(obs.images)  # pyright: ignore[reportArgumentType]
         per_camera = images.shape[1] // len(self.config.image_keys)
         present = jnp.stack([obs.image_masks[k] for k in self.config.image_keys], axis=1)
         words = obs.prompt_embedding
         if words is None:
-            words = self.embed_tokens(obs.tokenized_prompt)
+            words = self.embed_tokens(obs.tokenized_prompt)  # pyright: ignore[reportArgumentType]
         words = words * self.config.vlm.width**0.5
         tokens = jnp.concatenate([images, words.astype(images.dtype)], axis=1)
         valid = jnp.concatenate(
@@ -146,7 +146,7 @@ class Pi0(PrefixModel):
     def __call__(self, obs: Observation, x_t, t):
         """Touches every parameter; what `init` calls. Returns the velocity [B,H,A]."""
         cache, valid, _ = self.prefill(obs)
-        return self.velocity(cache, valid, obs.state, x_t, t)[0]
+        return self.velocity(cache, valid, obs.state, x_t, t)[0]  # pyright: ignore[reportArgumentType]
 
     def embed_suffix(self, state, x_t, t):
         """State (pi0 only) and noisy actions: (tokens, valid, ar, adaRMS condition or None)."""
@@ -215,7 +215,7 @@ def compute_loss(
     noise, t = flow_noise(key, actions)
     wide = t[:, None, None]
     x_t = wide * noise + (1 - wide) * actions
-    cache, valid, _ = model.apply(variables, obs, method=Pi0.prefill)
+    cache, valid, _ = model.apply(variables, obs, method=Pi0.prefill)  # pyright: ignore[reportAssignmentType]
     velocity, _ = model.apply(variables, cache, valid, obs.state, x_t, t, method=Pi0.velocity)
     return flow_loss(velocity, noise, actions)
 

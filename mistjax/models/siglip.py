@@ -89,7 +89,7 @@ class Encoder(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.config.depth,
         )(self.config, name="encoderblock")(x, None)
         return nn.LayerNorm(dtype=x.dtype, name="encoder_norm")(x), emitted

@@ -186,8 +186,9 @@ def _sample(
     cause, why = _find_cause(mist, obs, key, state, begins)
     cause = jnp.where(since >= 0, cause, -1)
     edit = remedy.table.select(cause, remedy.schedule.at(since))
-    actions = _repair(mist, obs, key, (*edits, edit), prefix, plain.actions, edit.strength != 0)
-    aux |= {"edited": edit.strength != 0, "cause": cause}
+    steered = jnp.asarray(edit.strength) != 0
+    actions = _repair(mist, obs, key, (*edits, edit), prefix, plain.actions, steered)
+    aux |= {"edited": steered, "cause": cause}
     aux |= {f"why/{name}": grid for name, grid in why.images.items()}
     aux |= {"why/text": why.text, "why/state": why.state}
     return Sample(actions, seen, aux, MistState(monitor, since, cause))

@@ -1,4 +1,4 @@
-"""The shipped policy in a paired study, from episodes to the page; and an alarm explained after the fact."""
+"""The shipped policy in a paired study, and an alarm explained after the fact."""
 
 import json
 
