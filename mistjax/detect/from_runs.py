@@ -6,6 +6,7 @@ episodes: the promise of a threshold holds for successes that the detector was n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def train_detector(
         "trained_on": [str(run.path) for run in runs],
         "episodes": len(episodes),
         "failures": int((~episodes.success).sum()),
-        "training_metrics": metrics,
+        "training_metrics": _defined(metrics),
     }
     save_detector(out, detector, provenance(fingerprint, features), notes=notes)
     return metrics
@@ -139,7 +140,7 @@ def calibrate_detector(
         **card["notes"],
         "calibrated_on": [str(run.path) for run in runs],
         "calibration_episodes": len(episodes),
-        "calibration_metrics": metrics,
+        "calibration_metrics": _defined(metrics),
     }
     save_detector(
         folder, detector, provenance(fingerprint, features), threshold=threshold, notes=notes
@@ -150,3 +151,8 @@ def calibrate_detector(
 def report_metrics(metrics: Mapping[str, float]) -> str:
     """Metrics in one line."""
     return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+
+
+def _defined(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics for JSON: None for one that these episodes do not define (NaN)."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -66,7 +66,8 @@ def test_the_command_line_trains_and_calibrates_a_detector(tmp_path, capsys):
     policy, runs = str(SHIPPED / "board_pi0"), []
     for name, seed in (("train", "0"), ("calibrate", "50")):
         runs.append(str(tmp_path / name))
-        options = ["--episodes", "6", "--first-seed", seed, "--perturbation", "camera_angle", "0.9"]
+        options = ["--episodes", "10", "--first-seed", seed]
+        options += ["--perturbation", "stone_reflectivity", "1.0"]
         assert main(["collect", policy, "--out", runs[-1], *options]) == 0
     rows = load_run(runs[0]).rows
     assert {row["success"] for row in rows} == {True, False}
