@@ -2,7 +2,7 @@
 
 A normalised action in [-1, 1] falls in one of 256 bins; bin k (1..256) is the id `vocab - k`. What
 a model emits need not be an action id: ids outside are clipped to the outermost bin, as in the
-original, and a policy reports it (`aux["decodable"]`).
+original, and a policy reports it (`aux["decode_ok"]`).
 
 Source: OpenVLA, arXiv 2406.09246, section 3.2.
 """

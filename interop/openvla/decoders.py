@@ -84,7 +84,7 @@ class TokenDecoder:
             "tokens": jax.ShapeDtypeStruct((rows, self.steps), jnp.int32),
             "token_log_prob": numbers,
             "token_entropy": numbers,
-            "decodable": jax.ShapeDtypeStruct((rows,), jnp.bool_),
+            "decode_ok": jax.ShapeDtypeStruct((rows,), jnp.bool_),
         }
 
 

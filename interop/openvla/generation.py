@@ -136,7 +136,7 @@ def token_report(
 
     Returns:
         `tokens` [B,N]; `token_log_prob` [B,N] of the likeliest action bin and `token_entropy` [B,N]
-        in nats, both over the action bins alone; `decodable` [B], False where a token is no action.
+        in nats, both over the action bins alone; `decode_ok` [B], False where a token is no action.
     """
     config = model.config
     log_probs = bin_logits(model, logits).log_softmax(dim=-1)
@@ -145,7 +145,7 @@ def token_report(
         "tokens": tokens.int(),
         "token_log_prob": log_probs.amax(dim=-1),
         "token_entropy": -(log_probs.exp() * log_probs).sum(dim=-1),
-        "decodable": known.all(dim=-1),
+        "decode_ok": known.all(dim=-1),
     }
 
 

@@ -193,7 +193,7 @@ class OpenVLAPolicy:
         """See `Policy.sample`.
 
         `aux` of token-by-token decoding: `tokens`, `token_log_prob`, `token_entropy` [B,A] and
-        `decodable` [B], False where a token is no action and was clipped to one.
+        `decode_ok` [B], False where a token is no action and was clipped to one.
         """
         if prefix is None:
             prefix = self.prefill(obs, edits=edits, taps=taps)

@@ -57,7 +57,7 @@ def test_a_token_that_is_no_action_is_reported(recordings, model):
     odd, usual = recordings.decode(1, 1), recordings.decode(0, 0)
     for decoded, expected in ((odd, False), (usual, True)):
         report = generation.token_report(model, decoded.tokens, decoded.logits)
-        assert report["decodable"].item() is expected
+        assert report["decode_ok"].item() is expected
 
 
 @torch.no_grad()
