@@ -22,20 +22,29 @@ def doctor() -> None:
 
 
 def conformance(
-    file: Positional[Path], /, *, atol: float = 2e-5, record: Path | None = None
+    file: Positional[Path | None] = None,
+    /,
+    *,
+    safe: Path | None = None,
+    openvla: Path | None = None,
+    atol: float = 2e-5,
+    record: Path | None = None,
 ) -> int:
-    """Compare FILE.npz, recorded outputs of a model, with what this code computes.
+    """Compare recorded outputs of a model with what this code computes.
 
-    Exit code 1 when an output is off by more than the tolerance.
+    Give FILE.npz, or a folder of outputs of an original implementation. Exit code 1 when an output
+    is off by more than the tolerance.
 
     Args:
         file: recorded arrays; the model's sizes lie beside it as FILE.json.
-        atol: largest absolute error that passes.
+        safe: folder of outputs of SAFE and FIPER.
+        openvla: folder of outputs of OpenVLA.
+        atol: largest absolute error of FILE that passes.
         record: a checkpoint folder: write FILE from it first.
     """
-    from mistjax.conformance import main
+    from mistjax.conformance.originals import compare
 
-    return main(file, atol=atol, record_from=record)
+    return compare(file, safe, openvla, atol=atol, record_from=record)
 
 
 def demo(

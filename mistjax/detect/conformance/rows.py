@@ -1,7 +1,8 @@
-"""One line of a conformance table, and how its error is measured."""
+"""One line of a conformance table, how its error is measured, and the table of a whole folder."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,3 +32,22 @@ def compare(group: str, quantity: str, ours: Any, reference: Any, tolerance: flo
         return Row(group, quantity, 0.0, tolerance)
     error = np.abs(a - b)[valid].max() / max(1.0, np.abs(b[valid]).max())
     return Row(group, quantity, float(error), tolerance)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The largest error of each group, then every quantity beyond its tolerance, then the count."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    # a NaN is larger than everything
+    worst = [
+        max(group, key=lambda row: (row.error != row.error, row.error)) for group in groups.values()
+    ]
+    failed = [row for row in rows if not row.passed]
+    lines = [_line(row, f"  (of {len(groups[row.group])})") for row in worst]
+    lines += [_line(row, "  beyond tolerance") for row in failed]
+    return "\n".join([*lines, f"{len(failed)} of {len(rows)} quantities beyond their tolerance"])
+
+
+def _line(row: Row, remark: str) -> str:
+    return f"{row.error:10.2e} <= {row.tolerance:7.1e}  {row.group}: {row.quantity}{remark}"
