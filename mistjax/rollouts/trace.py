@@ -38,7 +38,7 @@ class Trace:
         chunks: predicted actions, in the env's units.
         inference_step: env step of each inference.
         timings_ms: wall time of the batched inference that the episode was a row of (prepare,
-            sample and finish, until the device is done).
+            sample and finish, until the device is done); NaN where it is not known.
         features: `str(tap)` -> values of each inference, without the batch axis.
         aux: further named outputs of the policy, per inference.
         score, threshold, alarm, edited: what a monitor reported at each inference (failure score,
@@ -83,16 +83,18 @@ class Trace:
     def row(self) -> dict[str, Json]:
         """The episode in one line, JSON types only: what `episodes.parquet` holds."""
         labels = {name: getattr(self, name) for name in _LABELS}
-        first = None
+        first, median = None, None
         if self.alarm is not None and self.alarm.any():
             first = int(self.inference_step[int(np.argmax(self.alarm))])
+        if len(self.timings_ms) and np.isfinite(self.timings_ms).all():
+            median = float(np.median(self.timings_ms))
         return labels | {
             "steps": len(self.actions),
             "inferences": len(self.chunks),
             "monitored": self.alarm is not None,
             "first_alarm_step": first,
             "edited_inferences": 0 if self.edited is None else int(self.edited.sum()),
-            "median_ms": float(np.median(self.timings_ms)) if len(self.timings_ms) else None,
+            "median_ms": median,
         }
 
     def tensors(self) -> dict[str, np.ndarray]:
