@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from interop.arrays import to_torch
-from mistjax.hooks.edits import Add, Edit, Patch, ProjectOut, Scale, SetNeurons
+from mistjax.hooks.edits import Add, Affine, Edit, Patch, ProjectOut, Scale, SetNeurons
 from mistjax.hooks.sites import split_site
 
 
@@ -29,8 +29,14 @@ def _project_out(x: Tensor, c: Tensor, direction: Tensor) -> Tensor:
     return x - c.to(x.dtype) * (x * unit).sum(-1, keepdim=True) * unit
 
 
+def _affine(x: Tensor, c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    weight = weight[:, 0] if weight.ndim == 4 else weight  # one per row: [B,1,D,D]
+    return x + c.to(x.dtype) * (x @ weight.to(x.dtype) + bias.to(x.dtype))
+
+
 _TRANSFORMS: dict[type[Edit], Callable[..., Tensor]] = {
     Add: lambda x, c, vector: x + (c * vector).to(x.dtype),
+    Affine: _affine,
     SetNeurons: _set_neurons,
     Scale: lambda x, c, factor: x * (1 + c * (factor - 1)).to(x.dtype),
     ProjectOut: _project_out,

@@ -6,6 +6,9 @@ travel height and descends along a funnel as it gets near. Speed words set the s
 words the travel height of a carried stone.
 """
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 from jaxtyping import Float
@@ -45,6 +48,26 @@ def recovery_action(env: gym.Env) -> Action:
     if not isinstance(board, BoardEnv):
         raise ValueError(f"the expert plays {BoardEnv.__name__}, not {type(board).__name__}")
     return expert_action(board.world, board.episode.task)
+
+
+def expert_observations(
+    seeds: Iterable[int], *, every: int = 5, perturbation: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """What a policy would see along the expert's episodes, each `every`-th step.
+
+    A visual perturbation changes the pictures and nothing else: with the same seeds, observation i
+    is of the same situation under each of them.
+    """
+    env, seen = BoardEnv(), []
+    for seed in seeds:
+        raw, _ = env.reset(seed=seed, options={"perturbation": dict(perturbation or {})})
+        step, ended = 0, False
+        while not ended:
+            if step % every == 0:
+                seen.append(raw)
+            raw, _, success, truncated, _ = env.step(recovery_action(env))
+            step, ended = step + 1, success or truncated
+    return seen
 
 
 def _errand(world: World, task: Task) -> tuple[int, Place]:

@@ -1,7 +1,7 @@
 """Where activations are read (`Tap`) and changed (`Edit`)."""
 
 from mistjax.hooks.adapters import Point, ScannedStack, Stream
-from mistjax.hooks.edits import Add, Edit, Patch, ProjectOut, Scale, SetNeurons
+from mistjax.hooks.edits import Add, Affine, Edit, Patch, ProjectOut, Scale, SetNeurons
 from mistjax.hooks.interceptor import Tokens, hooked_apply, tap_shapes
 from mistjax.hooks.sites import POINTS, STACKS, Tap, TokenLayout
 
@@ -9,6 +9,7 @@ __all__ = [
     "POINTS",
     "STACKS",
     "Add",
+    "Affine",
     "Edit",
     "Patch",
     "Point",

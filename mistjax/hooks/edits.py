@@ -7,7 +7,8 @@ Wherever the coefficient is exactly 0 the activation passes through bit for bit.
 
 Source of the interventions: Häon et al., arXiv 2509.00328 (overwriting FFN neurons of a VLA);
 Turner et al., arXiv 2308.10248 (adding a vector); Arditi et al., arXiv 2406.11717 (projecting a
-direction out); Meng et al., arXiv 2202.05262 (patching).
+direction out); Meng et al., arXiv 2202.05262 (patching); Singh et al., arXiv 2402.09631 (affine
+maps).
 """
 
 from __future__ import annotations
@@ -139,6 +140,28 @@ class ProjectOut(Edit):
         direction = data["direction"].astype(x.dtype)
         along = jnp.sum(x * direction, axis=-1, keepdims=True)
         return x - coefficient.astype(x.dtype) * along * direction
+
+
+@flax.struct.dataclass
+class Affine(Edit):
+    """x + c * (x @ weight + bias), weight [L,D,D] and bias [L,D] of the change (or
+    one of each row of the batch: [L,B,1,D,D], [L,B,1,D]).
+    """
+
+    weight: Float[Array, "l *r d d"] = None  # type: ignore[assignment]
+    bias: Float[Array, "l *r d"] = None  # type: ignore[assignment]
+
+    def layer_data(self, depth):
+        return {
+            "weight": _check("Affine.weight", self.weight, depth),
+            "bias": _check("Affine.bias", self.bias, depth),
+        }
+
+    @staticmethod
+    def transform(x, coefficient, data):
+        weight = data["weight"][:, 0] if data["weight"].ndim == 4 else data["weight"]  # [B,1,D,D]
+        change = x @ weight.astype(x.dtype) + data["bias"].astype(x.dtype)
+        return x + coefficient.astype(x.dtype) * change
 
 
 @flax.struct.dataclass

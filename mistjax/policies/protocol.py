@@ -7,10 +7,12 @@ what a monitor remembers of an episode travels in `Sample.state`, back in throug
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -66,6 +68,16 @@ class PolicySpec:
     cameras: Mapping[str, str]
     stacks: Mapping[str, StackSpec]
     num_steps: int
+
+    def wrapped(self, name: str, parts: Any) -> PolicySpec:
+        """The spec of a policy around this one: its fingerprint also covers the arrays of
+        `parts`.
+        """
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for path, leaf in jax.tree.leaves_with_path(parts):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.asarray(leaf).tobytes())
+        return dataclasses.replace(self, name=name, fingerprint=digest.hexdigest())
 
 
 @flax.struct.dataclass

@@ -12,9 +12,7 @@ episode of one row.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -104,12 +102,7 @@ class MistPolicy:
     @functools.cached_property
     def spec(self) -> PolicySpec:
         """The bare policy's, with a name and a fingerprint of its own."""
-        bare = self.policy.spec
-        digest = hashlib.sha256(bare.fingerprint.encode())
-        for path, leaf in jax.tree.leaves_with_path((self.monitor, self.remedy)):
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.asarray(leaf).tobytes())
-        return dataclasses.replace(bare, name=self.name, fingerprint=digest.hexdigest())
+        return self.policy.spec.wrapped(self.name, (self.monitor, self.remedy))
 
     def initial_state(self, batch: int) -> MistState:
         none = jnp.full(batch, -1)

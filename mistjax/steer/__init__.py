@@ -1,5 +1,6 @@
 """Steering: what a policy's neurons write, directions to push it, and when and how hard."""
 
+from mistjax.steer.affine import AffineMap, affine_map
 from mistjax.steer.artifact import SteeringArtifact, load_steering, save_steering
 from mistjax.steer.build import BOARD_CONCEPTS, build_vectors, write_vectors
 from mistjax.steer.concepts import Concept, concept_table, control_neurons, find_concept
@@ -11,6 +12,7 @@ from mistjax.steer.effects import (
     response_rows,
 )
 from mistjax.steer.groups import observation_group, outcome_groups
+from mistjax.steer.policy import SteeredPolicy
 from mistjax.steer.schedules import Schedule, burst, constant, decay, flow_steps, ramp
 from mistjax.steer.table import CauseTable, cause_table
 from mistjax.steer.value_vectors import TopNames, ValueVectors, top_names, value_vectors
@@ -22,21 +24,23 @@ from mistjax.steer.vectors import (
     difference_of_means,
     overwrite_concept,
     principal_difference,
-    random_control,
 )
 
 __all__ = [
     "BOARD_CONCEPTS",
+    "AffineMap",
     "CauseTable",
     "Concept",
     "DoseResponse",
     "NeuronOverwrite",
     "Provenance",
     "Schedule",
+    "SteeredPolicy",
     "SteeringArtifact",
     "SteeringVector",
     "TopNames",
     "ValueVectors",
+    "affine_map",
     "build_vectors",
     "burst",
     "calibrate_strength",
@@ -57,7 +61,6 @@ __all__ = [
     "overwrite_concept",
     "principal_difference",
     "ramp",
-    "random_control",
     "response_rows",
     "save_steering",
     "top_names",

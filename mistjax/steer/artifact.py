@@ -21,18 +21,14 @@ from mistjax.detect.artifact import FingerprintError
 from mistjax.hooks.sites import split_site
 from mistjax.policies.protocol import PolicySpec
 from mistjax.rollouts.store import atomic
-from mistjax.steer.table import CauseTable, cause_table
-from mistjax.steer.vectors import (
-    NeuronOverwrite,
-    Provenance,
-    Steering,
-    SteeringVector,
-    random_control,
-)
+from mistjax.steer.affine import AffineMap
+from mistjax.steer.table import CauseTable, Steering, cause_table
+from mistjax.steer.vectors import NeuronOverwrite, Provenance, SteeringVector
 
 VERSION = 1
 _KINDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "SteeringVector": (SteeringVector, ("direction", "scale", "gate")),
+    "AffineMap": (AffineMap, ("weight", "bias", "gate")),
     "NeuronOverwrite": (NeuronOverwrite, ("mask", "value", "gate")),
 }
 
@@ -60,15 +56,15 @@ class SteeringArtifact:
         return cause_table(chosen, self.causes)
 
     def random(self, seed: int = 0) -> SteeringArtifact:
-        """The same artifact with every vector replaced by a random one of its length."""
+        """The same artifact with every direction replaced by a random one of its size."""
         keys = jax.random.split(jax.random.key(seed), len(self.directions))
         controls: dict[str, Steering] = {}
         for key, (name, direction) in zip(keys, self.directions.items(), strict=True):
-            if not isinstance(direction, SteeringVector):
+            if isinstance(direction, NeuronOverwrite):
                 raise ValueError(
                     f"{name!r} overwrites neurons: make its control with control_neurons(...)."
                 )
-            controls[name] = random_control(direction, key)
+            controls[name] = direction.control(key)
         return dataclasses.replace(self, directions=controls)
 
 
@@ -152,12 +148,16 @@ def _read(name: str, entry: Mapping[str, Any], arrays, spec: PolicySpec) -> Stee
     kind, fields = _KINDS[entry["kind"]]
     stack, _ = split_site(entry["site"])
     sizes = spec.stacks[stack]
-    last = sizes.neurons if kind is NeuronOverwrite else sizes.width
+    row = {
+        SteeringVector: (sizes.width,),
+        NeuronOverwrite: (sizes.neurons,),
+        AffineMap: (sizes.width, sizes.width),
+    }[kind]
     found = arrays[f"{name}/{fields[0]}"].shape
-    if found != (sizes.depth, last):
+    if found != (sizes.depth, *row):
         raise ValueError(
             f"direction {name!r} has shape {found}; {entry['site']!r} of this policy needs "
-            f"{(sizes.depth, last)}."
+            f"{(sizes.depth, *row)}."
         )
     return kind(
         site=entry["site"],

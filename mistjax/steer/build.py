@@ -14,13 +14,9 @@ from mistjax.rollouts.run import Run, load_run
 from mistjax.steer.artifact import SteeringArtifact, save_steering
 from mistjax.steer.concepts import Concept, concept_table, find_concept
 from mistjax.steer.groups import outcome_groups
+from mistjax.steer.table import Steering
 from mistjax.steer.value_vectors import top_names, value_vectors
-from mistjax.steer.vectors import (
-    Steering,
-    SteeringVector,
-    concept_vector,
-    difference_of_means,
-)
+from mistjax.steer.vectors import SteeringVector, concept_vector, difference_of_means
 
 BOARD_CONCEPTS = {
     word: (word,)

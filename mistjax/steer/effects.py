@@ -19,7 +19,8 @@ from jaxtyping import Array, Float
 from scipy import stats
 
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs
-from mistjax.steer.vectors import Steering, SteeringVector, random_control
+from mistjax.steer.table import Steering
+from mistjax.steer.vectors import SteeringVector
 
 _TRANSLATION = ("dx", "dy", "dz")
 
@@ -124,7 +125,7 @@ def control_responses(
 ) -> list[DoseResponse]:
     """The same measurement for random vectors of the same length, on the same noise."""
     keys = jax.random.split(jax.random.fold_in(key, 1), controls)
-    return [dose_response(policy, raw, random_control(vector, k), strengths, key) for k in keys]
+    return [dose_response(policy, raw, vector.control(k), strengths, key) for k in keys]
 
 
 def response_rows(

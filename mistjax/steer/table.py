@@ -1,4 +1,4 @@
-"""Which direction answers which cause: a lookup that works on traced indices.
+"""Which direction (or map) answers which cause: a lookup that works on traced indices.
 
 Causes are names: what the localiser blames (each camera, text, state) and failure causes. All
 directions live stacked in one pytree, so that a compiled program picks one per row of a batch by
@@ -14,7 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mistjax.hooks.edits import Edit
-from mistjax.steer.vectors import Steering, SteeringVector
+from mistjax.steer.affine import AffineMap
+from mistjax.steer.vectors import NeuronOverwrite, SteeringVector
+
+Steering = SteeringVector | NeuronOverwrite | AffineMap
 
 
 @flax.struct.dataclass
@@ -36,7 +39,7 @@ class CauseTable:
     kind: type[Edit] = flax.struct.field(pytree_node=False)
     site: str = flax.struct.field(pytree_node=False)
     tokens: str = flax.struct.field(pytree_node=False)
-    arrays: dict[str, Float[Array, "k l _d"]]
+    arrays: dict[str, Float[Array, "k l *_d"]]
     rows: Int[Array, " c"]
     strengths: Float[Array, " c"]
 
@@ -121,6 +124,8 @@ def cause_table(
 def _arrays(direction: Steering) -> dict[str, Array]:
     """What its edit needs, the layer gate multiplied into the array that it weighs."""
     gate = direction.gate[:, None]
+    if isinstance(direction, AffineMap):
+        return {"weight": direction.weight * gate[..., None], "bias": direction.bias * gate}
     if isinstance(direction, SteeringVector):
         return {"vector": direction.vector * gate}
     return {"mask": direction.mask * gate, "value": direction.value}

@@ -92,6 +92,18 @@ class SteeringVector:
             vector=self.vector,
         )
 
+    def control(self, key: Array) -> SteeringVector:
+        """A random direction of the same length in every layer: what steering does by size
+        alone.
+        """
+        noise = jax.random.normal(key, self.direction.shape)
+        unit = noise / jnp.linalg.norm(noise, axis=-1, keepdims=True)
+        details = {"control_of": dataclasses.asdict(self.provenance)}
+        return self.replace(  # type: ignore[attr-defined]
+            direction=jnp.where(self.scale[:, None] > 0, unit, 0.0),
+            provenance=Provenance(self.provenance.policy, "control", details),
+        )
+
     def at_layers(self, *layers: int) -> SteeringVector:
         """The same vector in these layers only."""
         return self.replace(gate=_gate(layers, len(self.scale)))  # type: ignore[attr-defined]
@@ -134,9 +146,6 @@ class NeuronOverwrite:
             mask=self.mask,
             value=self.value,
         )
-
-
-Steering = SteeringVector | NeuronOverwrite
 
 
 def _gate(layers: Sequence[int], depth: int) -> Float[Array, " l"]:
@@ -264,14 +273,3 @@ def _at_tap(maker: str, vector: Array, tap: Tap, spec: PolicySpec, details) -> S
     full = jnp.zeros((depth, vector.shape[-1])).at[layers].set(vector.astype(jnp.float32))
     provenance = Provenance(spec.fingerprint, maker, {**details, "tap": str(tap)})
     return _make(tap.site, tap.tokens, provenance, full)
-
-
-def random_control(vector: SteeringVector, key: Array) -> SteeringVector:
-    """A random direction of the same length in every layer: what steering does by size alone."""
-    noise = jax.random.normal(key, vector.direction.shape)
-    unit = noise / jnp.linalg.norm(noise, axis=-1, keepdims=True)
-    details = {"control_of": dataclasses.asdict(vector.provenance)}
-    return vector.replace(  # type: ignore[attr-defined]
-        direction=jnp.where(vector.scale[:, None] > 0, unit, 0.0),
-        provenance=Provenance(vector.provenance.policy, "random_control", details),
-    )

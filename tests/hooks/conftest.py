@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mistjax.hooks import POINTS, Add, Patch, ProjectOut, Scale, SetNeurons, Tap
+from mistjax.hooks import POINTS, Add, Affine, Patch, ProjectOut, Scale, SetNeurons, Tap
 from mistjax.models.config import TINY, TINY_FAST, FastConfig, Pi0Config
 from mistjax.models.fast import Pi0Fast, write
 from mistjax.models.observation import Observation
@@ -60,6 +60,10 @@ def make_edit(config, kind, site, seed=0, batch=2, **fields):
         return Scale(site=site, factor=normal(), **fields)
     if kind == "ProjectOut":
         return ProjectOut(site=site, direction=normal(), **fields)
+    if kind == "Affine":
+        return Affine(
+            site=site, weight=normal()[..., None] * normal()[..., None, :], bias=normal(), **fields
+        )
     length = token_layouts(config)[stack].length
     return Patch(site=site, value=normal(batch, length), **fields)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mistjax.hooks import Add, Patch, ProjectOut, Scale, SetNeurons
+from mistjax.hooks import Add, Affine, Patch, ProjectOut, Scale, SetNeurons
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(2, 3, 4)), jnp.float32)
@@ -51,6 +51,19 @@ def test_a_zero_direction_projects_nothing_out():
     np.testing.assert_array_equal(change(ProjectOut(direction=jnp.zeros((2, 4)))), X)
 
 
+def test_an_affine_map_may_differ_by_row():
+    weight, bias = rows(4, 4), rows(4)
+    out = change(Affine(weight=weight, bias=bias), jnp.ones((2, 3, 1)))
+    np.testing.assert_allclose(out, X + X @ weight[1] + bias[1], atol=1e-6)
+    by_row = Affine(
+        weight=jnp.stack([weight, 0 * weight], 1)[:, :, None],
+        bias=jnp.stack([bias, 0 * bias], 1)[:, :, None],
+    )
+    mixed = change(by_row, jnp.ones((2, 3, 1)))
+    np.testing.assert_allclose(mixed[0], out[0], atol=1e-6)
+    np.testing.assert_array_equal(mixed[1], X[1])
+
+
 def test_patch_at_strength_one_is_the_other_runs_value():
     value = rows(2, 3, 4)
     out = change(Patch(value=value), jnp.ones((2, 3, 1)))
@@ -62,6 +75,7 @@ EDITS = [
     SetNeurons(mask=jnp.ones((2, 4)), value=rows(4)),
     Scale(factor=rows(4)),
     ProjectOut(direction=rows(4)),
+    Affine(weight=rows(4, 4), bias=rows(4)),
     Patch(value=rows(2, 3, 4)),
 ]
 

@@ -11,7 +11,7 @@ from mistjax.hooks import POINTS, Tap
 
 STACKS = ("vision", "vlm", "action")
 SITES = tuple(f"{stack}.{point}" for stack in STACKS for point in POINTS)
-KINDS = ("Add", "SetNeurons", "Scale", "ProjectOut", "Patch")
+KINDS = ("Add", "SetNeurons", "Scale", "ProjectOut", "Affine", "Patch")
 COMBINATIONS = tuple(itertools.product(SITES, KINDS))
 RESID = tuple(Tap(f"{stack}.resid") for stack in STACKS)
 LAYER = 1  # the only layer that is edited

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from mistjax.detect.artifact import FingerprintError
-from mistjax.steer import build_vectors, load_steering, overwrite_concept, save_steering
+from mistjax.steer import (
+    AffineMap,
+    Provenance,
+    build_vectors,
+    load_steering,
+    overwrite_concept,
+    save_steering,
+)
 from mistjax.steer.concepts import find_concept
 from mistjax.steer.value_vectors import top_names, value_vectors
 
@@ -24,7 +31,17 @@ def artifact(planted):
     )
     values = value_vectors(planted)
     concept = find_concept(values, top_names(values, 2), "high", ["high"])
-    directions = {**built.directions, "set high": overwrite_concept(values, concept, 7.0)}
+    width = planted.spec.stacks["vision"].width
+    light = AffineMap(
+        weight=jnp.ones((2, width, width)),
+        bias=jnp.ones((2, width)),
+        gate=jnp.array([1.0, 0.0]),
+        site="vision.resid",
+        tokens="image",
+        provenance=Provenance(planted.spec.fingerprint, "affine_map", {"pairs": 3}),
+    )
+    overwrite = overwrite_concept(values, concept, 7.0)
+    directions = {**built.directions, "set high": overwrite, "light": light}
     return dataclasses.replace(built, directions=directions)
 
 
@@ -40,7 +57,7 @@ def test_an_artifact_comes_back_as_it_was(artifact, planted, tmp_path):
         assert other.provenance == direction.provenance
         ours, theirs = direction.to_edit(0.5), other.to_edit(0.5)
         assert (ours.site, ours.tokens) == (theirs.site, theirs.tokens)
-        for field in ("vector", "mask", "value", "gate"):
+        for field in ("vector", "mask", "value", "weight", "bias", "gate"):
             if hasattr(ours, field):
                 np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
     cause = loaded.table().index("text")
@@ -81,7 +98,9 @@ def test_the_random_artifact_keeps_causes_and_lengths_but_not_directions(artifac
     plain = dataclasses.replace(artifact, directions=vectors)
     control = plain.random(seed=2)
     assert control.causes == plain.causes
-    for name, vector in vectors.items():
+    assert control.directions["light"].provenance.maker == "control"
+    for name in ("slow", "quick", "slow-quick"):
+        vector = vectors[name]
         np.testing.assert_allclose(control.directions[name].scale, vector.scale)
         assert (
             jnp.abs(jnp.sum(control.directions[name].direction * vector.direction, -1)).max() < 0.8

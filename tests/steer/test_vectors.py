@@ -13,7 +13,6 @@ from mistjax.steer import (
     flow_steps,
     overwrite_concept,
     principal_difference,
-    random_control,
     top_names,
     value_vectors,
 )
@@ -121,11 +120,11 @@ def test_groups_that_do_not_fit_are_refused(policy, shift):
 
 def test_the_random_control_has_the_same_length_in_every_layer(policy, shift, key):
     vector = difference_of_means(*groups(policy, shift), TAP, policy.spec)
-    control = random_control(vector, key)
+    control = vector.control(key)
     lengths = [jnp.linalg.norm(v.vector, axis=-1) for v in (vector, control)]
     np.testing.assert_allclose(lengths[0], lengths[1], rtol=1e-5)
     assert (np.abs(np.sum(vector.direction * control.direction, -1)) < 0.7).all()
-    assert control.provenance.maker == "random_control"
+    assert control.provenance.maker == "control"
 
 
 def test_layers_and_flow_steps_are_weighed_in_the_edit(policy):

@@ -1,0 +1,103 @@
+"""`SteeredPolicy`: a policy with an edit in force from a chosen inference on, whatever happens.
+
+The open-loop counterpart of `recover.MistPolicy`: no monitor decides, so it measures what a
+direction does, how strongly and how early it must act. Itself a `Policy`; one jitted program, and
+neither another edit nor another moment recompiles it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mistjax.hooks.edits import Edit
+from mistjax.hooks.sites import Tap
+from mistjax.models.observation import Observation
+from mistjax.policies.protocol import PolicySpec, RawObs, Sample
+from mistjax.steer.schedules import Schedule, constant
+
+
+@flax.struct.dataclass
+class SteeredPolicy:
+    """A policy under an edit.
+
+    Attributes:
+        policy: the bare policy, a pytree.
+        edit: what is changed, at its full strength.
+        onset: inferences without the edit at the start of an episode.
+        schedule: share of the strength by inferences since the onset.
+        name: for tables (static).
+    """
+
+    policy: Any
+    edit: Edit
+    onset: Int[Array, ""] | int = 0
+    schedule: Schedule = flax.struct.field(default_factory=lambda: constant(1.0))
+    name: str = flax.struct.field(pytree_node=False, default="steered")
+
+    @functools.cached_property
+    def spec(self) -> PolicySpec:
+        """The bare policy's, with a name and a fingerprint of its own."""
+        return self.policy.spec.wrapped(self.name, (self.edit, self.onset, self.schedule))
+
+    def initial_state(self, batch: int) -> Int[Array, " b"]:
+        """Inferences so far."""
+        return jnp.zeros(batch, jnp.int32)
+
+    def prepare(self, raw: Sequence[RawObs]) -> Observation:
+        return self.policy.prepare(raw)
+
+    def prefill(
+        self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
+    ) -> Any:
+        raise NotImplementedError("`sample` decides when the edit acts: call it without prefix.")
+
+    def sample(
+        self,
+        obs: Observation,
+        key: Array,
+        *,
+        state: Any = (),
+        edits: Sequence[Edit] = (),
+        taps: Sequence[Tap] = (),
+        prefix: Any = None,
+    ) -> Sample:
+        """See `Policy.sample`; `state` is `initial_state` or the last sample's."""
+        if prefix is not None:
+            self.prefill(obs)
+        state = self.initial_state(obs.batch_size) if isinstance(state, tuple) else state
+        return _sample(self, obs, key, state, tuple(edits), tuple(taps))
+
+    def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
+        return self.policy.finish(sample, raw)
+
+    def objective(
+        self,
+        obs: Observation,
+        key: Array,
+        readout: Callable[[Sample], Float[Array, " b"]],
+        *,
+        taps: Sequence[Tap] = (),
+        edits: Sequence[Edit] = (),
+    ) -> Float[Array, " b"]:
+        """The bare policy's, under the edit at its first inference's strength."""
+        edit = self.edit.replace(strength=self.edit.strength * self.schedule.at(0))  # type: ignore[attr-defined]
+        return self.policy.objective(obs, key, readout, taps=taps, edits=(*edits, edit))
+
+
+@functools.partial(jax.jit, static_argnames="taps")
+def _sample(
+    steered: SteeredPolicy, obs: Observation, key: Array, state: Int[Array, " b"], edits, taps
+) -> Sample:
+    share = steered.schedule.at(jnp.maximum(state - steered.onset, -1))
+    edit = steered.edit.replace(strength=steered.edit.strength * share)  # type: ignore[attr-defined]
+    plain = steered.policy.sample(obs, key, edits=(*edits, edit), taps=taps)
+    aux = {**plain.aux, "edited": edit.strength != 0}
+    return plain.replace(aux=aux, state=state + 1)  # type: ignore[attr-defined]
