@@ -6,12 +6,14 @@ holds are arguments.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Array
 
 from mistjax.attribute.attribution import Attribution
+from mistjax.attribute.batching import largest_chunk
 from mistjax.attribute.gradients import gradient_x_input, integrated_gradients, saliency
 from mistjax.attribute.inputs import PatchSize, patch_size
 from mistjax.attribute.interventional import iss, occlusion
@@ -35,6 +37,7 @@ def attribute(
     readout: Readout,
     *,
     patch: PatchSize | None = None,
+    memory: int | None = None,
     **options: Any,
 ) -> Attribution:
     """Runs the method called `name`; not for use inside jit unless `patch` is given.
@@ -46,14 +49,23 @@ def attribute(
         key: of the sampling noise.
         readout: a pytree, see `readouts`.
         patch: pixels (height, width) of a region; None takes the policy's vision patches.
+        memory: bytes of temporary memory to stay within: says how many runs fit at a time, and
+            takes that for `chunk`; not inside jit.
         **options: of the method; `baseline` and `chunk` for all of them.
 
     Raises:
-        ValueError: unknown name, or what the method refuses.
+        ValueError: unknown name, not even one run fits the memory, or what the method refuses.
     """
     if name not in ATTRIBUTIONS:
         raise ValueError(
             f"no attribution is called {name!r}; choose one of {', '.join(ATTRIBUTIONS)}."
         )
     patch = patch_size(policy.spec, obs) if patch is None else patch
-    return ATTRIBUTIONS[name](policy, obs, key, readout, patch=patch, **options)
+    method = functools.partial(ATTRIBUTIONS[name], patch=patch, **options)
+    if memory is None:
+        return method(policy, obs, key, readout)
+    chunk = largest_chunk(
+        lambda *a, chunk: method(*a, chunk=chunk), memory, policy, obs, key, readout
+    )
+    print(f"{name}: {chunk} runs at a time in {memory / 2**20:.0f} MiB", flush=True)
+    return method(policy, obs, key, readout, chunk=chunk)

@@ -80,6 +80,7 @@ def explain_episode(
     out: Path,
     inference: int | None = None,
     method: str = "integrated_gradients",
+    memory: int | None = None,
 ) -> str:
     """Explains the failure score at one inference of a recorded episode, and writes a page.
 
@@ -94,6 +95,7 @@ def explain_episode(
         out: HTML file to write.
         inference: which one; None takes the first alarm, or the highest score if there is none.
         method: key of `ATTRIBUTIONS`.
+        memory: bytes, see `attribute`.
 
     Returns:
         The sentence.
@@ -122,7 +124,7 @@ def explain_episode(
     obs = policy.prepare([raw_observation(policy, trace, inference)])
     key = jax.random.fold_in(jax.random.key(seed), inference)[None]
     readout = FailureScore(monitor.detector, states[inference], monitor.features)
-    attribution = attribute(method, policy, obs, key, readout)
+    attribution = attribute(method, policy, obs, key, readout, memory=memory)
     watched = dataclasses.replace(
         trace,
         score=np.asarray(score),

@@ -130,3 +130,13 @@ def test_methods_run_inside_jit(linear, linear_obs, key):
 def test_what_cannot_be_done_is_refused(name, options, says, linear, linear_obs, key):
     with pytest.raises(ValueError, match=says):
         attribute(name, linear, linear_obs, key, LINEAR, **options)
+
+
+def test_a_memory_budget_sets_the_chunk_and_says_so(linear, linear_obs, key, capsys):
+    whole = attribute("occlusion", linear, linear_obs, key, SQUARE)
+    pieces = attribute("occlusion", linear, linear_obs, key, SQUARE, memory=2**20)
+    assert "runs at a time in 1 MiB" in capsys.readouterr().out
+    for camera, grid in whole.images.items():
+        np.testing.assert_allclose(pieces.images[camera], grid, atol=1e-5)
+    with pytest.raises(ValueError, match="raise the budget"):
+        attribute("occlusion", linear, linear_obs, key, SQUARE, memory=1)
