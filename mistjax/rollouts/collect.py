@@ -10,20 +10,21 @@ from typing import Any
 import gymnasium as gym
 
 from mistjax.hooks.sites import Tap
-from mistjax.policies import PRESETS, PiPolicy
+from mistjax.policies import PRESETS
+from mistjax.policies.kinds import read_policy
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.runner import run_episodes
 
 BOARD_ENV = "mistjax/Board-v0"
 
 
-def load_policy(folder: str | Path, preset: str = "board") -> PiPolicy:
-    """A checkpoint for a robot preset; ValueError lists the presets when there is none of that
-    name.
+def load_policy(folder: str | Path, preset: str = "board") -> Any:
+    """A checkpoint of any kind (see `read_policy`) for a robot preset; ValueError lists the presets
+    when there is none of that name.
     """
     if preset not in PRESETS:
         raise ValueError(f"no robot preset is called {preset!r}; choose one of {sorted(PRESETS)}.")
-    return PiPolicy.load(folder, PRESETS[preset])
+    return read_policy(folder, PRESETS[preset])
 
 
 def collect(
