@@ -40,12 +40,55 @@ def board_tokenizer() -> PromptTokenizer:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Shards:
+    """Demonstrations as they were written.
+
+    Attributes:
+        columns: image, wrist_image, state, actions, aux and episode, each [n,...].
+        prompts, captions: one of each frame.
+    """
+
+    columns: dict[str, np.ndarray]
+    prompts: list[str]
+    captions: list[str]
+
+    @classmethod
+    def read(cls, folders: Sequence[Path]) -> Shards:
+        """Every shard of the folders; FileNotFoundError names a folder that holds none."""
+        for folder in folders:
+            if not any(folder.glob("shard_*.safetensors")):
+                raise FileNotFoundError(
+                    f"{folder} holds no demonstrations: write some with "
+                    f"`python -m mistjax.envs.demos --episodes 2400 --out {folder}`."
+                )
+        paths = sorted(path for f in folders for path in f.glob("shard_*.safetensors"))
+        parts = [load_file(path) for path in paths]
+        text = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
+        columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        prompts, captions = ([t for part in text for t in part[k]] for k in ("prompt", "caption"))
+        return cls(columns, prompts, captions)
+
+    @property
+    def layout(self) -> np.ndarray:
+        """Positions of target stone, target cell and other stone in units of `LAYOUT_UNIT`."""
+        return self.columns["aux"] / LAYOUT_UNIT
+
+    def images(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Model camera -> its pictures [n,h,w,3] uint8."""
+        cameras = ("image", "wrist_image")
+        return {name: self.columns[key] for name, key in zip(names, cameras, strict=True)}
+
+    def statistics(self) -> dict[str, NormStats]:
+        return {key: NormStats.of(self.columns[key]) for key in ("state", "actions")}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class BoardData:
-    """Demonstrations in memory: pictures stay uint8, everything else is normalised.
+    """Demonstrations in memory: pictures stay uint8, everything else is as the model reads it.
 
     Attributes:
         images: model camera -> [n,h,w,3] uint8.
-        arrays: state, prompt, caption, layout and actions, each [n,...].
+        arrays: state, prompt and what the loss needs, each [n,...].
         norm_stats: statistics of states and actions in the robot's units.
     """
 
@@ -64,7 +107,7 @@ class BoardData:
         config: Pi0Config,
         norm_stats: dict[str, NormStats] | None = None,
     ) -> BoardData:
-        """Reads every shard of the folders.
+        """What a pi0 reads of every shard.
 
         Args:
             folders: of demonstrations.
@@ -74,37 +117,27 @@ class BoardData:
         Raises:
             FileNotFoundError: a folder holds none.
         """
-        for folder in folders:
-            if not any(folder.glob("shard_*.safetensors")):
-                raise FileNotFoundError(
-                    f"{folder} holds no demonstrations: write some with "
-                    f"`python -m mistjax.envs.demos --episodes 2400 --out {folder}`."
-                )
-        shards = sorted(path for f in folders for path in f.glob("shard_*.safetensors"))
-        columns = [load_file(path) for path in shards]
-        text = [json.loads(path.with_suffix(".json").read_text()) for path in shards]
-        data = {key: np.concatenate([c[key] for c in columns]) for key in columns[0]}
-        prompts, captions = ([t for shard in text for t in shard[k]] for k in ("prompt", "caption"))
-        stats = norm_stats or {key: NormStats.of(data[key]) for key in ("state", "actions")}
+        shards = Shards.read(folders)
+        stats = norm_stats or shards.statistics()
 
         def model_units(key: str) -> np.ndarray:
-            return pad_to(ZScore(stats[key]).normalize(data[key]), config.action_dim)  # pyright: ignore[reportReturnType]
+            return pad_to(ZScore(stats[key]).normalize(shards.columns[key]), config.action_dim)  # pyright: ignore[reportReturnType]
 
         encode = functools.cache(lambda text: tokenizer.encode_pi0(text)[0])
         say = functools.cache(lambda text: _caption(tokenizer, text))
         arrays = {
             "state": model_units("state"),
             "actions": model_units("actions"),
-            "layout": data["aux"] / LAYOUT_UNIT,
-            "prompt": np.stack([encode(p) for p in prompts]),
-            "caption": np.stack([say(c) for c in captions]),
+            "layout": shards.layout,
+            "prompt": np.stack([encode(p) for p in shards.prompts]),
+            "caption": np.stack([say(c) for c in shards.captions]),
         }
-        cameras = ("image", "wrist_image")
-        images = {name: data[key] for name, key in zip(config.image_keys, cameras, strict=True)}
-        return cls(images, arrays, stats)
+        return cls(shards.images(config.image_keys), arrays, stats)
 
-    def batch(self, rng: np.random.Generator, size: int) -> Batch:
-        """`size` examples drawn without replacement."""
+    def draw(
+        self, rng: np.random.Generator, size: int
+    ) -> tuple[Observation, dict[str, np.ndarray]]:
+        """`size` examples drawn without replacement: what is seen, and every array."""
         rows = np.sort(rng.choice(len(self), size, replace=False))
         a = {key: value[rows] for key, value in self.arrays.items()}
         obs = Observation(
@@ -114,6 +147,11 @@ class BoardData:
             tokenized_prompt=a["prompt"],
             tokenized_prompt_mask=a["prompt"] != 0,
         )
+        return obs, a
+
+    def batch(self, rng: np.random.Generator, size: int) -> Batch:
+        """A pi0's training batch."""
+        obs, a = self.draw(rng, size)
         return Batch(obs, a["actions"], a["caption"], a["layout"])  # pyright: ignore[reportArgumentType]
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from mistjax.models.config import IMAGE_KEYS, GemmaConfig, Pi0Config, SiglipConfig
+from mistjax.models.config import IMAGE_KEYS, FastConfig, GemmaConfig, Pi0Config, SiglipConfig
 from mistjax.models.observation import Observation
 from mistjax.models.pi0 import Pi0, flow_loss, flow_noise
 
@@ -55,8 +55,26 @@ class Batch:
     layout: Float[Array, "b 6"]
 
 
-def init_layout_head(config: Pi0Config) -> dict[str, Array]:
+def init_layout_head(config: Pi0Config | FastConfig) -> dict[str, Array]:
     return {"kernel": jnp.zeros((config.vlm.width, 6)), "bias": jnp.zeros(6)}
+
+
+def layout_error(
+    head: dict[str, Array],
+    prompt: Float[Array, "b p d"],
+    obs: Observation,
+    layout: Float[Array, "b 6"],
+) -> Float[Array, " 6"]:
+    """Squared error of the positions that a linear head reads off the pooled prompt states."""
+    words = obs.tokenized_prompt_mask[..., None]
+    pooled = jnp.sum(prompt * words, axis=1) / jnp.sum(words, axis=1)
+    return jnp.mean(jnp.square(pooled @ head["kernel"] + head["bias"] - layout), axis=0)
+
+
+def layout_mm(error: Float[Array, " 6"]) -> dict[str, Array]:
+    """The errors that are logged, in millimetres a coordinate."""
+    stone, cell, _ = 100 * jnp.sqrt(error.reshape(3, 2).mean(axis=1))
+    return {"stone_mm": stone, "cell_mm": cell}
 
 
 def board_loss(
@@ -91,11 +109,8 @@ def board_loss(
     )
     flow = jnp.mean(flow_loss(velocity, noise, actions))
 
-    words = obs.tokenized_prompt_mask[..., None]
     prompt = hidden[:, config.num_image_tokens : config.prefix_len]
-    pooled = jnp.sum(prompt * words, axis=1) / jnp.sum(words, axis=1)
-    head = params["layout_head"]
-    layout = jnp.mean(jnp.square(pooled @ head["kernel"] + head["bias"] - batch.layout), axis=0)
+    layout = layout_error(params["layout_head"], prompt, obs, batch.layout)
 
     last = jnp.sum(obs.tokenized_prompt_mask, axis=1) - 1
     first = jnp.take_along_axis(prompt, last[:, None, None], axis=1)
@@ -106,5 +121,4 @@ def board_loss(
     caption = jnp.sum(token * real) / jnp.sum(real)
 
     total = flow + layout_weight * jnp.mean(layout) + caption_weight * caption
-    stone, cell, _ = 100 * jnp.sqrt(layout.reshape(3, 2).mean(axis=1))
-    return total, {"flow": flow, "caption": caption, "stone_mm": stone, "cell_mm": cell}
+    return total, {"flow": flow, "caption": caption, **layout_mm(layout)}

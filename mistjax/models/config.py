@@ -129,6 +129,8 @@ class FastConfig(_PrefixConfig):
         action_dim, action_horizon: shape of the chunk that the action tokens stand for.
         max_token_len: prompt tokens after padding, without the written action.
         max_decoding_steps: most tokens of one action chunk.
+        decoding_gap: positions left free between the prompt and the decoded tokens. openpi's
+            sampler leaves 1, its training 0: a policy trained here decodes as it was trained.
         dtype, remat: as in `Pi0Config`.
     """
 
@@ -141,6 +143,7 @@ class FastConfig(_PrefixConfig):
     action_horizon: int = 32
     max_token_len: int = 250
     max_decoding_steps: int = 256
+    decoding_gap: int = 1
     dtype: str = "bfloat16"
     remat: bool = True
 

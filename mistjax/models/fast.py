@@ -6,8 +6,9 @@ masked attention does not care where the padding is, so rows stay as they are he
 position means the same in every row, which taps and edits rely on.
 
 Source: FAST (arXiv 2501.09747), pi0-FAST. Parameter tree and conventions: openpi, among them that
-the token of step s (from 0) sits at position `prompt length + s + 1`. One difference: in bfloat16
-openpi keeps rotated queries and keys in float32, here they have the compute dtype.
+the token of step s (from 0) sits at position `prompt length + s + 1`; see
+`FastConfig.decoding_gap`. One difference: in bfloat16 openpi keeps rotated queries and keys in
+float32, here they have the compute dtype.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def decode_step(
         state.cache,
         state.valid,
         token,
-        state.length + step + 1,
+        state.length + step + config.decoding_gap,
         method=Pi0Fast.extend,
         stacks=model.stacks(),
         tokens={"action": Tokens(layout, jnp.ones((token.shape[0], 1), bool))},
@@ -204,6 +205,17 @@ def next_token_loss(
     """
     out: Any = model.apply(variables, obs, continuation, method=Pi0Fast.prefill)
     _, valid, hidden = out
+    return continuation_loss(model, variables, valid, hidden, continuation)
+
+
+def continuation_loss(
+    model: Pi0Fast,
+    variables,
+    valid: Bool[Array, "b p"],
+    hidden: Float[Array, "b t d"],
+    continuation: Int[Array, "b c"],
+) -> Float[Array, " b"]:
+    """`next_token_loss` from what `prefill` returned of prefix and continuation."""
     length = valid.shape[1]
     last = length - 1 - jnp.argmax(valid[:, ::-1], axis=1)
     first = jnp.take_along_axis(hidden, last[:, None, None], axis=1)

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import sentencepiece
 from jaxtyping import Array, Bool, Float, Int
 
 from mistjax.models.fast_tokenizer import ActionTokenizer
 from mistjax.models.tokenizers import (
     BOS,
     EOS,
+    PAD,
+    STATE_BINS,
     UNKNOWN,
     PaddedTokens,
     PromptTokenizer,
@@ -102,6 +107,39 @@ class FastTokenizer:
         chunk, ok = self.actions.decode(ids, given)
         ok = ok & begins & jnp.any(bars, axis=1)
         return chunk * ok[:, None, None], ok
+
+
+def train_prompt_tokenizer(words: Iterable[str], path: str | Path) -> None:
+    """Writes a SentencePiece model for FAST's prompts, for policies with a small language.
+
+    Every word and every number a state can be written as is one piece; another word is spelled
+    in their letters. PaliGemma's own pieces write a number digit by digit; one piece makes
+    a short prompt.
+
+    Args:
+        words: of the instructions.
+        path: the `.model` file to write.
+    """
+    words = [*words, *map(str, range(-1, STATE_BINS)), "Task:", "State:", "Action:", "|"]
+    pieces = [f"▁{word}" for word in dict.fromkeys(words)]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["".join(sorted({*"".join(words)}, reverse=True))]),
+        model_writer=model,
+        model_type="char",
+        character_coverage=1.0,
+        hard_vocab_limit=False,
+        use_all_vocab=True,
+        pad_id=PAD,
+        eos_id=EOS,
+        bos_id=BOS,
+        unk_id=UNKNOWN,
+        # The default rule would turn the newline into a space.
+        normalization_rule_name="identity",
+        user_defined_symbols=[*pieces, ",", ";", "\n"],
+        minloglevel=1,
+    )
+    Path(path).write_bytes(model.getvalue())
 
 
 def pad_actions(sequences: Iterable[Sequence[int]], length: int) -> Int[np.ndarray, "n c"]:

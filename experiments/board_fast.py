@@ -1,0 +1,172 @@
+"""The tiny pi0-FAST of the board experiments: its sizes, its data, its loss, where it starts.
+
+The vision tower and the VLM have the sizes of the board's pi0 and may start from its weights. The
+loss is the next token of the written action, and the same regression of positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from experiments.board_data import BoardData, Shards
+from experiments.board_model import board_config, layout_error, layout_mm
+from mistjax.envs.instructions import INSTRUCTION_WORDS
+from mistjax.models import fast
+from mistjax.models.config import FastConfig
+from mistjax.models.fast import Pi0Fast, continuation_loss
+from mistjax.models.fast_language import (
+    RESERVED,
+    FastTokenizer,
+    pad_actions,
+    train_prompt_tokenizer,
+)
+from mistjax.models.fast_tokenizer import ActionTokenizer
+from mistjax.models.normalize import NormStats, Quantile
+from mistjax.models.observation import Observation
+from mistjax.models.tokenizers import UNKNOWN, PromptTokenizer
+from mistjax.policies import PiPolicy
+
+PROMPT_LEN = 26
+WRITTEN_LEN = 26
+ACTION_IDS = 512
+ACTION_SCALE = 5.0
+
+
+def fast_config(vocab_size: int) -> FastConfig:
+    """0.7 M parameters: the sizes of the board's pi0 without its action expert."""
+    pi0 = board_config(vocab_size)
+    return FastConfig(
+        siglip=pi0.siglip,
+        vlm=pi0.vlm,
+        vocab_size=vocab_size,
+        image_size=pi0.image_size,
+        image_keys=pi0.image_keys,
+        action_dim=4,
+        action_horizon=pi0.action_horizon,
+        max_token_len=PROMPT_LEN,
+        max_decoding_steps=WRITTEN_LEN,
+        decoding_gap=0,
+        dtype=pi0.dtype,
+        remat=pi0.remat,
+    )
+
+
+def fast_tokenizer(chunks: Float[np.ndarray, "n h a"]) -> FastTokenizer:
+    """The board's words, the state's numbers, and byte pairs learnt from normalised chunks."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "board.model"
+        train_prompt_tokenizer(INSTRUCTION_WORDS, path)
+        prompts = PromptTokenizer.from_file(path, PROMPT_LEN)
+    actions = ActionTokenizer.train(chunks, vocab_size=ACTION_IDS, scale=ACTION_SCALE)
+    return FastTokenizer(prompts, actions, prompts.vocab_size + actions.vocab_size + RESERVED)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FastData:
+    """Demonstrations in memory as a pi0-FAST reads and writes them.
+
+    Attributes:
+        data: with the arrays state, prompt, written and layout.
+        tokenizer: what the tokens mean.
+    """
+
+    data: BoardData
+    tokenizer: FastTokenizer
+
+    @classmethod
+    def load(cls, folders: Sequence[Path]) -> FastData:
+        """Reads every shard; FileNotFoundError names a folder that holds none."""
+        shards = Shards.read(folders)
+        stats = shards.statistics()
+        chunks = _quantile_units(shards, stats, "actions")
+        state = _quantile_units(shards, stats, "state")
+        tokenizer = fast_tokenizer(chunks)
+        pairs = zip(shards.prompts, state, strict=True)
+        arrays = {
+            "state": state,
+            "prompt": np.stack([tokenizer.encode_prompt(text, s)[0] for text, s in pairs]),
+            "written": pad_actions(map(tokenizer.encode_actions, chunks), WRITTEN_LEN),
+            "layout": shards.layout,
+        }
+        images = shards.images(fast_config(tokenizer.vocab_size).image_keys)
+        return cls(BoardData(images, arrays, stats), tokenizer)
+
+    def batch(self, rng: np.random.Generator, size: int) -> FastBatch:
+        """A training batch."""
+        obs, a = self.data.draw(rng, size)
+        return FastBatch(obs, a["written"], a["layout"])  # pyright: ignore[reportArgumentType]
+
+
+def _quantile_units(shards: Shards, stats: dict[str, NormStats], key: str) -> np.ndarray:
+    return np.asarray(Quantile(stats[key]).normalize(shards.columns[key]))
+
+
+@flax.struct.dataclass
+class FastBatch:
+    """Training examples.
+
+    Attributes:
+        obs: what the policy sees.
+        written: the expert's chunk as tokens, 0-padded.
+        layout: as in `board_model.Batch`.
+    """
+
+    obs: Observation
+    written: Int[Array, "b c"]
+    layout: Float[Array, "b 6"]
+
+
+def fast_loss(
+    params,
+    batch: FastBatch,
+    key: PRNGKeyArray,
+    *,
+    config: FastConfig,
+    layout_weight: float,
+    train_vision: bool,
+) -> tuple[Array, dict[str, Array]]:
+    """Total loss and its parts: nats a written token, and positions in mm."""
+    del key  # nothing is drawn
+    model, weights = Pi0Fast(config), params["model"]
+    if not train_vision:
+        weights = {"PaliGemma": {**weights["PaliGemma"]}}
+        weights["PaliGemma"]["img"] = jax.lax.stop_gradient(weights["PaliGemma"]["img"])
+    variables = {"params": weights}
+    out: Any = model.apply(variables, batch.obs, batch.written, method=Pi0Fast.prefill)
+    _, valid, hidden = out
+    token = jnp.mean(continuation_loss(model, variables, valid, hidden, batch.written))
+    prompt = hidden[:, config.num_image_tokens : config.prefix_len]
+    layout = layout_error(params["layout_head"], prompt, batch.obs, batch.layout)
+    return token + layout_weight * jnp.mean(layout), {"token": token, **layout_mm(layout)}
+
+
+def initial_params(config: FastConfig, tokenizer: PromptTokenizer, start: PiPolicy, seed: int):
+    """Random parameters, replaced by those of a pi0 where name and shape agree.
+
+    The embedding table has other rows: a piece that both vocabularies have keeps its row.
+    """
+    random: dict = flatten_dict(fast.init(config, jax.random.key(seed))["params"])
+    given: dict = flatten_dict(start.variables["params"])
+    table = ("PaliGemma", "llm", "embedder", "input_embedding")
+    params = {
+        path: given[path] if path in given and given[path].shape == leaf.shape else leaf
+        for path, leaf in random.items()
+    }
+    theirs = [
+        start.tokenizer.piece_to_id(piece)
+        for piece in map(tokenizer.id_to_piece, range(tokenizer.vocab_size))
+    ]
+    rows = [i for i, row in enumerate(theirs) if row != UNKNOWN]
+    params[table] = random[table].at[np.array(rows)].set(given[table][np.array(theirs)[rows]])
+    return unflatten_dict(params)

@@ -1,0 +1,182 @@
+"""The training loop of the board's JAX policies: resumable, averaged, evaluated on the way.
+
+A policy brings a loss over `{"model": ..., "layout_head": ...}` and its batches; everything else is
+the same for all. The training state is kept in `<out>.training`. Each batch is split over the
+devices; one training step keeps about one CPU core busy, so two cores are two devices:
+`XLA_FLAGS=--xla_force_host_platform_device_count=2`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
+
+Loss = Callable[..., tuple[Any, dict[str, Any]]]
+"""(params, batch, key) -> (total, its parts)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long, how fast, and where it goes.
+
+    Attributes:
+        out: checkpoint folder to write; its training state is kept in `<out>.training`.
+        steps: optimiser steps.
+        batch_size: examples a step.
+        learning_rate: peak; linear warm-up, then cosine down to 3%.
+        warmup: warm-up steps.
+        ema: decay of the averaged weights, which are the ones that ship.
+        weight_decay: of AdamW.
+        layout_weight: weight of the regression of stone and target positions.
+        checkpoint_every: steps between checkpoints of the training state.
+        eval_every: steps between evaluations in the simulator.
+        eval_episodes: episodes of each of those.
+        seed: of initialisation, data order and noise.
+    """
+
+    out: Path
+    steps: int = 4600
+    batch_size: int = 64
+    learning_rate: float = 1.5e-3
+    warmup: int = 200
+    ema: float = 0.995
+    weight_decay: float = 1e-4
+    layout_weight: float = 1.0
+    checkpoint_every: int = 200
+    eval_every: int = 1500
+    eval_episodes: int = 40
+    seed: int = 0
+
+
+def optimizer(config: Training) -> optax.GradientTransformation:
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0,
+        config.learning_rate,
+        config.warmup,
+        config.steps,
+        end_value=0.03 * config.learning_rate,
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b2=0.98, weight_decay=config.weight_decay),
+    )
+
+
+def initial_state(config: Training, params: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "params": params,
+        "average": jax.tree.map(jnp.copy, params["model"]),
+        "optimizer": optimizer(config).init(params),
+        "step": jnp.zeros((), jnp.int32),
+    }
+
+
+def make_step(config: Training, loss: Loss):
+    """The jitted update: (state, batch) -> (state, parts of the loss)."""
+    transform = optimizer(config)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: dict, batch: Any):
+        key = jax.random.fold_in(jax.random.key(config.seed + 1), state["step"])
+        grads, parts = jax.grad(loss, has_aux=True)(state["params"], batch, key)
+        updates, opt_state = transform.update(grads, state["optimizer"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        decay = jnp.minimum(config.ema, (1.0 + state["step"]) / (10.0 + state["step"]))
+        average = optax.incremental_update(params["model"], state["average"], 1 - decay)  # pyright: ignore[reportIndexIssue]
+        state = {
+            "params": params,
+            "average": average,
+            "optimizer": opt_state,
+            "step": state["step"] + 1,
+        }
+        return state, parts
+
+    return step
+
+
+def evaluate(policy: Any, episodes: int, first_seed: int = 900_000) -> float:
+    """Success rate over unseen seeds."""
+    import gymnasium as gym
+
+    import mistjax.envs  # noqa: F401 (registers the environments)
+    from mistjax.rollouts.runner import run_episodes
+    from mistjax.rollouts.summary import summarize
+
+    seeds = range(first_seed, first_seed + episodes)
+    run = run_episodes(policy, lambda: gym.make("mistjax/Board-v0"), seeds, progress=False)
+    return summarize(run).success.value
+
+
+def train(
+    config: Training,
+    params: dict[str, Any],
+    loss: Loss,
+    batch: Callable[[np.random.Generator, int], Any],
+    policy: Callable[[Any], Any],
+) -> Any:
+    """Trains, evaluates and saves; goes on from the last checkpoint of an interrupted training.
+
+    Args:
+        config: how.
+        params: where to start: `model`, and whatever else the loss trains.
+        loss: of a batch.
+        batch: draws some number of examples.
+        policy: model parameters -> what is evaluated and saved.
+
+    Returns:
+        The policy with averaged weights.
+    """
+    folder = config.out.with_name(config.out.name + ".training").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    step = make_step(config, loss)
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
+    state = jax.device_put(initial_state(config, params), whole)
+    with ocp.CheckpointManager(
+        folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+    ) as manager:
+        if (latest := manager.latest_step()) is not None:
+            state = manager.restore(latest, args=ocp.args.StandardRestore(state))
+        bar = tqdm(total=config.steps, initial=int(state["step"]), unit="step", smoothing=0.05)
+        window: list[dict] = []
+        for i in range(int(state["step"]), config.steps):
+            rng = np.random.default_rng((config.seed, i))
+            state, parts = step(state, jax.device_put(batch(rng, config.batch_size), split))
+            window.append(parts)
+            bar.update()
+            if len(window) == 50:
+                mean = {k: float(np.mean([p[k] for p in window])) for k in parts}
+                bar.set_postfix({k: f"{v:.3f}" for k, v in mean.items()})
+                _log(folder, {"step": i + 1, **mean})
+                window.clear()
+            if (i + 1) % config.checkpoint_every == 0 or i + 1 == config.steps:
+                manager.save(i + 1, args=ocp.args.StandardSave(state))
+                manager.wait_until_finished()
+            if (i + 1) % config.eval_every == 0 or i + 1 == config.steps:
+                success = evaluate(policy(jax.device_get(state["average"])), config.eval_episodes)
+                _log(folder, {"step": i + 1, "success": success, "n": config.eval_episodes})
+                bar.write(f"step {i + 1}: success {success:.0%} of {config.eval_episodes}")
+    trained = policy(jax.device_get(state["average"]))
+    if (config.out / "params").exists():
+        shutil.rmtree(config.out / "params")
+    trained.save(config.out)
+    return trained
+
+
+def _log(folder: Path, record: dict) -> None:
+    with (folder / "log.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
