@@ -12,7 +12,7 @@ from mistjax.steer.effects import (
     response_rows,
 )
 from mistjax.steer.groups import observation_group, outcome_groups
-from mistjax.steer.policy import SteeredPolicy
+from mistjax.steer.policy import SteeredPolicy, load_steered
 from mistjax.steer.schedules import Schedule, burst, constant, decay, flow_steps, ramp
 from mistjax.steer.table import CauseTable, cause_table
 from mistjax.steer.value_vectors import TopNames, ValueVectors, top_names, value_vectors
@@ -55,6 +55,7 @@ __all__ = [
     "dose_response",
     "find_concept",
     "flow_steps",
+    "load_steered",
     "load_steering",
     "observation_group",
     "outcome_groups",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.struct
@@ -21,6 +22,7 @@ from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import PolicySpec, RawObs, Sample
+from mistjax.steer.artifact import load_steering
 from mistjax.steer.schedules import Schedule, constant
 
 
@@ -90,6 +92,29 @@ class SteeredPolicy:
         """The bare policy's, under the edit at its first inference's strength."""
         edit = self.edit.replace(strength=self.edit.strength * self.schedule.at(0))  # type: ignore[attr-defined]
         return self.policy.objective(obs, key, readout, taps=taps, edits=(*edits, edit))
+
+
+def load_steered(
+    policy: Any, folder: str | Path, direction: str, strength: float = 1.0, *, onset: int = 0
+) -> SteeredPolicy:
+    """A policy under one direction of a folder that `save_steering` wrote.
+
+    Args:
+        policy: what the directions were made with.
+        folder: see `load_steering`.
+        direction: its name.
+        strength: of the direction.
+        onset: inferences without it at the start of an episode.
+
+    Raises:
+        FileNotFoundError, FingerprintError: see `load_steering`.
+        ValueError: no direction of that name.
+    """
+    found = load_steering(folder, policy.spec).directions
+    if direction not in found:
+        raise ValueError(f"{folder} has no direction {direction!r}; choose one of {list(found)}.")
+    edit = found[direction].to_edit(strength)
+    return SteeredPolicy(policy, edit, jnp.asarray(onset, jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnames="taps")

@@ -4,9 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mistjax.cli import main
 from mistjax.demo import SHIPPED
 from mistjax.hooks import Add
 from mistjax.rollouts.collect import collect, load_policy
+from mistjax.rollouts.run import load_run
 from mistjax.steer import SteeredPolicy, burst
 from mistjax.steer import policy as module
 
@@ -62,6 +64,22 @@ def test_the_edit_is_part_of_the_fingerprint(policy, steered):
 def test_a_prefix_is_refused(steered, obs, key):
     with pytest.raises(NotImplementedError, match="without prefix"):
         steered.sample(obs, key, prefix=())
+
+
+def test_the_command_line_collects_under_a_shipped_direction(tmp_path, capsys):
+    options = ["--out", str(tmp_path / "run"), "--episodes", "2", "--onset", "1"]
+    command = [
+        "collect",
+        str(SHIPPED / "board_pi0"),
+        *options,
+        "--steer",
+        str(SHIPPED / "board_mist"),
+    ]
+    assert main([*command, "look, affine", "1.0"]) == 0
+    edited = [trace.edited for trace in load_run(tmp_path / "run").traces()]
+    assert all(row is not None and not row[0] and row[1:].all() for row in edited)
+    assert main([*command, "look", "1.0"]) == 2
+    assert "choose one of" in capsys.readouterr().err
 
 
 def test_the_board_policy_runs_under_an_edit_and_its_traces_say_so(tmp_path):
