@@ -7,10 +7,11 @@
    tuning episodes, and calibrates it on nominal calibration episodes: the promise is about episodes
    without the perturbation, which is to raise the alarm.
 3. Makes directions: concepts from value vectors ("slow" - "quick", ...), success - failure from
-recorded
-   activations, and nominal - perturbed from what the vision tower sees.
-4. Tries each direction and strength at the alarms of the tuning seeds, and gives each cause the one
-   that repaired most there, net of what it broke; none where nothing helped.
+   recorded activations, and from the perturbed look to the nominal one in the vision tower: as a
+   difference of means, and as an affine map (`steer.affine`).
+4. Tries each of `TRIED` at the alarms of the tuning seeds, and gives each cause the one that
+   repaired most there, net of what it broke; none where nothing helped. Why these:
+   `experiments/exp_repair.py`.
 
 Interrupt it at will: what is recorded is kept.
 """
@@ -19,26 +20,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import jax
 import tyro
 
 from mistjax.compilation import enable_cache
 from mistjax.demo import PERTURBATION, SHIPPED
 from mistjax.detect.from_runs import calibrate_detector, train_detector
+from mistjax.envs.expert import expert_observations
 from mistjax.hooks import Tap
 from mistjax.policies import PiPolicy
 from mistjax.recover.artifact import RemedyConfig, load_monitor, make_remedy, save_remedy
 from mistjax.recover.mist import MistPolicy
-from mistjax.rollouts.collect import BOARD_ENV, collect, load_policy
+from mistjax.rollouts.collect import collect, load_policy
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace
+from mistjax.steer.affine import affine_map
 from mistjax.steer.artifact import SteeringArtifact, save_steering
 from mistjax.steer.build import BOARD_CONCEPTS, BOARD_OPPOSITES, build_vectors
 from mistjax.steer.groups import observation_group
+from mistjax.steer.table import Steering
 from mistjax.steer.vectors import difference_of_means
 
 VECTOR_TAPS = (
@@ -46,8 +50,8 @@ VECTOR_TAPS = (
     Tap("vlm.resid", None, "text", "mean"),
     Tap("vlm.resid", None, "image", "mean"),
 )
-LOOK_TAP = Tap("vision.resid", None, "image", "mean")
-TRIED = ("nominal@vision.0", "nominal@vision.1")
+LOOK_TAP = Tap("vision.resid", None, "image")
+TRIED = (("look, mean", 2.0), ("look, affine", 1.0))
 TAPS = (
     Tap("action.resid", (-1,), "action", "mean"),
     Tap("vlm.resid", (-1,), "text", "mean"),
@@ -65,10 +69,10 @@ class Config:
         work: recorded runs.
         perturbation: what the monitor is for; None takes the demo's.
         episodes: recorded for each purpose and condition.
+        looks: expert episodes that show both looks.
         tuning: episodes of each trial of a direction.
         alpha: bound on the chance of any alarm in a successful nominal episode.
         detectors: names in the registry.
-        strengths: tried for each direction.
         cap: largest change of an action, as a share of its range.
     """
 
@@ -76,11 +80,11 @@ class Config:
     out: Path = SHIPPED / "board_mist"
     work: Path = Path("runs/board_mist")
     perturbation: dict[str, float] | None = None
-    episodes: int = 150
+    episodes: int = 200
+    looks: int = 100
     tuning: int = 80
     alpha: float = 0.1
     detectors: tuple[str, ...] = ("safe_mlp", "mahalanobis")
-    strengths: tuple[float, ...] = (2.0,)
     cap: float = 0.5
 
 
@@ -124,27 +128,33 @@ def build_detector(config: Config, training, tuning, nominal: Run) -> dict:
     return metrics
 
 
-def directions(policy: Any, config: Config, perturbed: Run) -> SteeringArtifact:
-    """Everything that is tried: concepts, success - failure, and away from the perturbation's look.
+def look_directions(
+    policy: Any, perturbation: dict[str, float], seeds: Sequence[int]
+) -> dict[str, Steering]:
+    """From the perturbed look to the nominal one: the same situations, seen both ways."""
+    nominal = expert_observations(seeds)
+    perturbed = expert_observations(seeds, perturbation=perturbation)
+    key, tap = jax.random.key(0), dataclasses.replace(LOOK_TAP, reduce="mean")
+    towards, away = (observation_group(policy, raw, tap, key) for raw in (nominal, perturbed))
+    conditions = {"towards": "nominal", "away": perturbation}
+    return {
+        "look, mean": difference_of_means(
+            towards, away, tap, policy.spec, conditions=conditions
+        ).at_layers(0),
+        "look, affine": affine_map(
+            policy, nominal, perturbed, LOOK_TAP, key, conditions=conditions
+        ),
+    }
 
-    The last is the difference of means at the first observation of the same seeds without and with
-    the perturbation; each layer of the vision tower gives one direction.
-    """
+
+def directions(policy: Any, config: Config, perturbed: Run) -> SteeringArtifact:
+    """Everything there is to try: concepts, success - failure, and away from the look."""
     found = build_vectors(
         policy, BOARD_CONCEPTS, opposites=BOARD_OPPOSITES, run=perturbed, taps=VECTOR_TAPS, first=6
     )
-    looks = {}
-    for condition, perturbation in (("nominal", {}), ("perturbed", config.perturbation)):
-        env = gym.make(BOARD_ENV)
-        options = {"perturbation": perturbation}
-        raw = [env.reset(seed=1_200_000 + i, options=options)[0] for i in range(config.episodes)]
-        looks[condition] = observation_group(policy, raw, LOOK_TAP, jax.random.key(0))
-    look = difference_of_means(
-        looks["nominal"], looks["perturbed"], LOOK_TAP, policy.spec, groups="nominal - perturbed"
-    )
-    depth = policy.spec.stacks["vision"].depth
-    layers = {f"nominal@vision.{i}": look.at_layers(i) for i in range(depth)}
-    return dataclasses.replace(found, directions={**found.directions, **layers})
+    assert config.perturbation is not None
+    looks = look_directions(policy, config.perturbation, range(1_200_000, 1_200_000 + config.looks))
+    return dataclasses.replace(found, directions={**found.directions, **looks})
 
 
 def trial(policy, config: Config, found: SteeringArtifact, name: str, strength: float) -> Run:
@@ -156,7 +166,7 @@ def trial(policy, config: Config, found: SteeringArtifact, name: str, strength: 
     mist = MistPolicy(policy, monitor, make_remedy(policy, steering, remedy), "trial")
     return collect(
         mist,
-        config.work / "trials" / f"{name}_{strength:g}".replace("@", "_at_"),
+        config.work / "trials" / name.replace(", ", "_"),
         episodes=config.tuning,
         first_seed=3_000_000,
         perturbation=config.perturbation,
@@ -171,25 +181,26 @@ def choose(
     """For each cause the direction that repaired most net of what it broke, and the counts.
 
     An episode counts for the cause that the monitor named at its first alarm. All directions of a
-    table act at one site, so the site with the best total wins.
+    table are of one kind at one site, so the kind and site with the best total win.
     """
     outcome = {row["seed"]: row["success"] for row in bare.finished}
     modalities = (*policy.config.image_keys, "text", "state")
     rows: list[dict] = []
-    net: dict[str, dict[str, dict]] = {}
+    net: dict[tuple[str, str], dict[str, dict]] = {}
     for (name, strength), run in trials.items():
         counts = dict.fromkeys(modalities, 0)
         for trace in run.traces():
             named = trace.aux["cause"][trace.aux["cause"] >= 0]
             if len(named) and trace.seed in outcome:
                 counts[modalities[int(named[0])]] += bool(trace.success) - bool(outcome[trace.seed])
-        site = found.directions[name].site
-        rows.append({"direction": name, "site": site, "strength": strength, **counts})
+        direction = found.directions[name]
+        place = (type(direction).__name__, direction.site)
+        rows.append({"direction": name, "site": direction.site, "strength": strength, **counts})
         for cause, value in counts.items():
-            net.setdefault(site, {}).setdefault(cause, {})[name, strength] = value
+            net.setdefault(place, {}).setdefault(cause, {})[name, strength] = value
     gains = {
-        site: sum(max(0, *scores.values()) for scores in causes.values())
-        for site, causes in net.items()
+        place: sum(max(0, *scores.values()) for scores in causes.values())
+        for place, causes in net.items()
     }
     chosen = {}
     for cause, scores in net[max(gains, key=gains.__getitem__)].items():
@@ -218,9 +229,7 @@ def main(config: Config) -> list[dict]:
         num_envs=16,
     )
     trials = {
-        (name, strength): trial(policy, config, found, name, strength)
-        for name in TRIED
-        for strength in config.strengths
+        (name, strength): trial(policy, config, found, name, strength) for name, strength in TRIED
     }
     causes, rows = choose(policy, found, bare, trials)
     notes = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from mistjax.recover.study import StudyConfig
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
-PERTURBATION = {"stone_reflectivity": 1.0}
+PERTURBATION = {"table_texture": 0.4}
 
 
 def shipped_study(

@@ -202,5 +202,5 @@ def _swapped_words(episode: Episode, strength: float, rng: Rng) -> Episode:
 
 @_register("language")
 def _masked_words(episode: Episode, strength: float, rng: Rng) -> Episode:
-    """Colour, row or column replaced by `MASK_WORD`."""
+    """Colour, row or column replaced by `MASK_WORD`, which a prompt format may clean away."""
     return _rewrite(episode, strength, rng, lambda name, word: MASK_WORD)
