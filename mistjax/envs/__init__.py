@@ -1,6 +1,13 @@
 """Gymnasium environments, their perturbations and scripted experts. Importing this registers
-`mistjax/Board-v0`."""
+`mistjax/Board-v0`, `mistjax/Libero-v0` and, by suite, `mistjax/LiberoObject-v0` and the like."""
 
 import gymnasium as gym
 
 gym.register("mistjax/Board-v0", "mistjax.envs.board:BoardEnv", disable_env_checker=True)
+for _name in ("", "Spatial", "Object", "Goal", "10", "90"):
+    gym.register(
+        f"mistjax/Libero{_name}-v0",
+        "mistjax.envs.libero.env:LiberoEnv",
+        disable_env_checker=True,
+        kwargs={"suite": f"libero_{_name.lower()}"} if _name else {},
+    )

@@ -1,0 +1,79 @@
+"""Which LIBERO episode a seed and reset options name."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mistjax.envs.libero.changes import Change
+from mistjax.envs.libero.perturbations import perturb
+from mistjax.envs.libero.suites import Task
+
+OPTIONS = ("task_id", "init_state", "perturbation")
+STARTS = 50  # fixed start states of each published task
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """What runs.
+
+    Attributes:
+        task_id: index in the suite.
+        task: the task as published.
+        init_state: index of the fixed start state; None if the start was drawn.
+        change: what the perturbations made of it.
+    """
+
+    task_id: int
+    task: Task
+    init_state: int | None
+    change: Change
+
+
+def choose_episode(
+    tasks: Sequence[Task], seed: int, options: Mapping[str, Any]
+) -> tuple[Episode, Float[np.ndarray, " size"] | None]:
+    """The episode, and the fixed state that it starts from, if any.
+
+    Args:
+        tasks: the suite.
+        seed: start s % 50 of task s // 50, or start s of the task that `options` name.
+        options: of `LiberoEnv.reset`.
+
+    Raises:
+        ValueError: an unknown option, task, start state or perturbation.
+    """
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise ValueError(f"unknown reset options {unknown}, expected {', '.join(OPTIONS)}")
+    task_id, index = options.get("task_id"), seed
+    if task_id is None:
+        task_id, index = seed // STARTS % len(tasks), seed % STARTS
+    task = tasks[check_task(tasks, task_id)]
+    rng = np.random.default_rng([seed, 2])
+    change = perturb(task, options.get("perturbation", {}), rng, tasks)
+    states = None if change.scene_changed else _init_states(task)
+    if states is None:
+        if "init_state" in options:
+            raise ValueError("init_state is given, but this episode has no fixed start states")
+        return Episode(task_id, task, None, change), None
+    chosen = options.get("init_state", index % len(states))
+    if not 0 <= chosen < len(states):
+        raise ValueError(f"init_state is {chosen}, expected 0 to {len(states) - 1}")
+    return Episode(task_id, task, chosen, change), states[chosen]
+
+
+def check_task(tasks: Sequence[Task], task_id: int) -> int:
+    """`task_id` itself; ValueError when the suite has none of that index."""
+    if not 0 <= task_id < len(tasks):
+        raise ValueError(f"task_id is {task_id}, expected 0 to {len(tasks) - 1}")
+    return task_id
+
+
+@functools.lru_cache(maxsize=16)
+def _init_states(task: Task) -> Float[np.ndarray, "states size"] | None:
+    return task.init_states()

@@ -1,0 +1,127 @@
+"""Suites of LIBERO tasks: the five installed ones, and published folders in the same layout.
+
+Step limits are those that openpi and OpenVLA evaluate with: the longest demonstration of a suite
+and a margin.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from mistjax.envs.libero.bddl import Problem
+from mistjax.envs.libero.init_states import read_init_states
+from mistjax.envs.libero.installation import package, task_map
+
+MAX_STEPS = {
+    "libero_spatial": 220,
+    "libero_object": 280,
+    "libero_goal": 300,
+    "libero_10": 520,
+    "libero_90": 400,
+}
+SUITES = tuple(MAX_STEPS)
+SETTLE_STEPS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task of a suite.
+
+    Attributes:
+        suite, name: which; the name is that of its files.
+        prompt: the instruction as evaluations give it to policies.
+        problem: scene, start and goal.
+        init_file: its fixed start states; None if start states are drawn from the problem.
+        max_steps: step limit.
+    """
+
+    suite: str
+    name: str
+    prompt: str
+    problem: Problem
+    init_file: Path | None
+    max_steps: int
+
+    def init_states(self) -> Float[np.ndarray, "states size"] | None:
+        """The fixed start states: rows of (time, qpos, qvel)."""
+        return None if self.init_file is None else read_init_states(self.init_file)
+
+
+def prompt_of(name: str) -> str:
+    """The instruction in a task's file name, after the scene's name if there is one."""
+    return re.sub(r"^[A-Z_]+SCENE\d+_", "", name).replace("_", " ")
+
+
+@functools.cache
+def suite(name: str) -> tuple[Task, ...]:
+    """The tasks of an installed suite in LIBERO's order.
+
+    Raises:
+        ValueError: an unknown suite.
+        ImportError: LIBERO is not installed.
+    """
+    if name not in SUITES:
+        raise ValueError(f"unknown suite {name!r}; expected one of {', '.join(SUITES)}.")
+    bddl, init = package() / "bddl_files" / name, package() / "init_files" / name
+    return tuple(
+        Task(
+            suite=name,
+            name=task,
+            prompt=prompt_of(task),
+            problem=Problem.parse((bddl / f"{task}.bddl").read_text()),
+            init_file=init / f"{task}.pruned_init",
+            max_steps=MAX_STEPS[name],
+        )
+        for task in task_map()[name]
+    )
+
+
+def published(
+    bddl_folder: str | Path, init_folder: str | Path | None = None, *, max_steps: int | None = None
+) -> tuple[Task, ...]:
+    """The tasks of a folder of BDDL files, such as LIBERO-PRO's `libero_object_swap`.
+
+    Nothing of a file is run: start states are read as data, and scenes are built from what
+    `Problem` makes of the text. The prompt is the file's own `:language`, which is what LIBERO-PRO
+    rewrites.
+
+    Args:
+        bddl_folder: its `.bddl` files, one a task, in the order of their names.
+        init_folder: start states of the same names, `.pruned_init` or `.init`; a task without one,
+            or None, draws its starts from its regions.
+        max_steps: step limit; None takes that of the suite whose name the folder's begins with.
+
+    Raises:
+        FileNotFoundError: a folder without tasks.
+        ValueError: a file that is not a LIBERO task, or no step limit to go by.
+    """
+    folder = Path(bddl_folder)
+    files = sorted(folder.glob("*.bddl"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no .bddl files.")
+    if max_steps is None:
+        base = [name for name in SUITES if folder.name.startswith(name)]
+        if not base:
+            raise ValueError(
+                f"max_steps is needed: the name of {folder} begins with none of {list(SUITES)}."
+            )
+        max_steps = MAX_STEPS[base[0]]
+    return tuple(_published(path, init_folder, max_steps) for path in files)
+
+
+def _published(path: Path, init_folder: str | Path | None, max_steps: int) -> Task:
+    try:
+        problem = Problem.parse(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    init = None
+    if init_folder is not None:
+        names = (f"{path.stem}.pruned_init", f"{path.stem}.init")
+        init = next((p for n in names if (p := Path(init_folder) / n).exists()), None)
+    return Task(path.parent.name, path.stem, problem.language, problem, init, max_steps)
