@@ -44,11 +44,20 @@ def at_fraction(
 
 
 def roc_auc(score: Shaped[Any, " n"], failed: Shaped[Any, " n"]) -> float:
-    """Area under the ROC curve; NaN when only one class is present."""
-    failed = np.asarray(failed, bool)
-    return (
-        float(sk.roc_auc_score(failed, score)) if 0 < failed.sum() < len(failed) else float("nan")
-    )
+    """Area under the ROC curve, from ranks (ties count half); NaN when only one class is present.
+
+    Raises:
+        ValueError: a NaN score, which has no rank.
+    """
+    score, failed = np.asarray(score), np.asarray(failed, bool)
+    if np.isnan(score).any():
+        raise ValueError(f"{np.isnan(score).sum()} scores are NaN; they have no rank.")
+    positives = int(failed.sum())
+    pairs = positives * (len(failed) - positives)
+    if not pairs:
+        return float("nan")
+    above = stats.rankdata(score)[failed].sum() - positives * (positives + 1) / 2
+    return float(above / pairs)
 
 
 def auprc(score: Shaped[Any, " n"], failed: Shaped[Any, " n"]) -> float:

@@ -6,12 +6,13 @@ Source: SAFE (arXiv 2506.09937), released feature options.
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 
-def pool(values: Float[Array, "*b n d"], command: str) -> Float[Array, "*b e"]:
+def pool(
+    values: Float[Array | np.ndarray, "*b n d"], command: str
+) -> Float[Array | np.ndarray, "*b e"]:
     """Pool n vectors into one.
 
     Args:
@@ -47,4 +48,4 @@ def pool(values: Float[Array, "*b n d"], command: str) -> Float[Array, "*b e"]:
             f"unknown pooling {command!r}; give a number in [0, 1], mean, concat, concat-k with "
             "k >= 2, or concat-a:b[:c]."
         ) from None
-    return jnp.reshape(chosen, (*values.shape[:-2], -1))
+    return chosen.reshape(*values.shape[:-2], -1)

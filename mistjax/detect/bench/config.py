@@ -1,0 +1,61 @@
+"""What a comparison of detectors is: which runs, which split, which settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from mistjax.detect.conformal import Band
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """One comparison. The same configuration in the same folder goes on where it stopped.
+
+    Attributes:
+        runs: run folders of one policy. Without `train` they are divided into training, calibration
+            and test episodes; with it, into the last two.
+        out: folder for the rows, bench.csv and bench.html.
+        train: run folders to train on, of the same policy and other seeds.
+        features: names of the recorded features that detectors of hidden states read, e.g.
+            "action.resid@-1/action/mean". () takes `DEFAULT_FEATURES` where those were recorded,
+            else the only feature there is.
+        pool: how tokens and flow steps of a feature are pooled, see `pooling.pool`.
+        group: key of a JSON task; episodes with the same value count as one task. None takes the
+            whole task. Metrics by earliest stop compare episodes of one task up to its shortest.
+        detectors: rows of the table; () for all.
+        seed: of the split and of training.
+        fractions: share of the seeds for training, calibration and test.
+        alpha: bound on the chance of any alarm in a success, for the calibrated threshold.
+        band: shape of that threshold over time.
+        epochs: of the trained heads (SAFE-MLP, SAFE-LSTM); None takes the source's 1000.
+        networks: "source" gives RND, logpZO, RND-OE and FIPER networks of the original size (62 M
+            parameters each: hours on a CPU); "small" an eighth of the width, and the table says so.
+        displacements: actions are changes of position, so that ACE and FIPER, which read positions,
+            get them summed over the chunk.
+        draws: bootstrap resamples.
+    """
+
+    runs: tuple[Path, ...]
+    out: Path
+    train: tuple[Path, ...] = ()
+    features: tuple[str, ...] = ()
+    pool: str = "mean"
+    group: str | None = None
+    detectors: tuple[str, ...] = ()
+    seed: int = 0
+    fractions: tuple[float, float, float] = (0.5, 0.2, 0.3)
+    alpha: float = 0.1
+    band: Band = "stdev"
+    epochs: int | None = None
+    networks: Literal["small", "source"] = "small"
+    displacements: bool = True
+    draws: int = 1000
+
+    def settings(self) -> dict[str, Any]:
+        """All that a finished row depends on, JSON types only."""
+        values = dataclasses.asdict(self)
+        for name in ("out", "detectors"):
+            del values[name]
+        return values | {name: [str(path) for path in values[name]] for name in ("runs", "train")}

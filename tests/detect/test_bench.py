@@ -1,0 +1,227 @@
+"""The comparison of detectors on recorded runs: on a real policy, and on episodes whose answer is
+known.
+"""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from mistjax.cli import main
+from mistjax.demo import SHIPPED
+from mistjax.detect import DETECTORS
+from mistjax.detect.bench import BenchConfig, run_bench
+from mistjax.detect.bench.inputs import hidden_names, readers
+from mistjax.detect.resampled import Resampled
+from mistjax.hooks import Tap
+from mistjax.rollouts.collect import collect, load_policy
+from mistjax.rollouts.run import load_run
+from mistjax.rollouts.store import RunWriter
+from mistjax.rollouts.trace import Trace
+
+FAST = {"epochs": 5, "draws": 40}
+CHEAP = ("safe_mlp", "mahalanobis", "stac_single", "trajectory_length", "max_token_prob", "ace")
+
+
+def episode(seed, *, signal, rng):
+    """Failures last longer, and from the third inference on their features move by `signal`."""
+    success = seed % 3 != 0
+    n = int(rng.integers(8, 11)) + 4 * (not success)
+    x = rng.normal(size=(n, 1, 6)).astype(np.float32)
+    if not success:
+        x[2:] += signal
+    chunks = rng.normal(size=(n, 4, 7)).astype(np.float32)
+    return Trace(
+        seed=seed,
+        env_id="known",
+        task=json.dumps({"speed": ("slow", "fast")[seed % 2], "row": seed}),
+        prompt="move",
+        policy="known",
+        policy_fingerprint="k",
+        success=success,
+        state=np.zeros((n, 1), np.float32),
+        actions=chunks[:, 0],
+        chunks=chunks,
+        inference_step=np.arange(n, dtype=np.int32),
+        timings_ms=np.ones(n, np.float32),
+        features={"vlm.resid@-1/text/mean": x},
+        aux={"sampled_actions": rng.normal(size=(n, 3, 4, 7)).astype(np.float32)},
+    )
+
+
+def write_run(path, seeds, *, signal=2.0, fingerprint="k"):
+    rng = np.random.default_rng(seeds[0])
+    config = {"policy": "known", "policy_fingerprint": fingerprint, "execute_steps": 1}
+    with RunWriter.open(path, config) as writer:
+        for seed in seeds:
+            writer.add(episode(seed, signal=signal, rng=rng))
+    return path
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("known") / "run", range(150))
+
+
+@pytest.fixture(scope="module")
+def compared(known, tmp_path_factory):
+    out = tmp_path_factory.mktemp("compared")
+    config = BenchConfig((known,), out, group="speed", detectors=CHEAP, **FAST)
+    return config, {row["name"]: row for row in run_bench(config, progress=False)}
+
+
+def test_a_clear_signal_is_found_and_length_is_no_help_by_earliest_stop(compared):
+    _, rows = compared
+    assert rows["mahalanobis"]["roc_auc"]["value"] > 0.95
+    length = rows["trajectory_length"]
+    assert length["control"] and length["roc_auc"]["value"] == 0.5
+    assert length["roc_auc_full"]["value"] == 1.0
+    assert 0.2 < rows["stac_single"]["roc_auc"]["value"] < 0.8  # chunks are noise here
+
+
+def test_every_estimate_lies_in_its_interval(compared):
+    _, rows = compared
+    for row in rows.values():
+        for value in (v for v in row.values() if isinstance(v, dict) and "low" in v):
+            assert value["low"] <= value["value"] + 1e-9 <= value["high"] + 2e-9
+
+
+def test_alarms_come_with_the_promise(compared):
+    _, rows = compared
+    row = rows["mahalanobis"]
+    assert row["detected"]["value"] > 0.8 and row["false_alarms"]["value"] < 0.4
+    assert row["detection_time"]["value"] < 0.6
+
+
+def test_what_was_not_recorded_stays_in_the_table_with_its_reason(compared):
+    config, rows = compared
+    assert rows["max_token_prob"]["status"] == "not applicable"
+    assert "token_log_prob" in rows["max_token_prob"]["remark"]
+    with (config.out / "bench.csv").open() as file:
+        table = {row["name"]: row for row in csv.DictReader(file)}
+    assert set(table) == set(CHEAP)
+    assert float(table["mahalanobis"]["roc_auc"]) == rows["mahalanobis"]["roc_auc"]["value"]
+    assert table["max_token_prob"]["roc_auc"] == ""
+    page = (config.out / "bench.html").read_text()
+    assert "token_log_prob" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_finished_rows_are_kept_and_another_comparison_is_refused(compared, monkeypatch):
+    config, rows = compared
+    path = config.out / "rows" / "safe_mlp.json"
+    kept = json.loads(path.read_text()) | {"fit_s": 123.0}
+    path.write_text(json.dumps(kept))
+    again = {row["name"]: row for row in run_bench(config, progress=False)}
+    assert again["safe_mlp"]["fit_s"] == 123.0
+    assert again["mahalanobis"]["roc_auc"] == rows["mahalanobis"]["roc_auc"]
+    with pytest.raises(ValueError, match="another comparison"):
+        run_bench(dataclasses.replace(config, alpha=0.2), progress=False)
+
+
+def test_too_few_successes_for_alpha_are_said(known, tmp_path):
+    config = BenchConfig((known,), tmp_path, alpha=0.01, detectors=("mahalanobis",), **FAST)
+    (row,) = run_bench(config, progress=False)
+    assert "+inf" in row["remark"] and row["false_alarms"]["value"] == 0
+
+
+def test_training_runs_are_apart_and_must_not_share_seeds(known, tmp_path):
+    held = write_run(tmp_path / "held", range(200, 245))
+    config = BenchConfig((held,), tmp_path / "out", (known,), detectors=("mahalanobis",), **FAST)
+    run_bench(config, progress=False)
+    split = json.loads((tmp_path / "out" / "bench.json").read_text())["split"]
+    assert [split[part]["episodes"] for part in ("train", "calibration", "test")] == [150, 18, 27]
+    with pytest.raises(ValueError, match="150 seeds"):
+        run_bench(dataclasses.replace(config, runs=(known,)), progress=False)
+
+
+def test_runs_of_two_policies_are_refused(known, tmp_path):
+    other = write_run(tmp_path / "other", range(200, 203), fingerprint="z")
+    with pytest.raises(ValueError, match="2 policies"):
+        run_bench(BenchConfig((known, other), tmp_path / "out"), progress=False)
+
+
+def test_unknown_names_are_refused(known, tmp_path):
+    for changes, message in (
+        ({"detectors": ("magic",)}, "magic"),
+        ({"features": ("x@1/a/mean",)}, "vlm.resid@-1/text/mean"),
+        ({"group": "colour"}, "colour"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_bench(BenchConfig((known,), tmp_path / "out", **changes), progress=False)
+
+
+def test_a_detector_that_refuses_does_not_stop_the_others(known, tmp_path):
+    name = "vlm.resid@-1/text/mean"
+    with RunWriter.open(tmp_path / "run", load_run(known).config) as writer:
+        for trace in load_run(known).traces():
+            features = {name: np.full_like(trace.features[name], np.nan)}
+            writer.add(dataclasses.replace(trace, features=features))
+    config = BenchConfig((tmp_path / "run",), tmp_path / "out", **FAST)
+    config = dataclasses.replace(config, detectors=("mahalanobis", "trajectory_length"))
+    rows = {row["name"]: row for row in run_bench(config, progress=False)}
+    assert rows["trajectory_length"]["status"] == "scored"
+    assert rows["mahalanobis"]["status"] == "refused" and "NaN" in rows["mahalanobis"]["remark"]
+    assert not (config.out / "rows" / "mahalanobis.json").exists()
+
+
+def test_taps_are_pooled_like_a_detectors_features(known):
+    rng = np.random.default_rng(0)
+    trace = episode(1, signal=0, rng=rng)
+    n = len(trace.chunks)
+    names = ("action.resid@all/action/tokens", "vlm.attn_heads@all/text/mean")
+    tokens, heads = rng.normal(size=(n, 10, 2, 5, 3)), rng.normal(size=(n, 2, 4, 3))
+    trace = dataclasses.replace(trace, features=dict(zip(names, (tokens, heads), strict=True)))
+    config = BenchConfig((known,), known, features=names)
+    hidden = readers([trace], hidden_names([trace], names), config)["hidden"](trace)
+    wanted = [tokens.mean((1, 3)).reshape(n, -1), heads.reshape(n, -1)]
+    np.testing.assert_allclose(hidden, np.concatenate(wanted, 1), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory):
+    """24 episodes of the shipped policy, short and under a perturbation that makes many fail."""
+    folder = tmp_path_factory.mktemp("board")
+    policy = Resampled(load_policy(SHIPPED / "board_pi0"), 3)
+    return collect(
+        policy,
+        folder / "run",
+        episodes=24,
+        first_seed=9_000_000,
+        perturbation={"stone_reflectivity": 1.0},
+        taps=[Tap("action.resid", (-1,), "action", "mean")],
+        aux=["sampled_actions"],
+        num_envs=12,
+    )
+
+
+@pytest.mark.slow
+def test_the_executed_chunk_is_the_bare_policys(board):
+    bare = load_policy(SHIPPED / "board_pi0")
+    seed = board.seeds[0]
+    again = collect(
+        bare,
+        board.path.parent / "bare",
+        episodes=12,
+        first_seed=seed,
+        num_envs=12,
+        perturbation={"stone_reflectivity": 1.0},
+    )
+    np.testing.assert_array_equal(board.trace(seed).chunks, again.trace(seed).chunks)
+    drawn = board.trace(seed).aux["sampled_actions"]
+    assert drawn.shape[1:] == (3, 8, 4) and (np.ptp(drawn, axis=1) > 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_whole_zoo_runs_on_a_real_policy(board, tmp_path, capsys):
+    out = tmp_path / "zoo"
+    arguments = ["detect-bench", str(board.path), "--out", str(out), "--group", "speed"]
+    assert main([*arguments, "--epochs", "5", "--features", "action.resid@-1/action/mean"]) == 0
+    table = capsys.readouterr().out
+    rows = {path.stem: json.loads(path.read_text()) for path in (out / "rows").iterdir()}
+    assert all(name in table for name in DETECTORS)
+    needs_more = {"sensitivity_gate", "action_rotation_var", "action_gripper_var"}
+    needs_more |= {name for name in DETECTORS if "_token_" in name}
+    assert set(rows) == set(DETECTORS) - needs_more | {"stac_single"}
