@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from tyro.conf import Positional
@@ -85,6 +86,9 @@ def collect(
     env: str = "mistjax/Board-v0",
     preset: str = "board",
     taps: tuple[str, ...] = (),
+    samples: int = 1,
+    steer: tuple[Path, str, float] | None = None,
+    onset: int = 0,
     videos: int = 0,
 ) -> None:
     """Run a policy and record its episodes and activations.
@@ -98,21 +102,30 @@ def collect(
         env: gymnasium id.
         preset: robot preset.
         taps: activations to record, e.g. vlm.resid@-1/text/mean; the detector's own by default.
+        samples: chunks drawn at each inference, for detectors of disagreement; 1 draws no others.
+        steer: folder of directions, the name of one and its strength: always in force, no monitor.
+        onset: inferences of an episode before `steer`.
         videos: how many of the first episodes to record as video.
     """
     from mistjax.detect.features import DEFAULT_FEATURES
+    from mistjax.detect.resampled import Resampled
     from mistjax.hooks.sites import Tap
     from mistjax.rollouts.collect import collect, load_policy
     from mistjax.rollouts.summary import summarize
+    from mistjax.steer.policy import load_steered
 
+    bare = load_policy(policy, preset)
+    if steer is not None:
+        bare = load_steered(bare, *steer, onset=onset)
     run = collect(
-        load_policy(policy, preset),
+        bare if samples == 1 else Resampled(bare, samples),
         out,
         episodes=episodes,
         first_seed=first_seed,
         env=env,
         perturbation=perturbation,
         taps=[Tap.parse(text) for text in taps] or DEFAULT_FEATURES.taps,
+        aux=() if samples == 1 else ("sampled_actions",),
         videos=videos,
     )
     print(f"success {summarize(run).success}; recorded in {out}")
@@ -149,6 +162,101 @@ def calibrate(runs: Positional[tuple[Path, ...]], /, *, detector: Path, alpha: f
     print(f"{threshold.describe()}\n{report_metrics(metrics)}")
 
 
+def detect_bench(
+    runs: Positional[tuple[Path, ...]],
+    /,
+    *,
+    out: Path = Path("runs/detect_bench"),
+    train: tuple[Path, ...] = (),
+    features: tuple[str, ...] = (),
+    pool: str = "mean",
+    group: str | None = None,
+    detectors: tuple[str, ...] = (),
+    seed: int = 0,
+    alpha: float = 0.1,
+    epochs: int | None = None,
+    networks: Literal["small", "source"] = "small",
+) -> None:
+    """Compare every applicable failure detector on recorded runs, offline.
+
+    Args:
+        runs: run folders of one policy, divided by seed into training, calibration and test.
+        out: folder of the table and the page; the same command goes on where it was interrupted.
+        train: run folders to train on; RUNS are then held out whole.
+        features: recorded features that detectors of hidden states read; the default ones if left
+            out.
+        pool: how their tokens and flow steps are pooled, e.g. mean, 1.0, concat-2.
+        group: key of a JSON task: episodes with the same value count as one task.
+        detectors: only these rows.
+        seed: of the split and of training.
+        alpha: bound on the chance of any alarm in a success.
+        epochs: of the trained heads; the source's 1000 if left out.
+        networks: "source" gives RND, logpZO, RND-OE and FIPER their original size (hours on a CPU).
+    """
+    from mistjax.detect.bench.config import BenchConfig
+    from mistjax.detect.bench.run import report
+
+    config = BenchConfig(
+        runs=runs,
+        out=out,
+        train=train,
+        features=features,
+        pool=pool,
+        group=group,
+        detectors=detectors,
+        seed=seed,
+        alpha=alpha,
+        epochs=epochs,
+        networks=networks,
+    )
+    print(report(config))
+
+
+def import_safe(
+    folder: Positional[Path],
+    /,
+    *,
+    out: Path,
+    policy: str | None = None,
+    pool: tuple[str, ...] = (),
+) -> None:
+    """Turn rollouts in SAFE's format (pickle files) into a run folder.
+
+    Args:
+        folder: rollouts of OpenVLA, pi0 or pi0-FAST, as SAFE's loaders expect them.
+        out: run folder to write.
+        policy: name of the policy that made them.
+        pool: how hidden states are pooled, innermost axis first, e.g. `mean mean`; all if left out.
+    """
+    from mistjax.detect.safe_rollouts import import_safe
+    from mistjax.rollouts.summary import summarize
+
+    run = import_safe(folder, out, policy=policy, pool=pool)
+    print(f"{len(run.rows)} episodes, success {summarize(run).success}; imported into {out}")
+
+
+def export_safe(
+    run: Positional[Path],
+    /,
+    *,
+    out: Path,
+    feature: str,
+    layout: Literal["pi0", "openvla"] = "pi0",
+) -> None:
+    """Write a run's episodes in SAFE's format (pickle files).
+
+    Args:
+        run: run folder.
+        out: folder to write.
+        feature: recorded feature that becomes the hidden states, e.g.
+            action.resid@-1/action/tokens.
+        layout: of the files.
+    """
+    from mistjax.detect.safe_rollouts import export_safe
+
+    print(export_safe(run, out, feature=feature, layout=layout))
+
+
 def vectors(
     policy: Positional[Path],
     /,
@@ -183,6 +291,7 @@ def explain(
     seed: int,
     inference: int | None = None,
     method: str = "integrated_gradients",
+    memory: int | None = None,
     out: Path = Path("explanation.html"),
     preset: str = "board",
 ) -> None:
@@ -195,6 +304,7 @@ def explain(
         seed: which episode.
         inference: which inference; the first alarm by default, else the highest score.
         method: integrated_gradients, gradient_x_input, saliency, occlusion or iss.
+        memory: MiB of temporary memory to stay within; 8 runs at a time by default.
         out: page to write.
         preset: robot preset.
     """
@@ -203,13 +313,15 @@ def explain(
     from mistjax.rollouts.run import load_run
 
     bare = load_policy(policy, preset)
-    print(explain_episode(bare, detector, load_run(run), seed, out, inference, method))
+    budget = None if memory is None else memory * 2**20
+    print(explain_episode(bare, detector, load_run(run), seed, out, inference, method, budget))
 
 
 def evaluate(
-    policy: Positional[Path],
+    checkpoint: Positional[str | None] = None,
     /,
     *,
+    policy: str | None = None,
     out: Path,
     mist: Path | None = None,
     arms: tuple[str, ...] = ("bare",),
@@ -217,28 +329,41 @@ def evaluate(
     first_seed: int = 0,
     perturbation: dict[str, float] | None = None,
     env: str = "mistjax/Board-v0",
-    preset: str = "board",
+    suite: str | None = None,
+    preset: str | None = None,
     videos: int = 0,
+    workers: int = 0,
+    num_envs: int | None = None,
+    executor: Literal["process", "ray"] = "process",
 ) -> None:
     """Success of a policy, and of its monitored arms on the same seeds.
 
     Args:
-        policy: checkpoint folder.
-        out: folder of the arms' runs and the report page.
+        checkpoint: the same as --policy.
+        policy: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
+        out: folder of the arms' runs and the report page; the same command goes on there.
         mist: folder of a monitor and remedy, for the arms other than bare.
         arms: of bare, monitor, random, mist.
-        episodes: how many, of consecutive seeds.
-        first_seed: the first seed.
+        episodes: how many, of consecutive seeds; with --suite, of each task.
+        first_seed: the first seed; with --suite, the first fixed start of each task.
         perturbation: what is changed in the environment, e.g. `camera_angle 0.5`.
         env: gymnasium id.
-        preset: robot preset.
+        suite: a LIBERO suite in place of --env, e.g. libero_spatial.
+        preset: robot preset; the checkpoint's own name by default, else board.
         videos: how many of the first episodes to record as video.
+        workers: processes that step the environments; 0 is this one.
+        num_envs: environments in lock-step; 8 by default, with --suite one a worker.
+        executor: whether workers are processes of this machine or Ray actors.
     """
+    from mistjax.policies.presets import preset_of
     from mistjax.recover.study import StudyConfig, run_study
 
+    source = checkpoint or policy
+    if source is None or (checkpoint and policy):
+        raise ValueError("give one checkpoint: mistjax eval CHECKPOINT, or --policy CHECKPOINT.")
     run_study(
         StudyConfig(
-            policy=policy,
+            policy=source,
             mist=mist,
             out=out,
             arms=arms,
@@ -246,8 +371,12 @@ def evaluate(
             first_seed=first_seed,
             perturbation=perturbation or {},
             env=env,
-            preset=preset,
+            suite=suite,
+            preset=preset or preset_of(source),
             videos=videos,
+            workers=workers,
+            num_envs=num_envs,
+            executor=executor,
         )
     )
 
@@ -288,6 +417,9 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "collect": collect,
     "train-detector": train_detector,
     "calibrate": calibrate,
+    "detect-bench": detect_bench,
+    "import-safe": import_safe,
+    "export-safe": export_safe,
     "vectors": vectors,
     "explain": explain,
     "eval": evaluate,
