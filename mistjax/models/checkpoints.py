@@ -80,6 +80,25 @@ def load_params(
         ValueError: a PyTorch checkpoint, or a tree that differs; names the leaves that differ.
     """
     folder = Path(folder).resolve()
+    stored = _stored(folder)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        _compare(folder, _by_name(stored["params"]), _by_name(expected))
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        restore = ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding, dtype=dtype)
+        args = ocp.args.PyTreeRestore(
+            item=stored, restore_args=jax.tree.map(lambda _: restore, stored)
+        )
+        tree = checkpointer.restore(folder / "params", args=args)["params"]
+    return unflatten_dict(_by_name(tree), sep="/")
+
+
+def leaf_names(folder: str | Path) -> frozenset[str]:
+    """Names of the stored parameters, such as `action_in_proj/kernel`; reads no array."""
+    return frozenset(_by_name(_stored(Path(folder).resolve())["params"]))
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """What the parameters on disk look like; raises as `load_params` does."""
     path = folder / "params"
     if not path.is_dir():
         if (folder / "model.safetensors").exists():
@@ -90,17 +109,9 @@ def load_params(
         raise FileNotFoundError(f"{folder} has no params/: expected an openpi checkpoint folder.")
     with ocp.PyTreeCheckpointer() as checkpointer:
         stored = checkpointer.metadata(path).item_metadata.tree
-        if "params" not in stored:
-            raise ValueError(f"{path} holds {sorted(stored)}: expected one tree named 'params'.")
-        stored = {"params": stored["params"]}
-        _compare(folder, _by_name(stored["params"]), _by_name(expected))
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        restore = ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding, dtype=dtype)
-        args = ocp.args.PyTreeRestore(
-            item=stored, restore_args=jax.tree.map(lambda _: restore, stored)
-        )
-        tree = checkpointer.restore(path, args=args)["params"]
-    return unflatten_dict(_by_name(tree), sep="/")
+    if "params" not in stored:
+        raise ValueError(f"{path} holds {sorted(stored)}: expected one tree named 'params'.")
+    return {"params": stored["params"]}
 
 
 def _by_name(tree: PyTree) -> dict[str, Any]:
@@ -131,6 +142,11 @@ def _compare(folder: Path, stored: Mapping[str, Any], expected: Mapping[str, Any
             f"surplus, {len(misshapen)} misshapen): is it the right configuration?\n"
             + "\n".join(lines)
         )
+
+
+def has_config(folder: str | Path) -> bool:
+    """Whether the folder says its model's configuration; openpi's published ones do not."""
+    return (Path(folder) / "config.json").exists()
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:

@@ -34,6 +34,15 @@ def rgb(image: Any, name: str = "image") -> Rgb:
     return image
 
 
+def flatten(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A raw observation without nested dicts: ALOHA's pictures get keys like `images/cam_high`."""
+    flat: dict[str, Any] = {}
+    for key, value in raw.items():
+        inner = flatten(value) if isinstance(value, Mapping) else None
+        flat |= {key: value} if inner is None else {f"{key}/{k}": v for k, v in inner.items()}
+    return flat
+
+
 def to_unit(image: UInt8[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
     """uint8 0..255 -> float32 [-1, 1]."""
     return image.astype(np.float32) / 255.0 * 2.0 - 1.0

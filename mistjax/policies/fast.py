@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
-from mistjax.models import checkpoints, fast
+from mistjax.models import fast
 from mistjax.models.config import FastConfig
 from mistjax.models.fast import Pi0Fast, write
 from mistjax.models.fast_language import FastTokenizer
@@ -21,8 +21,8 @@ from mistjax.models.fast_tokenizer import ActionTokenizer
 from mistjax.models.observation import Observation
 from mistjax.models.sampling import Prefix, prefill
 from mistjax.models.tokenizers import PromptTokenizer
+from mistjax.models.transforms import flatten
 from mistjax.policies.pi import PiPolicy, row_keys
-from mistjax.policies.presets import RobotPreset
 from mistjax.policies.protocol import RawObs, Sample
 
 
@@ -40,6 +40,10 @@ class FastPolicy(PiPolicy):
     tokenizer: FastTokenizer = flax.struct.field(pytree_node=False)  # type: ignore[assignment]
     temperature: Float[Array, ""] | float = 0.0
 
+    config_type: ClassVar[Any] = FastConfig
+    initialise: ClassVar[Callable[..., Any]] = staticmethod(fast.init)
+    reports: ClassVar[tuple[str, ...]] = ("decode_ok",)
+
     def __post_init__(self):
         actions, config = self.tokenizer.actions, self.config
         given = (actions.horizon, actions.action_dim)
@@ -55,66 +59,31 @@ class FastPolicy(PiPolicy):
             )
 
     @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        folder: str | Path,
-        preset: RobotPreset,
-        *,
-        config: FastConfig | None = None,
-        prompts: PromptTokenizer | None = None,
-        actions: ActionTokenizer | None = None,
-        dtype: str | None = None,
-    ) -> FastPolicy:
-        """Reads a checkpoint folder in openpi's layout.
-
-        Args:
-            folder: the checkpoint.
-            preset: the robot; its name is the asset id of the statistics.
-            config: model sizes; None reads the folder's `config.json`.
-            prompts, actions: None reads the folder's own.
-            dtype: what to convert the parameters to; None keeps what is stored.
-
-        Raises:
-            FileNotFoundError: a file of the checkpoint is missing.
-            ValueError: the parameters do not fit the configuration.
-        """
-        config = config or FastConfig.from_json(checkpoints.load_config(folder))
-        prompts = prompts or checkpoints.load_tokenizer(folder, config.max_token_len)
-        actions = actions or ActionTokenizer.load(
+    def read_tokenizer(cls, folder: str | Path, config: FastConfig) -> FastTokenizer:
+        """See `PiPolicy.read_tokenizer`; the action tokens are in `assets/fast`."""
+        actions = ActionTokenizer.load(
             Path(folder) / "assets" / "fast", config.action_horizon, config.action_dim
         )
-        expected = jax.eval_shape(lambda: fast.init(config, jax.random.key(0)))["params"]
-        params = checkpoints.load_params(folder, expected, dtype)
-        return cls(
-            config=config,
-            variables={"params": params},
-            tokenizer=FastTokenizer(prompts, actions, config.vocab_size),
-            norm_stats=checkpoints.load_assets(folder, preset.name),
-            preset=preset,
-            name=Path(folder).resolve().name,
-        )
+        return FastTokenizer(super().read_tokenizer(folder, config), actions, config.vocab_size)
 
     @property
     def model(self) -> Pi0Fast:
         return Pi0Fast(self.config)
 
+    @property
+    def prompt_tokenizer(self) -> PromptTokenizer:
+        return self.tokenizer.prompts
+
     def save(self, folder: str | Path) -> None:
-        """Writes the checkpoint folder in openpi's layout; ValueError when it holds one already."""
-        checkpoints.save_checkpoint(
-            folder,
-            self.variables["params"],
-            config=self.config.to_json(),
-            norm_stats=self.norm_stats,
-            asset_id=self.preset.name,
-            tokenizer=self.tokenizer.prompts,
-        )
+        """See `PiPolicy.save`."""
+        super().save(folder)
         self.tokenizer.actions.save(Path(folder) / "assets" / "fast")
 
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
         """See `Policy.prepare`; ValueError names what a raw observation lacks or has wrong."""
-        state = self._state(raw)
-        encode = self.tokenizer.encode_prompt
-        prompts = [encode(r["prompt"], s) for r, s in zip(raw, state, strict=True)]
+        raw = [flatten(r) for r in raw]
+        state, encode = self._state(raw), self.tokenizer.encode_prompt
+        prompts = [encode(self.preset.prompt(r), s) for r, s in zip(raw, state, strict=True)]
         return self._observation(raw, state, prompts, absent_mask=True)
 
     def sample(

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -28,8 +28,9 @@ from mistjax.models.pi0 import Pi0, PrefixModel
 from mistjax.models.sampling import Prefix, denoise, prefill
 from mistjax.models.stacks import token_layouts
 from mistjax.models.tokenizers import PaddedTokens, PromptTokenizer
-from mistjax.models.transforms import Cameras
-from mistjax.policies.presets import RobotPreset
+from mistjax.models.transforms import Cameras, DeltaActions, flatten
+from mistjax.policies.presets_base import RobotPreset
+from mistjax.policies.presets_check import check_model, check_statistics
 from mistjax.policies.protocol import PolicySpec, RawObs, Sample, StackSpec
 
 
@@ -53,36 +54,56 @@ class PiPolicy:
     preset: RobotPreset = flax.struct.field(pytree_node=False)
     name: str = flax.struct.field(pytree_node=False)
 
+    config_type: ClassVar[Any] = Pi0Config
+    initialise: ClassVar[Callable[..., Any]] = staticmethod(pi0.init)
+    reports: ClassVar[tuple[str, ...]] = ()
+    """Names in `Sample.aux` that every recorded run should hold."""
+
     @classmethod
     def load(
         cls,
         folder: str | Path,
         preset: RobotPreset,
         *,
-        config: Pi0Config | None = None,
-        tokenizer: PromptTokenizer | None = None,
+        config: Any = None,
+        tokenizer: Any = None,
         dtype: str | None = None,
     ) -> PiPolicy:
         """Reads a checkpoint folder in openpi's layout.
 
         Args:
             folder: the checkpoint.
-            preset: the robot; its name is the asset id of the statistics.
-            config: model sizes; None reads the folder's `config.json`.
-            tokenizer: None reads the folder's own.
+            preset: the robot; it must be the one that the checkpoint was trained with.
+            config: model sizes; None reads the folder's `config.json`, or takes the preset's model
+                where there is none, as in published checkpoints.
+            tokenizer: of the class's own kind; None reads the folder's own.
             dtype: what to convert the parameters to; None keeps what is stored.
 
         Raises:
             FileNotFoundError: a file of the checkpoint is missing.
-            ValueError: the parameters do not fit the configuration.
+            ValueError: the parameters do not fit the configuration, or the checkpoint does not fit
+                the preset.
         """
-        config = config or Pi0Config.from_json(checkpoints.load_config(folder))
-        tokenizer = tokenizer or checkpoints.load_tokenizer(folder, config.max_token_len)
-        expected = jax.eval_shape(lambda: pi0.init(config, jax.random.key(0)))["params"]
-        params = checkpoints.load_params(folder, expected, dtype)
-        norm_stats = checkpoints.load_assets(folder, preset.name)
-        name = Path(folder).resolve().name
-        return cls(config, {"params": params}, tokenizer, norm_stats, preset, name=name)
+        if config is None and preset.model is not None and not checkpoints.has_config(folder):
+            config = preset.model
+        config = config or cls.config_type.from_json(checkpoints.load_config(folder))
+        norm_stats = checkpoints.load_assets(folder, preset.asset_id)
+        check_model(folder, preset, config, checkpoints.leaf_names(folder))
+        check_statistics(folder, preset, norm_stats)
+        expected = jax.eval_shape(lambda: cls.initialise(config, jax.random.key(0)))["params"]
+        return cls(
+            config=config,
+            variables={"params": checkpoints.load_params(folder, expected, dtype)},
+            tokenizer=tokenizer or cls.read_tokenizer(folder, config),
+            norm_stats=norm_stats,
+            preset=preset,
+            name=Path(folder).resolve().name,
+        )
+
+    @classmethod
+    def read_tokenizer(cls, folder: str | Path, config: Any) -> Any:
+        """The tokenizer in a checkpoint folder."""
+        return checkpoints.load_tokenizer(folder, config.max_token_len)
 
     def save(self, folder: str | Path) -> None:
         """Writes the checkpoint folder in openpi's layout; ValueError when it holds one already."""
@@ -91,9 +112,14 @@ class PiPolicy:
             self.variables["params"],
             config=self.config.to_json(),
             norm_stats=self.norm_stats,
-            asset_id=self.preset.name,
-            tokenizer=self.tokenizer,
+            asset_id=self.preset.asset_id,
+            tokenizer=self.prompt_tokenizer,
         )
+
+    @property
+    def prompt_tokenizer(self) -> PromptTokenizer:
+        """What reads text."""
+        return self.tokenizer
 
     @property
     def model(self) -> PrefixModel:
@@ -152,22 +178,19 @@ class PiPolicy:
 
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
         """See `Policy.prepare`; ValueError names what a raw observation lacks or has wrong."""
+        raw = [flatten(r) for r in raw]
         state = self._state(raw)
+        words = [self.preset.prompt(r) for r in raw]
         if self.preset.state_in_prompt:
             encode = self.tokenizer.encode_pi05
-            prompts = [encode(r["prompt"], s) for r, s in zip(raw, state, strict=True)]
+            prompts = [encode(text, s) for text, s in zip(words, state, strict=True)]
         else:
-            prompts = [self.tokenizer.encode_pi0(r["prompt"]) for r in raw]
+            prompts = [self.tokenizer.encode_pi0(text) for text in words]
         return self._observation(raw, np.asarray(pad_to(state, self.config.action_dim)), prompts)
 
     def _state(self, raw: Sequence[RawObs]) -> Float[np.ndarray, "b s"]:
         """The normalised state."""
-        key, width = self.preset.state_key, self.preset.state_dim
-        state = np.stack([np.asarray(r[key], np.float32) for r in raw])
-        if state.shape[1] != width:
-            raise ValueError(
-                f"{key} has {state.shape[1]} entries; preset {self.preset.name!r} has {width}."
-            )
+        state = np.stack([self.preset.state(r) for r in raw])
         return np.asarray(self.state_normalizer.normalize(state))
 
     def _observation(
@@ -214,9 +237,15 @@ class PiPolicy:
         return _sample(self.model, self.variables, obs, key, tuple(edits), tuple(taps), prefix)
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
-        actions = np.asarray(sample.actions, np.float32)[..., : self.preset.action_dim]
-        actions = self.action_normalizer.unnormalize(actions)
-        return np.clip(actions, self.preset.action_low, self.preset.action_high).astype(np.float32)
+        p = self.preset
+        actions = np.asarray(sample.actions, np.float32)[..., : p.action_dim]
+        actions = np.asarray(self.action_normalizer.unnormalize(actions))
+        if p.delta:
+            state = np.stack([p.state(flatten(r)) for r in raw])
+            actions = DeltaActions(p.delta).to_absolute(actions, state)
+        if p.units is not None:
+            actions = p.units.to_robot_actions(actions)
+        return np.clip(actions, p.action_low, p.action_high).astype(np.float32)
 
     def objective(
         self,

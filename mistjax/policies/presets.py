@@ -1,48 +1,13 @@
-"""Robot presets: how a robot's raw observations and actions map to model inputs and outputs."""
+"""Robot presets by name: the simulated board, and the robots of openpi's checkpoints."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Literal
+from pathlib import PurePosixPath
 
 from mistjax.models.config import IMAGE_KEYS
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class RobotPreset:
-    """What a policy needs to know of a robot; compared by identity, as a static argument of jit.
-
-    Attributes:
-        name: the preset's name; also the asset id of its statistics in a checkpoint.
-        cameras: model camera -> raw observation key, or None for a camera that the robot lacks
-            (zeros, masked out).
-        state_key: raw observation key of the state.
-        state_dim: width of the raw state.
-        action_names: what each action dimension means.
-        action_low, action_high: bounds in the env's units.
-        gripper_index: which action dimension is the gripper, or None.
-        execute_steps: actions of a chunk to execute before the next inference.
-        normalizer: `zscore` (pi0) or `quantile` (pi0.5, pi0-FAST).
-        state_in_prompt: pi0.5 writes the state's bins into the prompt.
-    """
-
-    name: str
-    cameras: Mapping[str, str | None]
-    state_key: str
-    state_dim: int
-    action_names: tuple[str, ...]
-    action_low: tuple[float, ...]
-    action_high: tuple[float, ...]
-    gripper_index: int | None
-    execute_steps: int
-    normalizer: Literal["zscore", "quantile"] = "zscore"
-    state_in_prompt: bool = False
-
-    @property
-    def action_dim(self) -> int:
-        return len(self.action_names)
-
+from mistjax.policies.presets_base import RobotPreset
+from mistjax.policies.presets_openpi import OPENPI
 
 BOARD = RobotPreset(
     name="board",
@@ -59,4 +24,13 @@ BOARD = RobotPreset(
     execute_steps=4,
 )
 
-PRESETS = {preset.name: preset for preset in (BOARD,)}
+# pi0-FAST writes the state into the prompt and the actions as tokens: both in quantile units.
+BOARD_FAST = dataclasses.replace(BOARD, name="board_fast", normalizer="quantile")
+
+PRESETS = {preset.name: preset for preset in (BOARD, BOARD_FAST, *OPENPI)}
+
+
+def preset_of(source: str) -> str:
+    """The preset that a checkpoint's path names, else "board"."""
+    parts = PurePosixPath(source.split("@")[0]).parts
+    return next((part for part in reversed(parts) if part in PRESETS), BOARD.name)

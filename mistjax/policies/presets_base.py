@@ -1,0 +1,112 @@
+"""`RobotPreset`: how a robot's raw observations and actions map to model inputs and outputs.
+
+The rules are applied in openpi's order. In: cameras and state are picked by key, the state is put
+into the model's units, then normalised. Out: actions are un-normalised, made absolute by adding the
+state (in the model's units), then put into the robot's units and kept inside its bounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from mistjax.models.config import FastConfig, Pi0Config
+
+
+@runtime_checkable
+@runtime_checkable
+class RobotUnits(Protocol):
+    """How a robot's units differ from those that the model was trained in."""
+
+    def to_model_state(self, state: Float[np.ndarray, "*b s"]) -> Float[np.ndarray, "*b s"]: ...
+
+    def to_model_actions(self, actions: Float[np.ndarray, "*b a"]) -> Float[np.ndarray, "*b a"]:
+        """The inverse of `to_robot_actions`, for training."""
+        ...
+
+    def to_robot_actions(self, actions: Float[np.ndarray, "*b a"]) -> Float[np.ndarray, "*b a"]: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RobotPreset:
+    """What a policy needs to know of a robot; compared by identity, as a static argument of jit.
+
+    Attributes:
+        name: the preset's name.
+        cameras: model camera -> raw observation key, or None for a camera that the robot lacks
+            (zeros, masked out).
+        state_key: raw observation key of the state, or several whose vectors are joined.
+        state_dim: width of the raw state.
+        action_names: what each action dimension means.
+        action_low, action_high: bounds in the env's units.
+        gripper_index: which action dimension is the gripper, or None (none, or several).
+        execute_steps: actions of a chunk to execute before the next inference.
+        normalizer: `zscore` (pi0) or `quantile` (pi0.5, pi0-FAST).
+        state_in_prompt: pi0.5 writes the state's bins into the prompt.
+        delta: which leading action dimensions the model predicts relative to the state; () for
+            none.
+        units: the robot's units, where they are not the model's.
+        asset: the asset id of the statistics in a checkpoint; None is the preset's name.
+        model: the model that this preset's published checkpoint holds; None for any.
+        default_prompt: what to do when an observation has no prompt.
+    """
+
+    name: str
+    cameras: Mapping[str, str | None]
+    state_key: str | tuple[str, ...]
+    state_dim: int
+    action_names: tuple[str, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    gripper_index: int | None
+    execute_steps: int
+    normalizer: Literal["zscore", "quantile"] = "zscore"
+    state_in_prompt: bool = False
+    delta: tuple[bool, ...] = ()
+    units: RobotUnits | None = None
+    asset: str | None = None
+    model: Pi0Config | FastConfig | None = None
+    default_prompt: str | None = None
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action_names)
+
+    @property
+    def asset_id(self) -> str:
+        return self.asset or self.name
+
+    def state(self, raw: Mapping[str, Any]) -> Float[np.ndarray, " s"]:
+        """The state of a raw observation in the model's units.
+
+        Raises:
+            ValueError: a key is missing, or the state has another width.
+        """
+        keys = (self.state_key,) if isinstance(self.state_key, str) else self.state_key
+        if missing := [key for key in keys if key not in raw]:
+            raise ValueError(
+                f"preset {self.name!r} reads the state from {missing}, which the "
+                f"observation lacks; it has {sorted(raw)}."
+            )
+        state = np.concatenate([np.atleast_1d(np.asarray(raw[key], np.float32)) for key in keys])
+        if state.shape != (self.state_dim,):
+            raise ValueError(
+                f"{' + '.join(keys)} has {len(state)} entries; preset {self.name!r} has "
+                f"{self.state_dim}."
+            )
+        return state if self.units is None else self.units.to_model_state(state)
+
+    def prompt(self, raw: Mapping[str, Any]) -> str:
+        """What an observation asks for.
+
+        Raises:
+            ValueError: no prompt, and the preset has no default.
+        """
+        prompt = raw.get("prompt", self.default_prompt)
+        if prompt is None:
+            raise ValueError(f"the observation has no 'prompt'; it has {sorted(raw)}.")
+        return prompt
