@@ -20,7 +20,8 @@ from mistjax.report.build import build_report, explanations
 from mistjax.report.html import Section
 from mistjax.rollouts.collect import BOARD_ENV, collect, load_policy
 from mistjax.rollouts.run import Run
-from mistjax.rollouts.summary import table
+from mistjax.rollouts.summary import table, task_table
+from mistjax.rollouts.workers_pool import Executor
 
 ALL_ARMS = ("bare", *ARMS)
 
@@ -38,13 +39,16 @@ class StudyConfig:
         first_seed: their seeds count up from here.
         perturbation: what is changed in the environment, name -> strength.
         env: gymnasium id.
+        suite: a LIBERO suite in place of `env`; `episodes` are then of each task.
         preset: robot preset of the policy.
         videos: how many of the first episodes to record as video.
-        num_envs: environments in lock-step.
+        num_envs: environments in lock-step; None is 8, or for LIBERO one a worker.
+        workers: processes that step the environments; 0 is this one.
+        executor: "process", or "ray" for workers that are Ray actors.
         title: of the report.
     """
 
-    policy: Path
+    policy: str | Path
     mist: Path | None
     out: Path
     arms: tuple[str, ...] = ALL_ARMS
@@ -52,9 +56,12 @@ class StudyConfig:
     first_seed: int = 0
     perturbation: dict[str, float] = dataclasses.field(default_factory=dict)
     env: str = BOARD_ENV
+    suite: str | None = None
     preset: str = "board"
     videos: int = 3
-    num_envs: int = 8
+    num_envs: int | None = None
+    workers: int = 0
+    executor: Executor = "process"
     title: str = "Paired study"
 
 
@@ -83,12 +90,19 @@ def run_study(config: StudyConfig) -> dict[str, Run]:
             episodes=config.episodes,
             first_seed=config.first_seed,
             env=config.env,
+            suite=config.suite,
             perturbation=config.perturbation,
             aux=() if arm in ("bare", "monitor") else _why(bare),
             videos=config.videos,
             num_envs=config.num_envs,
+            workers=config.workers,
+            executor=config.executor,
         )
     print(f"\n{format_table(table(runs))}\n")
+    if config.suite is not None:
+        print(f"{format_table(task_table(runs))}\n")
+    if any(row["info"].get("stand_in_assets") for run in runs.values() for row in run.rows):
+        print("Some meshes or textures are stand-ins: not comparable to published scores.\n")
     page = build_report(
         runs,
         config.out / "report.html",
@@ -124,8 +138,9 @@ def _subtitle(config: StudyConfig, policy: Any) -> str:
     size = sum(leaf.size for leaf in jax.tree.leaves(policy.variables))
     changed = ", ".join(f"{name} {value:g}" for name, value in config.perturbation.items())
     return (
-        f"{policy.name} ({size / 1e6:.2g} M parameters) in simulation ({config.env}), "
-        f"{config.episodes} paired episodes an arm, "
+        f"{policy.name} ({size / 1e6:.2g} M parameters) in simulation "
+        f"({config.suite or config.env}), {config.episodes} paired episodes an arm"
+        f"{' and task' if config.suite else ''}, "
         f"{f'perturbation: {changed}' if changed else 'no perturbation'}."
     )
 

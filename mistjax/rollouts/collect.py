@@ -14,8 +14,10 @@ from mistjax.policies import PRESETS
 from mistjax.policies.kinds import read_policy
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.runner import run_episodes
+from mistjax.rollouts.workers_pool import Executor
 
 BOARD_ENV = "mistjax/Board-v0"
+LIBERO_ENV = "mistjax/Libero-v0"
 
 
 def load_policy(folder: str | Path, preset: str = "board") -> Any:
@@ -34,37 +36,81 @@ def collect(
     episodes: int,
     first_seed: int = 0,
     env: str = BOARD_ENV,
+    suite: str | None = None,
     perturbation: Mapping[str, float] | None = None,
     taps: Sequence[Tap] = (),
     aux: Sequence[str] = (),
     videos: int = 0,
-    num_envs: int = 8,
+    num_envs: int | None = None,
+    workers: int = 0,
+    executor: Executor = "process",
 ) -> Run:
-    """Runs episodes of consecutive seeds and records them; goes on where it stopped.
+    """Runs episodes and records them; goes on where it stopped.
 
     Args:
         policy: what acts.
         out: run folder.
-        episodes: how many.
-        first_seed: the first seed.
+        episodes: how many, of consecutive seeds; with a suite, of each task.
+        first_seed: the first seed; with a suite, the first fixed start of each task.
         env: gymnasium id.
+        suite: a LIBERO suite in place of `env`.
         perturbation: for the environment's reset options.
         taps: activations to record.
         aux: further outputs of the policy to record.
         videos: how many of the first episodes to record as video.
-        num_envs: environments in lock-step.
-    """
-    import mistjax.envs  # noqa: F401 (registers the environments)
+        num_envs: environments in lock-step; None is 8, or for LIBERO one a worker.
+        workers: processes that step the environments; 0 is this one.
+        executor: "process", or "ray" for workers that are Ray actors.
 
-    seeds = range(first_seed, first_seed + episodes)
+    Raises:
+        ValueError: see `suite_seeds` and `run_episodes`.
+    """
+    seeds: Sequence[int] = range(first_seed, first_seed + episodes)
+    settings: dict[str, Any] = {}
+    drawn: dict[str, Any] = {}
+    if suite is not None:
+        env, settings = LIBERO_ENV, {"suite": suite}
+        seeds = suite_seeds(suite, episodes, first_seed)
+    if env == LIBERO_ENV and not videos:  # only what an inference looks at
+        drawn["picture_every"] = policy.spec.execute_steps
     return run_episodes(
         policy,
-        functools.partial(gym.make, env),
+        functools.partial(make_env, env, **settings, **drawn),
         seeds,
         out=out,
         taps=taps,
         aux=aux,
         perturbation=perturbation,
         record_video=seeds[:videos],
-        num_envs=num_envs,
+        num_envs=num_envs or (max(workers, 1) if env == LIBERO_ENV else 8),
+        workers=workers,
+        executor=executor,
+        settings=settings,
     )
+
+
+def make_env(env: str, **options: Any) -> gym.Env:
+    """One environment by gymnasium id; a function that worker processes can import."""
+    import mistjax.envs  # noqa: F401 (registers the environments)
+
+    return gym.make(env, **options)
+
+
+def suite_seeds(suite: str, episodes: int, first: int = 0) -> list[int]:
+    """Seeds of so many episodes of every task of a LIBERO suite, from the fixed start `first` on;
+    all tasks take turns.
+
+    Raises:
+        ValueError: an unknown suite, or more start states than it has.
+        ImportError: LIBERO is not installed.
+    """
+    from mistjax.envs.libero.suites import suite as tasks_of
+
+    tasks = tasks_of(suite)
+    starts = len(tasks[0].init_states())  # type: ignore[arg-type]  # installed suites have them
+    if not 0 <= first < first + episodes <= starts:
+        raise ValueError(
+            f"episodes {first} to {first + episodes - 1} of each task are asked for; {suite} has "
+            f"fixed start states 0 to {starts - 1}."
+        )
+    return [task * starts + first + i for i in range(episodes) for task in range(len(tasks))]

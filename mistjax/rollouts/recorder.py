@@ -148,7 +148,8 @@ class Recorder:
                 tensors[name] = tensors[name].astype(kind)
         tensors["inference_step"] = np.array([step for step, _ in self._inferences], np.int32)
         tensors["state"] = np.stack(self._state) if self._state else np.zeros((0, 0), np.float32)
-        tensors["actions"] = np.stack(self._actions) if self._actions else tensors["chunks"][:, 0]
+        none = np.zeros((0, width), np.float32)
+        tensors["actions"] = np.stack(self._actions) if self._actions else none
         row = {
             "seed": self.seed,
             "env_id": env_id,
@@ -160,7 +161,7 @@ class Recorder:
             "failure_cause": None if error is not None else self._info.get("failure_cause"),
             "error": error,
             "perturbation": dict(perturbation),
-            "info": {name: v for name, v in self._info.items() if _is_scalar(v)},
+            "info": {name: v for name, v in self._info.items() if is_scalar(v)},
         }
         trace = Trace.from_parts(row, tensors)
         return dataclasses.replace(trace, frames=np.stack(self._frames)) if self._frames else trace
@@ -179,7 +180,7 @@ def _host(value: jax.Array | np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype == jax.numpy.bfloat16 else array
 
 
-def _is_scalar(value: Any) -> bool:
+def is_scalar(value: Any) -> bool:
     if isinstance(value, float | np.floating):
         return bool(np.isfinite(value))
     return value is None or isinstance(value, str | bool | int | np.bool_ | np.integer)

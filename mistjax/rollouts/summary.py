@@ -92,6 +92,14 @@ def summarize(run: Run) -> Summary:
     )
 
 
+def by_task(run: Run) -> dict[str, Rate]:
+    """Success of each task, in the order of their first seeds."""
+    ended: dict[str, list[bool]] = {row["task"]: [] for row in run.rows}
+    for row in run.finished:
+        ended[row["task"]].append(row["success"])
+    return {task: Rate(sum(successes), len(successes)) for task, successes in ended.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """Two runs on the same seeds.
@@ -177,6 +185,16 @@ def table(runs: Mapping[str, Run]) -> list[dict[str, str]]:
         )
         rows.append(dict(zip(COLUMNS, cells, strict=True)))
     return rows
+
+
+def task_table(runs: Mapping[str, Run]) -> list[dict[str, str]]:
+    """One row a task with the success of each arm, ready to print."""
+    rates = {name: by_task(run) for name, run in runs.items()}
+    tasks = dict.fromkeys(task for arm in rates.values() for task in arm)
+    return [
+        {"task": task} | {name: str(arm.get(task, Rate(0, 0))) for name, arm in rates.items()}
+        for task in tasks
+    ]
 
 
 def _median(values: Sequence[float | int]) -> float | None:

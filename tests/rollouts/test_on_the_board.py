@@ -1,17 +1,17 @@
 """The runner with what it is for: a pi0 on the Go board."""
 
 import dataclasses
+import functools
 
-import gymnasium as gym
 import numpy as np
 import pytest
 
-import mistjax.envs  # noqa: F401  (registers the board)
 from mistjax.hooks.sites import Tap
 from mistjax.models.config import TINY
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies import BOARD, random_policy
 from mistjax.rollouts import run_episodes
+from mistjax.rollouts.collect import BOARD_ENV, make_env
 
 TAPS = (
     Tap("vlm.resid", (1,), "all", "mean"),
@@ -27,10 +27,10 @@ def policy(tmp_path_factory):
     return random_policy(config, PromptTokenizer.from_file(path, config.max_token_len), BOARD)
 
 
-def run(policy, seeds):
+def run(policy, seeds, **kwargs):
     return run_episodes(
         policy,
-        lambda: gym.make("mistjax/Board-v0", max_steps=10),
+        functools.partial(make_env, BOARD_ENV, max_steps=10),
         seeds,
         num_envs=2,
         taps=TAPS,
@@ -38,6 +38,7 @@ def run(policy, seeds):
         perturbation={"brightness": 0.5},
         record_video=[1],
         progress=False,
+        **kwargs,
     )
 
 
@@ -59,3 +60,14 @@ def test_a_board_episode_is_recorded_in_full_and_repeats_bit_for_bit(policy, sam
     assert trace.frames.shape == (11, 64, 128, 3)
     assert np.isfinite(trace.info["placement_error_m"])
     same(trace, run(policy, [2, 1]).trace(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "executor"), [(1, "process"), (2, "process"), (2, "ray")])
+def test_workers_give_the_same_board_episodes_bit_for_bit(policy, same, workers, executor):
+    if executor == "ray":
+        pytest.importorskip("ray", reason="needs Ray")
+    here, there = run(policy, range(4)), run(policy, range(4), workers=workers, executor=executor)
+    for seed in range(4):
+        assert here.trace(seed).error is None
+        same(here.trace(seed), there.trace(seed))

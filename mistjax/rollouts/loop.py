@@ -1,0 +1,214 @@
+"""`Loop`: rounds of one batched inference and the actions that follow, over rows of environments.
+
+The cost of a round is one inference plus the slowest worker's actions.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from mistjax.policies.protocol import Policy, RawObs
+from mistjax.rollouts.recorder import Inference, Recorder, Recording, robot_state
+from mistjax.rollouts.trace import Json, Trace
+from mistjax.rollouts.workers_host import Reply
+from mistjax.rollouts.workers_pool import EnvPool
+
+_ATTEMPTS = 2  # at an episode that kills its worker
+
+
+class Slot:
+    """One row of the batch, and the episode in it."""
+
+    def __init__(self, row: int):
+        self.row = row
+        self.raw: RawObs = {}
+        self.recorder: Recorder | None = None
+        self.fresh = False
+
+
+class Loop:
+    """The policy state of each row, and the rounds."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        envs: EnvPool,
+        *,
+        slots: int,
+        recording: Recording,
+        videos: frozenset[int],
+        options: dict[str, Json],
+        max_steps: int | None,
+    ):
+        self._policy = policy
+        self._envs = envs
+        self._recording = recording
+        self._videos = videos
+        self._options = options
+        self._max_steps = max_steps
+        self._initial = jax.tree.map(jnp.asarray, policy.initial_state(slots))
+        self._state = self._initial
+        self._slots = [Slot(row) for row in range(slots)]
+        self._waiting: collections.deque[int] = collections.deque()
+        self._deaths: collections.Counter[int] = collections.Counter()
+
+    def episodes(self, seeds: Sequence[int]) -> Iterator[Trace]:
+        """Yields a trace whenever an episode ends; the order is that of the ends."""
+        self._waiting.extend(seeds)
+        warm = False
+        while True:
+            while self._waiting and any(slot.recorder is None for slot in self._slots):
+                yield from self._begin()
+            active = [slot for slot in self._slots if slot.recorder is not None]
+            if not active:
+                return
+            try:
+                if not warm:  # so that no episode's timing contains the compilation
+                    self._infer(active[0])
+                    warm = True
+                inference, self._state = self._infer(active[0])
+            except Exception:
+                error = traceback.format_exc()
+                for slot in active:
+                    yield self._end(slot, error)
+                continue
+            yield from self._act(inference)
+
+    def _begin(self) -> Iterator[Trace]:
+        """Starts an episode in every free row; yields the trace of one that crashes already."""
+        free = [slot for slot in self._slots if slot.recorder is None]
+        starts = {}
+        for slot, _ in zip(free, range(len(self._waiting)), strict=False):
+            seed = self._waiting.popleft()
+            slot.recorder = Recorder(seed, {"prompt": ""}, {}, ())
+            starts[slot.row] = "reset", (slot.row, seed, dict(self._options), seed in self._videos)
+        for row, reply in self._envs.exchange(starts):
+            slot = self._slots[row]
+            if (trace := self._crash(slot, reply)) is not None:
+                yield trace
+            if slot.recorder is None or reply.lost:
+                continue
+            seed = slot.recorder.seed
+            cameras = tuple(self._policy.spec.cameras.values()) if seed in self._videos else ()
+            (start,) = reply.moments
+            try:
+                slot.raw, slot.fresh = start.raw, True
+                slot.recorder = Recorder(seed, start.raw, start.info, cameras)
+            except Exception:
+                yield self._end(slot, traceback.format_exc())
+
+    def _crash(self, slot: Slot, reply: Reply) -> Trace | None:
+        """Frees the slot if its environment crashed or its worker died.
+
+        Returns:
+            The crashed episode; None if it goes on, or waits for another attempt.
+        """
+        if slot.recorder is None:
+            return None
+        seed = slot.recorder.seed
+        if reply.lost:
+            self._deaths[seed] += reply.error is not None
+            if self._deaths[seed] < _ATTEMPTS:
+                if reply.error is not None:
+                    tqdm.write(f"seed {seed}: {reply.error}; the episode starts again")
+                slot.recorder = None
+                self._waiting.appendleft(seed)
+                return None
+        if reply.error is None:
+            return None
+        return self._end(slot, f"{reply.error}, twice" if reply.lost else reply.error)
+
+    def _infer(self, stand_in: Slot) -> tuple[Inference, Any]:
+        """One inference for all rows; empty rows see what `stand_in` sees, and go nowhere."""
+        slots = [slot if slot.recorder is not None else stand_in for slot in self._slots]
+        raw = [slot.raw for slot in slots]
+        fresh = np.array([slot.fresh for slot in self._slots])
+        state = _reset_rows(self._state, self._initial, fresh)
+        keys = _episode_keys(
+            np.array([slot.recorder.seed for slot in slots]),  # type: ignore[union-attr]
+            np.array([slot.recorder.inferences for slot in slots]),  # type: ignore[union-attr]
+        )
+        start = time.perf_counter()
+        observation = self._policy.prepare(raw)
+        sample = self._policy.sample(observation, keys, state=state, taps=self._recording.taps)
+        jax.block_until_ready(sample)
+        chunks = self._policy.finish(sample, raw)
+        milliseconds = 1e3 * (time.perf_counter() - start)
+        return Inference.read(self._recording, sample, chunks, milliseconds), sample.state
+
+    def _act(self, inference: Inference) -> Iterator[Trace]:
+        """Executes the first actions of every chunk; yields the traces of episodes that end."""
+        requests = {}
+        for slot in self._slots:
+            if (recorder := slot.recorder) is None:
+                continue
+            slot.fresh = False
+            try:
+                chunk = recorder.inference(inference, slot.row, slot.raw)
+            except Exception:
+                yield self._end(slot, traceback.format_exc())
+                continue
+            left = None if self._max_steps is None else self._max_steps - recorder.steps
+            actions = list(chunk[: self._policy.spec.execute_steps][:left])
+            requests[slot.row] = "act", (slot.row, actions)
+        for row, reply in self._envs.exchange(requests):
+            slot = self._slots[row]
+            if slot.recorder is None:
+                continue
+            try:
+                ended = self._record(slot, requests[row][1][1], reply)
+            except Exception:
+                yield self._end(slot, traceback.format_exc())
+                continue
+            if (trace := self._crash(slot, reply)) is not None:
+                yield trace
+            elif slot.recorder is not None and ended:
+                yield self._end(slot, reply.moments[-1].info.get("error"))
+
+    def _record(self, slot: Slot, actions: Sequence[np.ndarray], reply: Reply) -> bool:
+        """Adds what the actions led to; returns whether the episode is over."""
+        recorder = slot.recorder
+        assert recorder is not None
+        ended = False
+        for action, moment in zip(actions, reply.moments, strict=False):
+            recorder.step(robot_state(slot.raw), action, moment.raw, moment.info)
+            slot.raw, ended = moment.raw, moment.ended
+        return ended or recorder.steps == self._max_steps
+
+    def _end(self, slot: Slot, error: str | None) -> Trace:
+        """Frees the slot."""
+        recorder = slot.recorder
+        assert recorder is not None
+        perturbation = self._options.get("perturbation", {})
+        try:
+            trace = recorder.trace(self._envs.env_id, self._policy.spec, perturbation, error)
+        except ValueError:
+            error = traceback.format_exc()
+            trace = recorder.trace(self._envs.env_id, self._policy.spec, perturbation, error)
+        slot.recorder = None
+        return trace
+
+
+@jax.jit
+def _episode_keys(seeds, inferences):
+    """One key per row."""
+    return jax.vmap(lambda seed, i: jax.random.fold_in(jax.random.key(seed), i))(seeds, inferences)
+
+
+@jax.jit
+def _reset_rows(state, initial, fresh):
+    """`initial` in the rows where `fresh`, else `state`."""
+
+    def choose(old, new):
+        return jnp.where(fresh.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, state, initial)

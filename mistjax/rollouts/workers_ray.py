@@ -1,0 +1,79 @@
+"""`RayWorker`: a host of environments in a Ray actor, on this machine or another of the cluster.
+
+Needs the extra `mistjax[ray]`. A cluster is joined when Ray finds one (`RAY_ADDRESS`), else Ray is
+started on this machine for as long as this process lives.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from mistjax.rollouts import workers
+from mistjax.rollouts.workers import WorkerLost
+from mistjax.rollouts.workers_host import Host, MakeEnv, Request
+
+
+def connect(count: int) -> None:
+    """Joins or starts Ray.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: the cluster has fewer CPUs than workers are wanted; they would wait for ever.
+    """
+    ray = _ray()
+    if not ray.is_initialized():
+        local = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level="error", configure_logging=False, **local)
+    available = int(ray.cluster_resources().get("CPU", 0))
+    if count > available:
+        raise ValueError(
+            f"{count} Ray workers need a CPU each, and the cluster has {available}: use fewer "
+            "workers, or more machines."
+        )
+
+
+class _ActorHost(Host):
+    """A host whose process is an actor."""
+
+    def __init__(self, make_env: MakeEnv):
+        workers.cpu_only()
+        super().__init__(make_env)
+
+
+class RayWorker:
+    """The line to one actor; see `Worker`."""
+
+    def __init__(self, make_env: MakeEnv):
+        actor = _ray().remote(num_cpus=1, max_restarts=0)(_ActorHost)
+        self._actor = actor.remote(make_env)
+        self._pending: collections.deque[Any] = collections.deque()
+
+    def send(self, requests: Sequence[Request]) -> None:
+        for method, arguments in requests:
+            self._pending.append(getattr(self._actor, method).remote(*arguments))
+
+    def receive(self) -> Any:
+        exceptions = _ray().exceptions
+        try:
+            return _ray().get(self._pending.popleft(), timeout=workers.PATIENCE_S)
+        except exceptions.GetTimeoutError:
+            raise WorkerLost(f"a Ray worker said nothing for {workers.PATIENCE_S:g} s") from None
+        except exceptions.RayActorError as error:
+            raise WorkerLost(f"a Ray worker died ({str(error).splitlines()[0]})") from None
+        except exceptions.RayTaskError as error:
+            raise (error.cause or error) from None
+
+    def close(self) -> None:
+        if _ray().is_initialized():
+            _ray().kill(self._actor)
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("Ray workers need Ray: pip install 'mistjax[ray]'.") from error
+    return ray
