@@ -13,17 +13,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample
+from mistjax.policies.protocol import Policy, Sample
+from mistjax.policies.wrapper import Wrapper
 
 
 @dataclasses.dataclass(frozen=True)
-class Resampled:
+class Resampled(Wrapper):
     """Adds `aux["sampled_actions"]` [B,samples,H,A] in model units, the executed chunk first.
 
     Attributes:
@@ -38,27 +38,6 @@ class Resampled:
     def __post_init__(self) -> None:
         if self.samples < 2:
             raise ValueError(f"disagreement needs at least 2 samples; got {self.samples}.")
-
-    @property
-    def spec(self) -> PolicySpec:
-        return self.policy.spec
-
-    def initial_state(self, batch: int) -> Any:
-        return self.policy.initial_state(batch)
-
-    def prepare(self, raw: Sequence[RawObs]) -> Observation:
-        return self.policy.prepare(raw)
-
-    def prefill(
-        self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
-    ) -> Any:
-        return self.policy.prefill(obs, edits=edits, taps=taps)
-
-    def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
-        return self.policy.finish(sample, raw)
-
-    def objective(self, obs: Observation, key: Array, readout: Any, **options: Any) -> Array:
-        return self.policy.objective(obs, key, readout, **options)
 
     def sample(
         self,

@@ -13,13 +13,12 @@ episode of one row.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mistjax.attribute.attribution import Attribution
@@ -30,7 +29,8 @@ from mistjax.attribute.registry import attribute
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap, split_site
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import PolicySpec, RawObs, Sample
+from mistjax.policies.protocol import PolicySpec, Sample
+from mistjax.policies.wrapper import Wrapper
 from mistjax.recover.fusion import FusionLimits, fuse
 from mistjax.recover.monitor import Monitor, MonitorState
 from mistjax.steer.schedules import Schedule
@@ -79,8 +79,10 @@ class MistState:
 
 
 @flax.struct.dataclass
-class MistPolicy:
+class MistPolicy(Wrapper):
     """A policy with a monitor and, where `remedy` is given, a remedy; itself a `Policy`.
+
+    `objective` is the bare policy's: a remedy is a decision, and has no gradient.
 
     `Sample.aux` holds of each row the monitor's `score`, `threshold` and `alarm`, whether the
     chunk was `edited`, the `cause` (row of the steering table, -1 for none) and, at an alarm that
@@ -108,9 +110,6 @@ class MistPolicy:
         none = jnp.full(batch, -1)
         return MistState(self.monitor.initial_state(batch), none, none)
 
-    def prepare(self, raw: Sequence[RawObs]) -> Observation:
-        return self.policy.prepare(raw)
-
     def prefill(
         self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
     ) -> Any:
@@ -130,21 +129,6 @@ class MistPolicy:
         every pass, on top of the remedy's own."""
         state = self.initial_state(obs.batch_size) if isinstance(state, tuple) else state
         return _sample(self, obs, key, state, tuple(edits), tuple(taps), prefix)
-
-    def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
-        return self.policy.finish(sample, raw)
-
-    def objective(
-        self,
-        obs: Observation,
-        key: Array,
-        readout: Callable[[Sample], Float[Array, " b"]],
-        *,
-        taps: Sequence[Tap] = (),
-        edits: Sequence[Edit] = (),
-    ) -> Float[Array, " b"]:
-        """The bare policy's: a remedy is a decision, and has no gradient."""
-        return self.policy.objective(obs, key, readout, taps=taps, edits=edits)
 
 
 def _union(taps: Sequence[Tap], more: Sequence[Tap]) -> tuple[Tap, ...]:

@@ -15,19 +15,19 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import PolicySpec, RawObs, Sample
+from mistjax.policies.protocol import PolicySpec, Sample
+from mistjax.policies.wrapper import Wrapper
 from mistjax.steer.artifact import load_steering
 from mistjax.steer.schedules import Schedule, constant
 
 
 @flax.struct.dataclass
-class SteeredPolicy:
+class SteeredPolicy(Wrapper):
     """A policy under an edit.
 
     Attributes:
@@ -53,9 +53,6 @@ class SteeredPolicy:
         """Inferences so far."""
         return jnp.zeros(batch, jnp.int32)
 
-    def prepare(self, raw: Sequence[RawObs]) -> Observation:
-        return self.policy.prepare(raw)
-
     def prefill(
         self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
     ) -> Any:
@@ -76,9 +73,6 @@ class SteeredPolicy:
             self.prefill(obs)
         state = self.initial_state(obs.batch_size) if isinstance(state, tuple) else state
         return _sample(self, obs, key, state, tuple(edits), tuple(taps))
-
-    def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
-        return self.policy.finish(sample, raw)
 
     def objective(
         self,
