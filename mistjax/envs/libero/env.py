@@ -26,8 +26,9 @@ from jaxtyping import Int32, Shaped, UInt8
 
 from mistjax.envs.libero import suites
 from mistjax.envs.libero.changes import Change
-from mistjax.envs.libero.episodes import check_task, choose_episode
+from mistjax.envs.libero.episodes import check_task, choose_episode, start_episode
 from mistjax.envs.libero.installation import load
+from mistjax.envs.libero.simulator import SimulationError, Simulator
 from mistjax.envs.libero.suites import SETTLE_STEPS, Task
 
 IMAGE_KEYS = ("observation/image", "observation/wrist_image")
@@ -87,7 +88,7 @@ class LiberoEnv(gym.Env):
         self._max_steps, self.render_mode = max_steps, render_mode
         self._has_pictures = pictures
         self._scene: Any = None
-        self._simulator: Any = None
+        self._simulator: Simulator | None = None
         self._cameras: Any = None
         self.action_space = gym.spaces.Box(-1.0, 1.0, (7,), np.float32)
         spaces: dict[str, gym.Space] = {
@@ -121,7 +122,7 @@ class LiberoEnv(gym.Env):
         options = {"task_id": self.task_id, **(options or {})}
         self.episode, start = choose_episode(self.tasks, seed, options)
         self._build(self.episode.change)
-        self.simulator.start(seed, start, self.settle_steps)
+        start_episode(self.simulator, seed, start, self.settle_steps)
         self.steps, self._error, self._held = 0, None, frozenset[str]()
         return self.observe(), self._info()
 
@@ -133,8 +134,6 @@ class LiberoEnv(gym.Env):
         Raises:
             ValueError: the action has another shape, or is not finite.
         """
-        from mistjax.envs.libero.simulator import SimulationError
-
         action = np.asarray(action, np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise ValueError(f"action is {action}; expected seven finite values in [-1, 1]")
@@ -166,7 +165,7 @@ class LiberoEnv(gym.Env):
         return dict(self.simulator.looks.ids)
 
     @property
-    def simulator(self):
+    def simulator(self) -> Simulator:
         """The scene of this episode, with everything's true position."""
         if self._simulator is None:
             raise RuntimeError("there is no scene before the first reset, nor after close.")
@@ -200,8 +199,6 @@ class LiberoEnv(gym.Env):
 
     def _build(self, change: Change) -> None:
         """The scene of a change, unless it stands already."""
-        from mistjax.envs.libero.simulator import Simulator
-
         scene = (dataclasses.replace(change.problem, language=""), change.style)
         if self._scene != scene:
             self.close()

@@ -1,4 +1,4 @@
-"""Which LIBERO episode a seed and reset options name."""
+"""Which LIBERO episode a seed and reset options name, and its start."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from jaxtyping import Float
 
 from mistjax.envs.libero.changes import Change
 from mistjax.envs.libero.perturbations import perturb
+from mistjax.envs.libero.simulator import REST, SimulationError, Simulator
 from mistjax.envs.libero.suites import Task
 
 OPTIONS = ("task_id", "init_state", "perturbation")
 STARTS = 50  # fixed start states of each published task
+DRAWS, PUSHED = 10, 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,34 @@ def choose_episode(
     if not 0 <= chosen < len(states):
         raise ValueError(f"init_state is {chosen}, expected 0 to {len(states) - 1}")
     return Episode(task_id, task, chosen, change), states[chosen]
+
+
+def start_episode(
+    simulator: Simulator, seed: int, state: Float[np.ndarray, " size"] | None, settle: int
+) -> None:
+    """A fixed start state, or a drawn one in which nothing is pushed away while it settles.
+
+    Args:
+        simulator: the scene.
+        seed: for what is drawn: fixtures' places, and without `state` those of objects too.
+        state: of `Simulator.set_state`.
+        settle: control steps at rest.
+
+    Raises:
+        SimulationError: ten draws in which objects push each other away.
+    """
+    names = [name for name, _ in simulator.problem.objects]
+    for attempt in range(DRAWS):
+        simulator.reset(seed + attempt * 2**20)
+        if state is not None:
+            simulator.set_state(state)
+        before = np.stack([simulator.position(name) for name in names])
+        for _ in range(settle):
+            simulator.step(REST)
+        after = np.stack([simulator.position(name) for name in names])
+        if state is not None or np.linalg.norm(after - before, axis=1).max() < PUSHED:
+            return
+    raise SimulationError(f"{DRAWS} starts of {simulator.problem.language!r} fell apart at once.")
 
 
 def check_task(tasks: Sequence[Task], task_id: int) -> int:

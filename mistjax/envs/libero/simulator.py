@@ -35,7 +35,6 @@ from mistjax.envs.libero.looks import Looks
 
 CONTROL_HZ = 20
 REST = np.array([0.0] * 6 + [-1.0])
-DRAWS, PUSHED = 10, 0.05
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 DIVERGED = (
     mujoco.mjtWarning.mjWARN_BADQPOS,
@@ -117,29 +116,6 @@ class Simulator:
     def objects(self) -> tuple[str, ...]:
         """Names of what has a pose: objects and fixtures but the table or floor."""
         return tuple(self._bodies)
-
-    def start(self, seed: int, state: Float[np.ndarray, " size"] | None, settle: int) -> None:
-        """A fixed start state, or a drawn one in which nothing is pushed away while it settles.
-
-        Args:
-            seed: for what is drawn: fixtures' places, and without `state` those of objects too.
-            state: of `set_state`.
-            settle: control steps at rest.
-
-        Raises:
-            SimulationError: ten draws in which objects push each other away.
-        """
-        for attempt in range(DRAWS):
-            self.reset(seed + attempt * 2**20)
-            if state is not None:
-                self.set_state(state)
-            before = np.stack([self.position(name) for name, _ in self.problem.objects])
-            for _ in range(settle):
-                self.step(REST)
-            after = np.stack([self.position(name) for name, _ in self.problem.objects])
-            if state is not None or np.linalg.norm(after - before, axis=1).max() < PUSHED:
-                return
-        raise SimulationError(f"{DRAWS} starts of {self.problem.language!r} fell apart at once.")
 
     def reset(self, seed: int) -> None:
         """A start drawn from the problem's regions."""

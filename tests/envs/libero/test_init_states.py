@@ -1,0 +1,62 @@
+"""Start states are read as numbers, whoever wrote the file; nothing in it is ever run."""
+
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from mistjax.envs.libero.init_states import read_init_states
+
+STATES = np.random.default_rng(0).normal(size=(3, 7))
+
+
+def written(path, value, protocol=2, name="archive/data.pkl"):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, pickle.dumps(value, protocol))
+    return path
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("states", [STATES, np.asfortranarray(STATES)])
+def test_states_are_read_bit_for_bit(tmp_path, states, protocol):
+    found = read_init_states(written(tmp_path / "a.init", states, protocol))
+    assert found.dtype == np.float64 and np.array_equal(found, states)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("hacked",)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (Evil(), "posix mkdir"),
+        ({"states": STATES}, "instruction EMPTY_DICT"),
+        (STATES.astype(np.float32), "has the type"),
+        (STATES[0], "has the shape"),
+        (np.array([[None]]), "has the type|asks for|instruction"),
+        (7, "something else than an array"),
+    ],
+)
+def test_anything_but_a_matrix_is_refused_and_not_run(tmp_path, monkeypatch, value, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        read_init_states(written(tmp_path / "a.init", value))
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_a_broken_file_is_named(tmp_path):
+    path = tmp_path / "a.init"
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"a\.init is not a zip archive"):
+        read_init_states(path)
+    with pytest.raises(ValueError, match=r"expected one data\.pkl"):
+        read_init_states(written(path, STATES, name="other"))
+    whole = pickle.dumps(STATES, 2)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="not a plain float64 matrix"):
+        read_init_states(path)
