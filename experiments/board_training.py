@@ -127,6 +127,7 @@ def train(
     loss: Loss,
     batch: Callable[[np.random.Generator, int], Any],
     policy: Callable[[Any], Any],
+    evaluate: Callable[[Any, int], float] | None = evaluate,
 ) -> Any:
     """Trains, evaluates and saves; goes on from the last checkpoint of an interrupted training.
 
@@ -136,6 +137,7 @@ def train(
         loss: of a batch.
         batch: draws some number of examples.
         policy: model parameters -> what is evaluated and saved.
+        evaluate: (policy, episodes) -> success rate; None leaves evaluation to another program.
 
     Returns:
         The policy with averaged weights.
@@ -166,7 +168,7 @@ def train(
             if (i + 1) % config.checkpoint_every == 0 or i + 1 == config.steps:
                 manager.save(i + 1, args=ocp.args.StandardSave(state))
                 manager.wait_until_finished()
-            if (i + 1) % config.eval_every == 0 or i + 1 == config.steps:
+            if evaluate and ((i + 1) % config.eval_every == 0 or i + 1 == config.steps):
                 success = evaluate(policy(jax.device_get(state["average"])), config.eval_episodes)
                 _log(folder, {"step": i + 1, "success": success, "n": config.eval_episodes})
                 bar.write(f"step {i + 1}: success {success:.0%} of {config.eval_episodes}")
