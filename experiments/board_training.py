@@ -44,7 +44,7 @@ class Training:
         layout_weight: weight of the regression of stone and target positions.
         checkpoint_every: steps between checkpoints of the training state.
         eval_every: steps between evaluations in the simulator.
-        eval_episodes: episodes of each of those.
+        eval_episodes: episodes of each of those; 0 evaluates nothing.
         seed: of initialisation, data order and noise.
     """
 
@@ -127,7 +127,6 @@ def train(
     loss: Loss,
     batch: Callable[[np.random.Generator, int], Any],
     policy: Callable[[Any], Any],
-    evaluate: Callable[[Any, int], float] | None = evaluate,
 ) -> Any:
     """Trains, evaluates and saves; goes on from the last checkpoint of an interrupted training.
 
@@ -137,7 +136,6 @@ def train(
         loss: of a batch.
         batch: draws some number of examples.
         policy: model parameters -> what is evaluated and saved.
-        evaluate: (policy, episodes) -> success rate; None leaves evaluation to another program.
 
     Returns:
         The policy with averaged weights.
@@ -168,7 +166,7 @@ def train(
             if (i + 1) % config.checkpoint_every == 0 or i + 1 == config.steps:
                 manager.save(i + 1, args=ocp.args.StandardSave(state))
                 manager.wait_until_finished()
-            if evaluate and ((i + 1) % config.eval_every == 0 or i + 1 == config.steps):
+            if config.eval_episodes and ((i + 1) % config.eval_every == 0 or i + 1 == config.steps):
                 success = evaluate(policy(jax.device_get(state["average"])), config.eval_episodes)
                 _log(folder, {"step": i + 1, "success": success, "n": config.eval_episodes})
                 bar.write(f"step {i + 1}: success {success:.0%} of {config.eval_episodes}")
