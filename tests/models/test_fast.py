@@ -116,6 +116,20 @@ def test_the_loss_counts_written_tokens_only(variables, obs):
     assert not loss(jnp.zeros((2, 4), int)).any()
 
 
+def test_without_a_gap_a_token_is_decoded_where_the_loss_saw_it(variables, obs):
+    def scored(gap):
+        model = Pi0Fast(dataclasses.replace(TINY_FAST, decoding_gap=gap))
+        written = fast.write(model, variables, prefill(model, variables, obs), KEYS)
+        loss = fast.next_token_loss(model, variables, obs, written.tokens)
+        return written.tokens, -jnp.mean(written.log_probs, axis=1), loss
+
+    tokens, decoded, trained = jax.jit(scored, static_argnums=0)(0)
+    assert (tokens > EOS).all()  # or the mean would be over fewer
+    np.testing.assert_allclose(decoded, trained, atol=1e-5)
+    _, apart, trained = jax.jit(scored, static_argnums=0)(1)
+    assert (jnp.abs(apart - trained) > 1e-3).all()
+
+
 def test_a_configuration_survives_json():
     config = dataclasses.replace(TINY_FAST, max_decoding_steps=9)
     assert FastConfig.from_json(config.to_json()) == config

@@ -11,9 +11,9 @@ import scipy.fft
 import sentencepiece
 import tokenizers
 
-from mistjax.models.fast_language import FastTokenizer, pad_actions
+from mistjax.models.fast_language import FastTokenizer, pad_actions, train_prompt_tokenizer
 from mistjax.models.fast_tokenizer import _BYTE_OF, ActionTokenizer
-from mistjax.models.tokenizers import BOS, EOS, PromptTokenizer, train_word_tokenizer
+from mistjax.models.tokenizers import BOS, EOS, UNKNOWN, PromptTokenizer, train_word_tokenizer
 
 HORIZON, WIDTH = 6, 3
 
@@ -184,6 +184,20 @@ def test_a_vocabulary_without_room_or_words_is_refused(prompts, actions, tmp_pat
     words = PromptTokenizer.from_file(tmp_path / "words.model", 8)
     with pytest.raises(ValueError, match="does not know"):
         FastTokenizer(words, actions, 700)
+
+
+def test_words_and_the_numbers_of_a_state_are_one_piece_each(actions, tmp_path):
+    train_prompt_tokenizer(["place", "low", ",", "1"], tmp_path / "pieces.model")
+    prompts = PromptTokenizer.from_file(tmp_path / "pieces.model", 16)
+    language = FastTokenizer(prompts, actions, 700)
+    state = np.array([-2.0, -1.0, 0.0, 2.0])
+    tokens, valid = language.encode_prompt("place_low , low", state)
+    pieces = [prompts.id_to_piece(i) for i in tokens[valid]]
+    words = ["▁Task:", "▁place", "▁low", "▁,", "▁low", ",", "▁State:"]
+    assert pieces == ["<s>", *words, "▁-1", "▁0", "▁128", "▁255", ";", "\n"]
+    assert language.overhead == 3
+    assert prompts.decode(prompts.encode("pace")) == "pace"
+    assert UNKNOWN in prompts.encode("quick")
 
 
 def test_an_action_longer_than_its_room_is_refused():

@@ -1,0 +1,80 @@
+"""The training loop: what it writes, and that an interruption changes nothing."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import board_training
+from experiments.board_training import Training, train
+
+TARGET = jnp.array([1.0, -2.0, 0.5])
+
+
+@dataclasses.dataclass
+class Point:
+    """A policy that is its parameters."""
+
+    params: dict
+
+    def save(self, folder):
+        (folder / "params").mkdir(parents=True)
+
+
+def loss(params, batch, key):
+    error = params["model"]["w"] + params["head"]["b"] - TARGET - batch
+    total = jnp.mean(jnp.square(error))
+    return total, {"error": total}
+
+
+def noise(rng, size):
+    return np.float32(rng.normal(0, 0.1, (size, 3)))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """`run(name, batch)` trains for 60 steps; evaluations are counted, not made."""
+    evaluated = []
+    monkeypatch.setattr(
+        board_training, "evaluate", lambda policy, n: evaluated.append(policy) or 0.25
+    )
+
+    def go(name, batch=noise):
+        config = Training(
+            out=tmp_path / name, steps=60, batch_size=4, learning_rate=0.2, warmup=5, ema=0.9,
+            checkpoint_every=20, eval_every=40,
+        )  # fmt: skip
+        params = {"model": {"w": jnp.zeros(3)}, "head": {"b": jnp.zeros(3)}}
+        return train(config, params, loss, batch, lambda p: Point(p)), evaluated
+
+    return go
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(run):
+    whole, _ = run("whole")
+    drawn = []
+
+    def breaks(rng, size):
+        drawn.append(size)
+        if len(drawn) == 33:
+            raise KeyboardInterrupt
+        return noise(rng, size)
+
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", breaks)
+    parts, _ = run("parts", lambda rng, size: (drawn.append(size), noise(rng, size))[1])
+    assert len(drawn) == 33 + 40  # from the checkpoint at step 20 on
+    np.testing.assert_array_equal(parts.params["w"], whole.params["w"])
+
+
+def test_the_averaged_weights_are_evaluated_saved_and_returned(run, tmp_path):
+    policy, evaluated = run("run")
+    assert len(evaluated) == 2 and (evaluated[-1].params["w"] == policy.params["w"]).all()
+    np.testing.assert_allclose(policy.params["w"], TARGET / 2, atol=0.1)
+    assert (tmp_path / "run" / "params").is_dir()
+    log = (tmp_path / "run.training" / "log.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in log]
+    assert [(r["step"], r["success"]) for r in log if "success" in r] == [(40, 0.25), (60, 0.25)]
+    assert next(r["error"] for r in log if r["step"] == 50) < 0.5  # it began at 1.75
