@@ -1,4 +1,5 @@
-"""Load and save a Hugging Face folder: safetensors shards, config.json, dataset_statistics.json.
+"""Load and save a Hugging Face folder: safetensors shards and their index, config.json,
+dataset_statistics.json.
 
 Names and shapes are compared with the model's before a single array is read, so a wrong folder
 fails at once and says how. Cost: one copy of the weights in `dtype`; shards are read one array at
@@ -103,14 +104,43 @@ def load(
     return _assign(model, weights, device)
 
 
-def save(model: OpenVLA, folder: str | Path) -> None:
-    """Writes `model.safetensors`, `config.json` and `dataset_statistics.json`."""
+def save(model: OpenVLA, folder: str | Path, *, shard_bytes: int = 5_000_000_000) -> None:
+    """Writes weights, `config.json` and `dataset_statistics.json`.
+
+    Args:
+        model: what to write.
+        folder: where to; weights that are there already are removed.
+        shard_bytes: weights that need more than this become several files and an index.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / SINGLE)
-    (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
-    statistics = json.dumps(dict(model.config.norm_stats), indent=2)
-    (folder / "dataset_statistics.json").write_text(statistics + "\n")
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, value in model.state_dict().items():
+        if shards[-1] and size + value.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = value.contiguous()
+        size += value.nbytes
+    for old in folder.glob("model*.safetensors*"):
+        old.unlink()
+    if len(shards) == 1:
+        save_file(shards[0], folder / SINGLE)
+    else:
+        where = {}
+        for i, shard in enumerate(shards, 1):
+            file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+            save_file(shard, folder / file)
+            where |= dict.fromkeys(shard, file)
+        total = sum(value.nbytes for value in model.state_dict().values())
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+    dtype = str(model.dtype).removeprefix("torch.")
+    _write_json(folder / "config.json", {**model.config.to_json(), "torch_dtype": dtype})
+    _write_json(folder / "dataset_statistics.json", dict(model.config.norm_stats))
+
+
+def _write_json(file: Path, content: dict) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -14,6 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from interop.openvla.processing import PROMPT, square
+
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
@@ -96,11 +100,25 @@ class LlamaDims:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     bos_token_id: int = 1
+    eos_token_id: int = 2
     pad_token_id: int = 32000
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class OFTConfig:
+    """What OpenVLA-OFT adds: a head for chunks of actions, and a token for the robot's state.
+
+    Attributes:
+        chunk: actions of one inference (LIBERO 8, ALOHA 25, Bridge 5).
+        state_dim: width of the robot's state; None for a policy that does not read it.
+    """
+
+    chunk: int
+    state_dim: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +134,10 @@ class OpenVLAConfig:
         n_action_bins: edges between -1 and 1.
         empty_token: the token that every answer begins with; Llama-2's lone space.
         film: whether the towers are modulated by the instruction (OpenVLA-OFT+).
+        prompt: what is asked, around `{instruction}`.
+        max_prompt_tokens: length that prompts are padded to, BOS included.
+        oft: of an OpenVLA-OFT; None decodes token by token. Published folders do not say it: the
+            last three keys are our own.
     """
 
     towers: tuple[TowerConfig, TowerConfig]
@@ -125,6 +147,9 @@ class OpenVLAConfig:
     n_action_bins: int = 256
     empty_token: int = 29871
     film: bool = False
+    prompt: str = PROMPT
+    max_prompt_tokens: int = 64
+    oft: OFTConfig | None = None
 
     def __post_init__(self):
         patches = {tower.num_patches for tower in self.towers}
@@ -135,6 +160,10 @@ class OpenVLAConfig:
     def num_patches(self) -> int:
         """Patches of one image."""
         return self.towers[0].num_patches
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """A picture at the towers' size."""
+        return square(image, self.towers[0].image_size)
 
     @property
     def action_vocab(self) -> int:
@@ -170,6 +199,9 @@ class OpenVLAConfig:
             n_action_bins=raw.get("n_action_bins", 256),
             empty_token=raw.get("empty_token", 29871),
             film=raw.get("film", False),
+            prompt=raw.get("prompt", PROMPT),
+            max_prompt_tokens=raw.get("max_prompt_tokens", 64),
+            oft=OFTConfig(**raw["oft"]) if raw.get("oft") else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -185,6 +217,9 @@ class OpenVLAConfig:
             "n_action_bins": self.n_action_bins,
             "empty_token": self.empty_token,
             "film": self.film,
+            "prompt": self.prompt,
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "oft": self.oft and dataclasses.asdict(self.oft),
             "norm_stats": dict(self.norm_stats),
         }
 

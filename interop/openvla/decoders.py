@@ -125,8 +125,9 @@ class ChunkDecoder:
         return vars(oft.embed(self.model, self.parts, inputs, hooks))
 
     def act(self, prefix: dict[str, Tensor], hooks: Hooks) -> tuple[Float[Tensor, "b c a"], Report]:
-        actions, _ = oft.read_actions(self.model, self.parts, Embedded(**prefix), hooks)
-        return actions, {}
+        embedded = Embedded(**prefix)
+        hidden = oft.hidden_states(self.model, self.parts, embedded, hooks)
+        return self.parts.read(hidden, embedded), {}
 
     def replay(
         self, inputs: Inputs, report: Report, hooks: Hooks

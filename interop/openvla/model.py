@@ -30,6 +30,8 @@ def llama_config(dims: LlamaDims, attention: str) -> LlamaConfig:
         max_position_embeddings=dims.max_position_embeddings,
         rms_norm_eps=dims.rms_norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": dims.rope_theta},
+        bos_token_id=dims.bos_token_id,
+        eos_token_id=dims.eos_token_id,
         pad_token_id=dims.pad_token_id,
         tie_word_embeddings=False,
     )

@@ -19,11 +19,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from interop.openvla.config import OpenVLAConfig
 from interop.openvla.generation import Embedded, Inputs
 from interop.openvla.hooks import Call, Hooks, last_valid
 from interop.openvla.model import OpenVLA
-
-STOP_TOKEN = 2
 
 
 class ResidualBlock(nn.Module):
@@ -89,10 +88,28 @@ class OFTParts:
     chunk: int
     proprio: ProprioProjector | None = None
 
+    @classmethod
+    def empty(cls, config: OpenVLAConfig, action_dim: int) -> OFTParts:
+        """Fresh parts of a model whose configuration has `oft`."""
+        if config.oft is None:
+            raise ValueError("config.oft is None: this OpenVLA decodes token by token.")
+        width, state = config.text.hidden_size, config.oft.state_dim
+        proprio = None if state is None else ProprioProjector(width, state)
+        return cls(L1Head(width, action_dim), config.oft.chunk, proprio)
+
     @property
     def numbers(self) -> int:
         """Numbers in one chunk: the tokens that carry actions."""
         return self.chunk * self.head.action_dim
+
+    def read(self, hidden: Float[Tensor, "b s d"], embedded: Embedded) -> Float[Tensor, "b c a"]:
+        """Normalised actions from `hidden_states`.
+
+        The state that predicts a number is the one a position earlier, so the first is the empty
+        token's, and the last placeholder only serves as context.
+        """
+        prefix = embedded.valid.shape[1]
+        return self.head(hidden[:, prefix : prefix + self.numbers]).float()
 
 
 def embed(model: OpenVLA, parts: OFTParts, inputs: Inputs, hooks: Hooks) -> Embedded:
@@ -108,17 +125,13 @@ def embed(model: OpenVLA, parts: OFTParts, inputs: Inputs, hooks: Hooks) -> Embe
     return Embedded(*model.assemble(inputs.text, inputs.text_mask, patches, seen))
 
 
-def read_actions(
+def hidden_states(
     model: OpenVLA, parts: OFTParts, embedded: Embedded, hooks: Hooks
-) -> tuple[Float[Tensor, "b c a"], Float[Tensor, "b n d"]]:
-    """One pass: normalised actions, and the hidden states that the head read them from.
-
-    The state that predicts a number is the one a position earlier, so the first is the empty
-    token's, and the last placeholder only serves as context.
-    """
+) -> Float[Tensor, "b s d"]:
+    """One pass over prefix, empty token, a placeholder for each number, and stop token."""
     rows, prefix = embedded.valid.shape
     numbers, config = parts.numbers, model.config
-    fixed = torch.tensor([config.empty_token, STOP_TOKEN], device=embedded.valid.device)
+    fixed = torch.tensor([config.empty_token, config.text.eos_token_id], device=model.device)
     empty, stop = model.embed_tokens(fixed[None]).expand(rows, -1, -1).split(1, dim=1)
     blank = torch.zeros_like(empty).expand(-1, numbers, -1)
     embeds = torch.cat([embedded.embeds, empty, blank, stop], dim=1)
@@ -126,9 +139,7 @@ def read_actions(
     after = torch.arange(1, numbers + 3, device=valid.device)
     positions = torch.cat([embedded.positions, last_valid(embedded.valid)[:, None] + after], dim=1)
     hooks.expect(Call(prefix, range(1), width=numbers), embedded.valid)
-    hidden = model.hidden(embeds, _both_ways(valid, embeds.dtype), positions)
-    hidden = hidden[:, prefix : prefix + numbers]
-    return parts.head(hidden).float(), hidden
+    return model.hidden(embeds, _both_ways(valid, embeds.dtype), positions)
 
 
 def _both_ways(valid: Bool[Tensor, "b s"], dtype: torch.dtype) -> Float[Tensor, "b 1 s s"]:
@@ -140,7 +151,8 @@ def _both_ways(valid: Bool[Tensor, "b s"], dtype: torch.dtype) -> Float[Tensor, 
 
 def _instruction(model: OpenVLA, inputs: Inputs) -> Float[Tensor, "b d"]:
     """Mean embedding of the text around the actions: prompt, empty token and stop token."""
-    fixed = torch.tensor([[model.config.empty_token, STOP_TOKEN]], device=inputs.text.device)
+    config = model.config
+    fixed = torch.tensor([[config.empty_token, config.text.eos_token_id]], device=model.device)
     around = model.embed_tokens(fixed).sum(dim=1)
     real = inputs.text_mask[..., None]
     total = torch.where(real, inputs.text, 0).sum(dim=1) + around

@@ -21,9 +21,10 @@ import torch
 from jaxtyping import Array, Float
 
 from interop.bridge import call_torch, differentiable
-from interop.openvla import actions, checkpoints, processing
-from interop.openvla.decoders import JAX_DTYPES, Decoder, TokenDecoder
+from interop.openvla import actions
+from interop.openvla.decoders import JAX_DTYPES, Decoder
 from interop.openvla.edits import take_apart
+from interop.openvla.folder import load_parts, save_parts
 from interop.openvla.hooks import Hooks, token_layouts
 from interop.openvla.model import OpenVLA
 from interop.openvla.reader import PictureStep, Reader
@@ -78,13 +79,12 @@ class OpenVLAPolicy:
         preset: RobotPreset,
         *,
         unnorm_key: str | None = None,
-        max_prompt_tokens: int = 64,
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
-        image_steps: Sequence[PictureStep] = (processing.square,),
+        image_steps: Sequence[PictureStep] | None = None,
         finish_steps: Sequence[ActionStep] = (),
     ) -> OpenVLAPolicy:
-        """Reads a Hugging Face folder with `tokenizer.model`; token-by-token decoding.
+        """Reads a Hugging Face folder with `tokenizer.model`, of either kind (see `folder`).
 
         For a checkpoint fine-tuned on LIBERO, `image_steps` is `processing.LIBERO_IMAGE` (without
         its rotation where the env has turned the picture already) and `finish_steps` is
@@ -92,26 +92,31 @@ class OpenVLAPolicy:
 
         Args:
             folder: local path.
-            preset: the robot; its first camera is the one that is seen.
+            preset: the robot. Token-by-token decoding sees its first camera, OFT all of them.
             unnorm_key: data set whose action statistics apply.
-            max_prompt_tokens: longest prompt; shorter ones are padded.
-            dtype: of the weights.
+            dtype: of the weights; None takes the one that `config.json` names.
             device: of the weights.
-            image_steps: see `Reader`.
+            image_steps: see `Reader`; None resizes to the model's size.
             finish_steps: see the class.
 
         Raises:
             FileNotFoundError: a file is missing.
             ValueError: weights that do not fit, or no such `unnorm_key`.
         """
-        model = checkpoints.load(folder, dtype=dtype, device=device)
-        tokenizer = PromptTokenizer.from_file(Path(folder) / "tokenizer.model", max_prompt_tokens)
-        stats = actions.statistics(model.config.norm_stats, unnorm_key, "action")
-        camera, key = next(iter(preset.cameras.items()))
-        reader = Reader(tokenizer, {camera: key}, image_steps)
-        decoder = TokenDecoder(model, len(stats["q01"]))
+        model, decoder, tokenizer = load_parts(folder, unnorm_key, dtype, device)
+        cameras = list(preset.cameras.items())
+        reader = Reader(
+            tokenizer,
+            dict(cameras if model.config.oft else cameras[:1]),
+            (model.config.resize,) if image_steps is None else image_steps,
+            model.config.prompt,
+        )
         name = Path(folder).resolve().name
         return cls(model, decoder, reader, preset, unnorm_key, finish_steps=finish_steps, name=name)
+
+    def save(self, folder: str | Path, *, shard_bytes: int = 5_000_000_000) -> None:
+        """Writes what `load` reads; weights beyond `shard_bytes` in several files."""
+        save_parts(folder, self.model, self.decoder, self.reader.tokenizer, shard_bytes)
 
     @functools.cached_property
     def layouts(self):
@@ -160,7 +165,7 @@ class OpenVLAPolicy:
         """See `Policy.prepare`; ValueError names a missing camera or a picture of another kind."""
         state = np.zeros((len(raw), 0), np.float32)
         if self.decoder.extra:
-            values = np.stack([np.asarray(r[self.preset.state_key], np.float32) for r in raw])
+            values = np.stack([self.preset.state(r) for r in raw])
             stats = actions.statistics(self.model.config.norm_stats, self.unnorm_key, "proprio")
             state = actions.normalise(values, stats, self.bounds).astype(np.float32)
         return self.reader(raw, state, self.model.config)

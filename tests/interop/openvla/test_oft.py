@@ -57,17 +57,19 @@ def layouts():
 def test_attention_sees_in_both_directions_and_no_padding(model, parts):
     with Hooks(model, layouts()) as hooks:
         embedded = oft.embed(model, parts, inputs(model, valid=4), hooks)
-        _, before = oft.read_actions(model, parts, embedded, hooks)
+        before = oft.hidden_states(model, parts, embedded, hooks)
         changed = embedded.embeds.clone()
         changed[:, -1] += 1.0
         padding = generation.Embedded(changed, embedded.valid)
-        assert torch.equal(oft.read_actions(model, parts, padding, hooks)[1], before)
+        after = oft.hidden_states(model, parts, padding, hooks)
+        real = torch.arange(before.shape[1]) != embedded.valid.shape[1] - 1
+        assert torch.equal(after[:, real], before[:, real])
     tap = Tap("vlm.resid", layers=(1,))
     first = []
     for strength in (0.0, 1.0):
         edit = Add("action.resid", strength=strength, vector=jnp.ones((4, 64)))
         with Hooks(model, layouts(), [tap], [edit]) as hooks:
-            oft.read_actions(model, parts, embedded, hooks)
+            oft.hidden_states(model, parts, embedded, hooks)
             first.append(hooks.values()[str(tap)][0, 0, 0])
     assert not torch.equal(*first), "the first token must see the actions' tokens"
 
