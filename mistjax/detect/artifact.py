@@ -28,9 +28,11 @@ from mistjax.detect.embedding import (
     NearestCentroid,
     NearestNeighbours,
 )
+from mistjax.detect.ensemble import Ensemble
 from mistjax.detect.fiper import ActionChunkEntropy, ObservationNovelty
 from mistjax.detect.gates import SensitivityGate
 from mistjax.detect.heads import SafeLSTM, SafeMLP
+from mistjax.detect.linear import LinearProbe
 from mistjax.detect.temporal import TemporalConsistency
 from mistjax.detect.tokens import TokenUncertainty
 from mistjax.detect.wrappers import Agreement, Standardised, Windowed
@@ -44,6 +46,8 @@ CLASSES: dict[str, type] = {
         ChunkLayout,
         ClusterEntropy,
         EmbeddingDetector,
+        Ensemble,
+        LinearProbe,
         LogpZO,
         Mahalanobis,
         NearestCentroid,

@@ -8,7 +8,7 @@ laid out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,10 +20,12 @@ from mistjax.detect.data import Episodes
 from mistjax.detect.density import fit_logpzo, fit_rnd
 from mistjax.detect.detector import Detector
 from mistjax.detect.embedding import fit_embedding
+from mistjax.detect.ensemble import Ensemble, combine
 from mistjax.detect.fiper import fit_action_chunk_entropy, fit_observation_novelty
 from mistjax.detect.fiper_alarm import fit_fiper
 from mistjax.detect.gates import fit_sensitivity_gate
 from mistjax.detect.heads import SafeLSTM, SafeMLP
+from mistjax.detect.linear import fit_linear_probe
 from mistjax.detect.temporal import TemporalConsistency
 from mistjax.detect.tokens import TokenUncertainty
 from mistjax.detect.training import TrainConfig, train
@@ -57,6 +59,17 @@ def _fit_shuffled(
     return fit_detector(base, shuffle_labels(episodes, seed), **config)
 
 
+PROBES = (
+    {"name": "linear_probe", "shrinkage": 0.7, "within_tasks": True},
+    {"name": "linear_probe", "shrinkage": 0.7, "baseline": 10},
+)
+
+
+def _fit_ensemble(episodes: Episodes, *, members: Sequence[Mapping[str, Any]] = PROBES) -> Ensemble:
+    """`members` are the arguments of `fit_detector` for each, by default two linear probes."""
+    return combine([fit_detector(episodes=episodes, **member) for member in members], episodes)
+
+
 def _unfitted(kind: Callable[..., Detector], **fixed: Any) -> Callable[..., Detector]:
     """A detector with options but nothing to learn."""
 
@@ -70,6 +83,8 @@ def _unfitted(kind: Callable[..., Detector], **fixed: Any) -> Callable[..., Dete
 DETECTORS: dict[str, Callable[..., Detector]] = {
     "safe_mlp": partial(_fit_head, SafeMLP, SAFE_MLP_TRAINING),
     "safe_lstm": partial(_fit_head, SafeLSTM, SAFE_LSTM_TRAINING),
+    "linear_probe": fit_linear_probe,
+    "ensemble": _fit_ensemble,
     "mahalanobis": partial(fit_embedding, distance="mahalanobis"),
     "euclid_knn": partial(fit_embedding, distance="euclid"),
     "cosine_knn": partial(fit_embedding, distance="cosine"),
