@@ -34,10 +34,12 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m experiments.bench
 
-# LIBERO's declared dependencies are a training stack that its environments do not use.
+# LIBERO's declared dependencies are a training stack that its environments do not use. Pictures also
+# need OpenGL, and scenes need assets: `mistjax doctor` says what is missing.
 libero: $(VENV)/.installed
 	$(INSTALL) -e '.[libero]'
 	$(INSTALL) --no-deps hf-libero robosuite bddl
+	$(BIN)/python -m mistjax.envs.libero.installation
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -32,6 +32,8 @@ PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "ray": ("episodes on Ray workers", ("ray",)),
     "openpi": ("openpi's policy server protocol", ("msgpack", "websockets")),
 }
+# What LIBERO's numbers depend on; other versions build other scenes, or none.
+LIBERO_PINS = ("hf-libero", "robosuite", "bddl", "mujoco", "numba", "opencv-python-headless")
 PIP = f"{sys.executable} -m pip install -c constraints.txt -e"
 PART_FIXES = {"base": f"{PIP} .", "libero": "make libero"}
 
@@ -133,6 +135,40 @@ def check_pins(tested: Mapping[str, str]) -> Finding:
     )
 
 
+def check_libero_pins(tested: Mapping[str, str]) -> Finding:
+    """The packages that LIBERO's scenes depend on: each at its tested version, or what it is."""
+    differ = []
+    for name in LIBERO_PINS:
+        try:
+            installed = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            installed = "is missing"
+        if installed != tested.get(name, installed) or installed == "is missing":
+            differ.append(f"{name} {installed} (tested: {tested.get(name, 'unknown')})")
+    return Finding(
+        "libero's pins",
+        "LIBERO environments",
+        works=not differ,
+        found=", ".join(differ) or "as tested",
+        fix="make libero" if differ else "",
+    )
+
+
+def check_libero_assets() -> Finding:
+    """Whether LIBERO's meshes and textures are found, and whether all are its own."""
+    from mistjax.envs.libero.installation import GET_ASSETS, find_assets, has_stand_ins
+
+    what, purpose = "libero's assets", "LIBERO environments"
+    try:
+        folder = find_assets()
+    except ImportError as error:
+        return Finding(what, purpose, False, str(error), "make libero")
+    except FileNotFoundError as error:
+        return Finding(what, purpose, False, str(error).splitlines()[0], GET_ASSETS)
+    looks = ", some looks are stand-ins" if has_stand_ins(folder) else ""
+    return Finding(what, purpose, True, f"{folder}{looks}")
+
+
 def check_gl(backend: str) -> Finding:
     """Whether MuJoCo's own renderer makes a picture without a screen."""
     error = attempt(GL_TRIAL, MUJOCO_GL=backend)
@@ -164,6 +200,7 @@ def examine() -> list[Finding]:
     checks: list[Callable[[], Finding]] = [check_jax, lambda: check_pins(pins())]
     checks += [functools.partial(check_part, part) for part in PARTS]
     checks += [functools.partial(check_gl, backend) for backend in GL_FIXES]
+    checks += [lambda: check_libero_pins(pins()), check_libero_assets]
     with ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(lambda check: check(), checks))
 

@@ -9,6 +9,8 @@ from mistjax.doctor import (
     attempt,
     check_gl,
     check_jax,
+    check_libero_assets,
+    check_libero_pins,
     check_part,
     check_pins,
     pins,
@@ -81,3 +83,26 @@ def test_the_table_shows_the_fix_only_where_something_does_not_work():
         "         needed for: pictures",
         "         fix: install gl",
     ]
+
+
+def test_libero_is_checked_package_by_package():
+    finding = check_libero_pins({name: "0.0" for name in doctor.LIBERO_PINS})
+    assert not finding.works and finding.fix == "make libero"
+    assert finding.found.count("(tested: 0.0)") == len(doctor.LIBERO_PINS)
+    assert set(doctor.LIBERO_PINS) <= set(pins())
+
+
+def test_missing_libero_assets_come_with_the_command_that_gets_them(monkeypatch, tmp_path):
+    from mistjax.envs.libero import installation
+
+    monkeypatch.setattr(installation, "package", lambda: tmp_path)
+    monkeypatch.setattr(installation, "CACHE", tmp_path)
+    monkeypatch.setattr(installation, "BESIDE", tmp_path)
+    monkeypatch.delenv(installation.ASSETS_VARIABLE, raising=False)
+    finding = check_libero_assets()
+    assert not finding.works and finding.fix.startswith("hf download")
+    (tmp_path / installation.MARKER).parent.mkdir(parents=True)
+    (tmp_path / installation.MARKER).touch()
+    (tmp_path / "STANDINS.txt").touch()
+    finding = check_libero_assets()
+    assert finding.works and "stand-ins" in finding.found

@@ -22,13 +22,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 ASSETS_VARIABLE = "MISTJAX_LIBERO_ASSETS"
 MODULES = ("libero", "robosuite", "bddl", "numba", "cv2", "easydict", "future", "termcolor")
 MARKER = Path("scenes") / "libero_tabletop_base_style.xml"
 BESIDE = Path(__file__).parents[4] / "shared" / "libero"
 CACHE = Path.home() / ".cache" / "libero" / "assets"
+GET_ASSETS = f"hf download lerobot/libero-assets --repo-type dataset --local-dir {CACHE}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +70,14 @@ def find_assets(folder: str | Path | None = None) -> Path:
         if (place / MARKER).exists():
             return place.resolve()
     raise FileNotFoundError(
-        f"no LIBERO assets in {', '.join(map(str, places))}: expected a folder with {MARKER}. Get "
-        f"them with `huggingface-cli download lerobot/libero-assets --repo-type dataset "
-        f"--local-dir {CACHE}`, or set {ASSETS_VARIABLE} to where they are."
+        f"no LIBERO assets in {', '.join(map(str, places))}: expected a folder with {MARKER}.\n"
+        f"Get them with `{GET_ASSETS}`, or set {ASSETS_VARIABLE} to where they are."
     )
+
+
+def has_stand_ins(folder: Path) -> bool:
+    """Whether an asset folder says that some of its meshes or textures are not LIBERO's own."""
+    return (folder / "STANDINS.txt").exists()
 
 
 @functools.cache
@@ -95,7 +98,7 @@ def load(assets: str | Path | None = None) -> Libero:
         scenes = importlib.import_module("libero.libero.envs")
         robosuite = importlib.import_module("robosuite")
         controller = robosuite.load_controller_config(default_controller="OSC_POSE")
-    return Libero(scenes.TASK_MAPPING, controller, folder, (folder / "STANDINS.txt").exists())
+    return Libero(scenes.TASK_MAPPING, controller, folder, has_stand_ins(folder))
 
 
 def task_map() -> dict[str, list[str]]:
@@ -126,6 +129,8 @@ def unpack(archive: Path, target: Path = CACHE) -> Path:
 
 def _configure(root: Path) -> None:
     """Writes the file that LIBERO would ask for, unless there is one."""
+    import yaml
+
     folder = Path(os.environ.get("LIBERO_CONFIG_PATH", Path.home() / ".libero"))
     if (folder / "config.yaml").exists():
         return
@@ -164,8 +169,8 @@ def main() -> None:
         if not archive.exists():
             raise
         folder = unpack(archive)
-    named = " with stand-ins: scores are not comparable to published ones"
-    print(f"LIBERO assets: {folder}{named if (folder / 'STANDINS.txt').exists() else ''}")
+    note = " with stand-ins: scores are not comparable to published ones"
+    print(f"LIBERO assets: {folder}{note if has_stand_ins(folder) else ''}")
 
 
 if __name__ == "__main__":

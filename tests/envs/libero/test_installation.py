@@ -51,7 +51,7 @@ def test_a_folder_that_was_named_is_never_passed_over(nowhere, tmp_path):
 
 
 def test_missing_assets_come_with_the_command_that_gets_them(nowhere):
-    with pytest.raises(FileNotFoundError, match="huggingface-cli download"):
+    with pytest.raises(FileNotFoundError, match="hf download"):
         find_assets()
 
 
