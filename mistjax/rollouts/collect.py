@@ -56,7 +56,7 @@ def collect(
         suite: a LIBERO suite in place of `env`.
         perturbation: for the environment's reset options.
         taps: activations to record.
-        aux: further outputs of the policy to record.
+        aux: outputs of the policy to record, besides what it always `reports`.
         videos: how many of the first episodes to record as video.
         num_envs: environments in lock-step; None is 8, or for LIBERO one a worker.
         workers: processes that step the environments; 0 is this one.
@@ -79,7 +79,7 @@ def collect(
         seeds,
         out=out,
         taps=taps,
-        aux=aux,
+        aux=(*getattr(policy, "reports", ()), *aux),
         perturbation=perturbation,
         record_video=seeds[:videos],
         num_envs=num_envs or (max(workers, 1) if env == LIBERO_ENV else 8),
