@@ -1,7 +1,7 @@
 """The `mistjax` command: argument parsing, and one call for each subcommand.
 
-What the library refuses (ValueError, a missing file, a missing extra) is printed as one sentence,
-exit code 2. `python -X dev -m mistjax.cli ...` shows the traceback instead.
+What the library refuses (ValueError, a missing file or extra, a broken connection) is printed as
+one sentence, exit code 2. `python -X dev -m mistjax.cli ...` shows the traceback instead.
 """
 
 from __future__ import annotations
@@ -401,6 +401,17 @@ def report(
     print(build_report(runs, out, title="mistjax report"))
 
 
+def fetch(source: Positional[str], /) -> None:
+    """Download a published checkpoint and print its folder; an interrupted download goes on.
+
+    Args:
+        source: gs://BUCKET/PATH, or hf://OWNER/REPOSITORY@COMMIT with a folder after it if wanted.
+    """
+    from mistjax.models.sources import fetch
+
+    print(fetch(source))
+
+
 def cite(room: Positional[str | None] = None) -> None:
     """Print BibTeX of mistjax and of the works behind it.
 
@@ -424,6 +435,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "explain": explain,
     "eval": evaluate,
     "report": report,
+    "fetch": fetch,
     "conformance": conformance,
     "doctor": doctor,
     "cite": cite,
@@ -442,7 +454,7 @@ def main(args: Sequence[str] | None = None) -> int:
             description="Watch, explain and steer robot policies.",
             args=args,
         )
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, FileNotFoundError, ConnectionError, ImportError) as error:
         if sys.flags.dev_mode:
             raise
         print(f"mistjax: {error}", file=sys.stderr)

@@ -24,8 +24,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from mistjax.models.normalize import NormStats, load_norm_stats, save_norm_stats
+from mistjax.models.sources import fetch
 from mistjax.models.tokenizers import PromptTokenizer
 
+PALIGEMMA_TOKENIZER = "gs://big_vision/paligemma_tokenizer.model"
 SHOWN = 10  # leaves named per kind of mistake
 
 
@@ -188,17 +190,18 @@ def load_assets(folder: str | Path, asset_id: str | None = None) -> dict[str, No
 
 
 def load_tokenizer(folder: str | Path, max_tokens: int) -> PromptTokenizer:
-    """The tokenizer that was saved with the parameters.
+    """The tokenizer that was saved with the parameters, or the one of openpi's published
+    checkpoints, which is PaliGemma's and downloaded once.
 
     Raises:
-        FileNotFoundError: none, as in openpi's published checkpoints, which share PaliGemma's file.
+        FileNotFoundError: no checkpoint, or one of ours (with a config.json) without its tokenizer.
+        ConnectionError, ImportError: see `sources.fetch`.
     """
     path = Path(folder) / "assets" / "tokenizer.model"
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist: for a published pi0 checkpoint pass paligemma_tokenizer.model "
-            "to PromptTokenizer.from_file."
-        )
+        if has_config(folder) or not (Path(folder) / "params").is_dir():
+            raise FileNotFoundError(f"{path} does not exist: the checkpoint is incomplete.")
+        path = fetch(PALIGEMMA_TOKENIZER)
     return PromptTokenizer.from_file(path, max_tokens)
 
 

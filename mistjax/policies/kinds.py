@@ -1,4 +1,4 @@
-"""Which policy a checkpoint folder holds, by its `config.json`."""
+"""Which policy a checkpoint folder holds, by its `config.json` or, for openpi's, by its preset."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mistjax.models import checkpoints
+from mistjax.models.config import FastConfig
 from mistjax.policies.fast import FastPolicy
 from mistjax.policies.pi import PiPolicy
 from mistjax.policies.presets import RobotPreset
@@ -23,6 +24,9 @@ def read_policy(folder: str | Path, preset: RobotPreset) -> Any:
         ValueError: the weights do not fit the configuration.
         ImportError: an OpenVLA without PyTorch; names the extra.
     """
+    if preset.model is not None and not checkpoints.has_config(folder):
+        published = FastPolicy if isinstance(preset.model, FastConfig) else PiPolicy
+        return published.load(folder, preset)
     config = checkpoints.load_config(folder)
     if config.get("model_type") == "openvla":
         from interop.openvla.policy import OpenVLAPolicy

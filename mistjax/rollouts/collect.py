@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 
 from mistjax.hooks.sites import Tap
+from mistjax.models.sources import fetch
 from mistjax.policies import PRESETS
 from mistjax.policies.kinds import read_policy
 from mistjax.rollouts.run import Run
@@ -20,13 +21,13 @@ BOARD_ENV = "mistjax/Board-v0"
 LIBERO_ENV = "mistjax/Libero-v0"
 
 
-def load_policy(folder: str | Path, preset: str = "board") -> Any:
-    """A checkpoint of any kind (see `read_policy`) for a robot preset; ValueError lists the presets
-    when there is none of that name.
+def load_policy(source: str | Path, preset: str = "board") -> Any:
+    """A checkpoint of any kind (see `read_policy`), wherever it is published (see `fetch`), for a
+    robot preset; ValueError lists the presets when there is none of that name.
     """
     if preset not in PRESETS:
         raise ValueError(f"no robot preset is called {preset!r}; choose one of {sorted(PRESETS)}.")
-    return read_policy(folder, PRESETS[preset])
+    return read_policy(fetch(source), PRESETS[preset])
 
 
 def collect(
