@@ -2,9 +2,15 @@
 original's.
 
 `python -m experiments.bench.bench_detect --data FOLDER` where FOLDER holds `dataset.npz` and
-`peer/*.json` of the recorded originals. Each detector runs in its own process, so that its peak
-memory is its own. CPU seconds compare fairly on a busy machine, wall seconds do not; compilation is
-included.
+`peer/*.json` of the recorded originals, which ran on another machine. Beside them run here, in
+turns, on the same split and for the same epochs:
+
+- ours       one head; CPU seconds cover all threads, compilation included
+- together   `--together` heads of one split (initialisations) as one vmapped program, per head
+- pytorch    `safe_torch`: the recipe in PyTorch, one thread
+
+Each runs in a process of its own, so that its peak memory is its own. On a busy machine only CPU
+seconds compare.
 """
 
 from __future__ import annotations
@@ -15,21 +21,25 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 
-# name -> (registered detector, options, epochs, original's result file)
-CASES: dict[str, tuple[str, int, str]] = {
-    "mahalanobis": ("mahalanobis", 0, "small_mahala_csFalse"),
-    "euclid_knn": ("euclid_knn", 0, "small_euclid_csFalse"),
-    "cosine_knn": ("cosine_knn", 0, "small_cosine_csFalse"),
-    "pca_kmeans": ("pca_kmeans", 0, "small_pca_kmeans_csFalse"),
-    "safe_mlp": ("safe_mlp", 1000, "small_indep"),
-    "safe_lstm": ("safe_lstm", 1000, "small_lstm"),
+from experiments.bench import safe_torch
+
+# case -> epochs, original's result file
+CASES: dict[str, tuple[int, str]] = {
+    "mahalanobis": (0, "small_mahala_csFalse"),
+    "euclid_knn": (0, "small_euclid_csFalse"),
+    "cosine_knn": (0, "small_cosine_csFalse"),
+    "pca_kmeans": (0, "small_pca_kmeans_csFalse"),
+    "safe_mlp": (1000, "small_indep"),
+    "safe_lstm": (1000, "small_lstm"),
 }
+Worker = Literal["ours", "together", "pytorch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +50,10 @@ class Config:
         data: folder with dataset.npz and peer/.
         detectors: cases, see CASES.
         seeds: split and training seeds.
+        epochs: of the heads, for all who train here; None takes the source's 1000. The recorded
+            original always took 1000: its times are scaled, its AUCs are not.
+        together: heads that are trained as one program; 0 leaves this out.
+        pytorch: also train the heads in PyTorch.
         out: CSV with the table.
         worker: run the only case of the only seed in this process and print its result.
     """
@@ -47,8 +61,11 @@ class Config:
     data: Path
     detectors: tuple[str, ...] = tuple(CASES)
     seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: int | None = None
+    together: int = 8
+    pytorch: bool = True
     out: Path = Path("runs/bench_detect.csv")
-    worker: bool = False
+    worker: Worker | None = None
 
 
 def run_one(config: Config) -> dict[str, float]:
@@ -58,74 +75,141 @@ def run_one(config: Config) -> dict[str, float]:
     from mistjax.detect import fit_detector, score_episodes, split_tasks
     from mistjax.detect.conformance.baselines import recorded_episodes
     from mistjax.detect.metrics import summary
-    from mistjax.detect.registry import training_config
 
     (case,), (seed,) = config.detectors, config.seeds
-    name, epochs, _ = CASES[case]
     episodes = recorded_episodes(config.data)
     split = split_tasks(episodes.task_id, seed)
-    options: dict[str, Any] = {"accumulate": "none"}
-    if epochs:
-        training = training_config(name, epochs=epochs, batch_size=64)
-        options = {"training": training, "seed": seed}
+    training = episodes.take(split.train)
+    count = config.together if config.worker == "together" else 1
+
+    def fit(epochs: int) -> list[Callable[[Any], np.ndarray]]:
+        if config.worker == "pytorch":
+            scores = safe_torch.train(case, training, epochs=epochs, seed=seed)
+            return [lambda part: scores(part.features)]
+        if epochs:
+            detectors = train_heads(case, training, epochs, seed, count)
+        else:
+            detectors = [fit_detector(case, training, accumulate="none")]
+        return [lambda part, d=d: score_episodes(d, part.features, part.mask) for d in detectors]
+
+    epochs = epochs_of(case, config)
     wall, cpu = time.perf_counter(), time.process_time()
-    detector = fit_detector(name, episodes.take(split.train), **options)
-    fitted = time.perf_counter() - wall, time.process_time() - cpu
+    fitted = fit(epochs)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     auc = {}
     for part in ("val_seen", "val_unseen"):
         rows = episodes.take(getattr(split, part))
-        auc[part] = summary(score_episodes(detector, rows.features, rows.mask), rows)["roc_auc"]
+        auc[part] = np.mean([summary(scores(rows), rows)["roc_auc"] for scores in fitted])
     return {
-        "seen": auc["val_seen"],
-        "unseen": auc["val_unseen"],
-        "fit_wall_s": fitted[0],
-        "fit_cpu_s": fitted[1],
-        "total_cpu_s": time.process_time() - cpu,
+        "seen": float(auc["val_seen"]),
+        "unseen": float(auc["val_unseen"]),
+        "fit_wall_s": wall / count,
+        "fit_cpu_s": cpu / count,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
-def original(data: Path, stem: str, seed: int) -> dict[str, float]:
-    """The original's numbers for the same case, NaN where not recorded."""
+def train_heads(case: str, training: Any, epochs: int, seed: int, count: int) -> list[Any]:
+    """`count` initialisations of a head, trained as one program."""
+    import jax
+
+    from mistjax.detect.heads import SafeLSTM, SafeMLP
+    from mistjax.detect.registry import training_config
+    from mistjax.detect.training import train_many
+
+    kind = {"safe_mlp": SafeMLP, "safe_lstm": SafeLSTM}[case]
+    init, order = jax.random.split(jax.random.key(seed))
+    keys = jax.random.split(init, count)
+    heads = jax.vmap(lambda key: kind.create(key, training.dim))(keys)
+    options = training_config(case, epochs=epochs, batch_size=safe_torch.BATCH)
+    heads, _ = train_many(heads, training, options, jax.random.split(order, count))
+    jax.block_until_ready(heads)
+    return [jax.tree.map(lambda x, i=i: x[i], heads) for i in range(count)]
+
+
+def epochs_of(case: str, config: Config) -> int:
+    """Epochs of a case: 0 for what is not trained."""
+    default = CASES[case][0]
+    return default if config.epochs is None or not default else config.epochs
+
+
+def original(data: Path, case: str, seed: int, epochs: int) -> dict[str, float]:
+    """The recorded original's numbers, its times scaled to `epochs`; NaN where not recorded."""
+    full, stem = CASES[case]
     path = data / "peer" / f"{stem}_s{seed}.json"
     if not path.is_file():
-        return dict.fromkeys(("seen", "unseen", "fit_cpu_s", "peak_mb"), float("nan"))
+        return dict.fromkeys(("seen", "unseen", "fit_wall_s", "fit_cpu_s", "peak_mb"), float("nan"))
     peer = json.loads(path.read_text())
-    key = "falert_early_roc_auc/model_val_"
+    key, scale = "falert_early_roc_auc/model_val_", epochs / full if full else 1.0
     return {
         "seen": peer["final"][f"{key}seen"],
         "unseen": peer["final"][f"{key}unseen"],
-        "fit_cpu_s": peer["train_cpu_s"],
+        "fit_wall_s": peer["train_s"] * scale,
+        "fit_cpu_s": peer["train_cpu_s"] * scale,
         "peak_mb": peer["peak_rss_mb"],
     }
 
 
+def measure(config: Config, case: str, seed: int, worker: Worker) -> dict[str, float]:
+    """One worker's numbers, from a process of its own."""
+    command = [sys.executable, "-m", "experiments.bench.bench_detect", "--worker", worker]
+    command += ["--data", str(config.data), "--detectors", case, "--seeds", str(seed)]
+    command += ["--together", str(config.together)]
+    command += [] if config.epochs is None else ["--epochs", str(config.epochs)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main(config: Config) -> list[dict[str, object]]:
-    """Run every case in its own process, print and write the table."""
-    rows = []
+    """Runs every case, prints and writes the table."""
+    rows: list[dict[str, object]] = []
     for case in config.detectors:
+        trained = bool(CASES[case][0])
+        wanted: dict[Worker, bool] = {
+            "ours": True,
+            "together": trained and config.together > 0,
+            "pytorch": trained and config.pytorch,
+        }
+        workers = [worker for worker, yes in wanted.items() if yes]
+        measured: dict[str, list[dict[str, float]]] = {}
         for seed in config.seeds:
-            command = [sys.executable, "-m", "experiments.bench.bench_detect", "--worker"]
-            command += ["--data", str(config.data), "--detectors", case, "--seeds", str(seed)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            ours = json.loads(done.stdout.splitlines()[-1])
-            theirs = original(config.data, CASES[case][2], seed)
-            row = {"detector": case, "seed": seed, **ours}
-            row |= {f"original_{k}": v for k, v in theirs.items()}
-            rows.append(row)
-            print(
-                "  ".join(
-                    f"{k}={v:.3f}" if isinstance(v, float) else str(v) for k, v in row.items()
-                )
-            )
+            results = {worker: measure(config, case, seed, worker) for worker in workers}
+            results["original"] = original(config.data, case, seed, epochs_of(case, config))
+            for who, numbers in results.items():
+                measured.setdefault(who, []).append(numbers)
+                row = {"detector": case, "seed": seed, "who": who, **numbers}
+                rows.append(row)
+                print(" ".join(f"{k}={_shown(v)}" for k, v in row.items()), flush=True)
+        print(ratios(case, measured), flush=True)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = [",".join(rows[0])] + [",".join(str(v) for v in row.values()) for row in rows]
+    columns = list(rows[0])
+    lines = [",".join(columns)] + [",".join(str(r.get(c, "")) for c in columns) for r in rows]
     config.out.write_text("\n".join(lines) + "\n")
-    for case in config.detectors:
-        part = [r for r in rows if r["detector"] == case]
-        unseen = [np.mean([r[k] for r in part]) for k in ("unseen", "original_unseen")]
-        print(f"{case}: unseen AUC {unseen[0]:.3f} (original {unseen[1]:.3f}), {len(part)} seeds")
     return rows
+
+
+def ratios(case: str, measured: dict[str, list[dict[str, float]]]) -> str:
+    """Means over seeds, and each CPU and wall time relative to the others'."""
+
+    def mean(who: str, name: str) -> float:
+        return float(np.mean([numbers[name] for numbers in measured[who]]))
+
+    lines = [
+        f"{case}, {who}: unseen AUC {mean(who, 'unseen'):.3f}, peak {mean(who, 'peak_mb'):.0f} MB"
+        for who in measured
+    ]
+    for who in ("ours", "together"):
+        for peer in ("pytorch", "original"):
+            if who in measured and peer in measured:
+                cpu, wall = (
+                    mean(who, name) / mean(peer, name) for name in ("fit_cpu_s", "fit_wall_s")
+                )
+                lines.append(f"{case}, {who} / {peer}: CPU {cpu:.2f}, wall {wall:.2f} per head")
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from mistjax.detect.accumulate import (
     init_running,
 )
 from mistjax.detect.detector import Leaf
+from mistjax.detect.recurrence import dense, lstm_cell, recurrence
 
 
 def _uniform_dense(key: PRNGKeyArray, n_in: int, n_out: int, bound: float) -> dict[str, Array]:
@@ -28,10 +29,6 @@ def _uniform_dense(key: PRNGKeyArray, n_in: int, n_out: int, bound: float) -> di
         "kernel": jax.random.uniform(a, (n_in, n_out), minval=-bound, maxval=bound),
         "bias": jax.random.uniform(b, (n_out,), minval=-bound, maxval=bound),
     }
-
-
-def _dense(p: dict[str, Array], x: Array) -> Array:
-    return x @ p["kernel"] + p["bias"]
 
 
 @struct.dataclass
@@ -65,8 +62,8 @@ class SafeMLP:
         """Output of the last layer before any sigmoid."""
         x = features
         for layer in self.layers[:-1]:
-            x = jax.nn.relu(_dense(layer, x))
-        return _dense(self.layers[-1], x)[..., 0]
+            x = jax.nn.relu(dense(layer, x))
+        return dense(self.layers[-1], x)[..., 0]
 
     def _per_step(self, features: Array) -> Array:
         activation = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "none": lambda z: z}[
@@ -148,26 +145,14 @@ class SafeLSTM:
     def _zero_carry(self, batch: int) -> PyTree:
         return tuple((jnp.zeros((batch, c["hidden"]["kernel"].shape[0])),) * 2 for c in self.cells)
 
-    @staticmethod
-    def _cell(cell: PyTree, carry: tuple[Array, Array], projected: Array) -> tuple[Array, Array]:
-        h, c = carry
-        gate_in, forget, new, out = jnp.split(projected + _dense(cell["hidden"], h), 4, axis=-1)
-        c = jax.nn.sigmoid(forget) * c + jax.nn.sigmoid(gate_in) * jnp.tanh(new)
-        return jax.nn.sigmoid(out) * jnp.tanh(c), c
-
     def _outputs(self, features: Float[Array, "b t d"]) -> Float[Array, "b t"]:
         """Readout after each step, from a zero state. The input maps are one matmul outside the
         scan.
         """
         x = features.swapaxes(0, 1)
-        for cell, zero in zip(self.cells, self._zero_carry(features.shape[0]), strict=True):
-
-            def body(carry: tuple, projected: Array, cell: PyTree = cell) -> tuple:
-                carry = self._cell(cell, carry, projected)
-                return carry, carry[0]
-
-            _, x = jax.lax.scan(body, zero, _dense(cell["input"], x))
-        return _dense(self.readout, x)[..., 0].T
+        for cell in self.cells:
+            x = recurrence(cell["hidden"], dense(cell["input"], x))
+        return dense(self.readout, x)[..., 0].T
 
     def init_state(self, batch: int) -> PyTree:
         memory = (
@@ -184,10 +169,10 @@ class SafeLSTM:
             return {"window": jnp.concatenate([window[:, 1:], features[:, None]], axis=1)}, z
         x, carries = features, []
         for cell, carry in zip(self.cells, state["carry"], strict=True):
-            carry = self._cell(cell, carry, _dense(cell["input"], x))
+            carry = lstm_cell(cell["hidden"], carry, dense(cell["input"], x))
             carries.append(carry)
             x = carry[0]
-        return {"carry": tuple(carries)}, _dense(self.readout, x)[..., 0]
+        return {"carry": tuple(carries)}, dense(self.readout, x)[..., 0]
 
     def step(
         self, state: PyTree, features: Float[Array, "b d"]

@@ -1,5 +1,6 @@
-"""Train a failure head with Optax: the whole run is one compiled program, and seeds and grids are a
-`vmap` of it.
+"""Train a failure head with Optax: a run is one compiled program of some epochs, called until all
+are done, and seeds and grids are a `vmap` of it. The number of epochs, the learning rate and the
+weight of L2 are arguments: another value does not recompile.
 
 Minibatches are whole episodes in random order. The last epoch's parameters are kept, as SAFE does,
 unless `select="best"` asks for the epoch with the best validation ROC-AUC by earliest stop.
@@ -23,6 +24,7 @@ from mistjax.detect.data import Episodes
 from mistjax.detect.losses import LossConfig, class_weights, sequence_loss
 
 Head = TypeVar("Head", bound=Any)
+_EPOCHS_A_CALL = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +133,7 @@ def _epoch(
         held = validation
         if held is None:
             return jnp.array(jnp.nan)
-        due = ((epoch + 1) % config.validate_every == 0) | (epoch + 1 == config.epochs)
+        due = ((epoch + 1) % config.validate_every == 0) | (epoch + 1 == hyper["epochs"])
         return jax.lax.cond(
             due,
             lambda: earliest_stop_auc(
@@ -225,19 +227,24 @@ def train_many(
     hyper = {
         "learning_rate": jnp.asarray(learning_rates or [config.learning_rate] * m),
         "l2": jnp.asarray(l2s or [config.loss.l2] * m),
+        "epochs": jnp.full(m, config.epochs),
     }
+    # what travels in `hyper` must not tell two programs apart
+    program = dataclasses.replace(
+        config, epochs=0, learning_rate=0.0, loss=dataclasses.replace(config.loss, l2=0.0)
+    )
     data, held = jax.device_put((episodes, validation))
     run = _Run(
         heads, jax.vmap(_update_rule(config).init)(heads), heads, jnp.full(m, -jnp.inf), keys
     )
-    chunk = max(config.epochs // 20, 1) if progress else config.epochs
     pieces = []
     with tqdm(total=config.epochs, unit="epoch", disable=not progress) as bar:
-        for start in range(0, config.epochs, chunk):
-            epochs = jnp.arange(start, min(start + chunk, config.epochs))
-            run, piece = _run_epochs(run, epochs, hyper, data, held, config)
+        for start in range(0, config.epochs, _EPOCHS_A_CALL):
+            epochs = jnp.arange(start, min(start + _EPOCHS_A_CALL, config.epochs))
+            run, piece = _run_epochs(run, epochs, hyper, data, held, program)
             pieces.append(piece)
-            bar.set_postfix(loss=float(piece.loss[:, -1].mean()))
+            if progress:
+                bar.set_postfix(loss=float(piece.loss[:, -1].mean()))
             bar.update(len(epochs))
     history = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *pieces)
     return (run.best if config.select == "best" else run.head), history

@@ -8,7 +8,15 @@ from mistjax.detect import score_episodes
 from mistjax.detect.heads import SafeMLP
 from mistjax.detect.losses import LossConfig
 from mistjax.detect.metrics import peak, roc_auc
-from mistjax.detect.training import TrainConfig, earliest_stop_auc, train, train_many
+from mistjax.detect.recurrence import _scan, recurrence
+from mistjax.detect.training import (
+    _EPOCHS_A_CALL,
+    TrainConfig,
+    _run_epochs,
+    earliest_stop_auc,
+    train,
+    train_many,
+)
 
 CONFIG = TrainConfig(epochs=12, batch_size=25, learning_rate=3e-3)
 
@@ -77,3 +85,28 @@ def test_one_random_step_learns_from_a_subset_of_steps(episodes):
     config = dataclasses.replace(CONFIG, epochs=60, loss=LossConfig(one_random_step=True))
     _, history = train(create(jax.random.key(1)), episodes, config, jax.random.key(2))
     assert history.loss[-10:].mean() < history.loss[:10].mean()
+
+
+def test_the_gradient_of_the_recurrence_is_that_of_the_scan():
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden = {
+        "kernel": 0.5 * jax.random.normal(keys[0], (5, 20)),
+        "bias": jax.random.normal(keys[1], (20,)),
+    }
+    inputs = jax.random.normal(keys[2], (7, 3, 20))
+    ours, plain = (
+        jax.grad(lambda h, x, f=f: (f(h, x) ** 3).sum(), argnums=(0, 1))(hidden, inputs)
+        for f in (recurrence, _scan)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, plain)
+
+
+def test_another_rate_weight_or_number_of_epochs_does_not_recompile(episodes):
+    def run(epochs, rate, l2):
+        config = TrainConfig(epochs=epochs, learning_rate=rate, loss=LossConfig(l2=l2))
+        train(create(jax.random.key(1)), episodes, config, jax.random.key(2))
+
+    run(_EPOCHS_A_CALL, 1e-3, 1e-2)
+    before = _run_epochs._cache_size()
+    run(3 * _EPOCHS_A_CALL, 3e-3, 0.0)
+    assert _run_epochs._cache_size() == before

@@ -244,12 +244,12 @@ def _hidden(trace: Trace, names: Sequence[str], command: str) -> np.ndarray:
             if name.split("@")[0].endswith("attn_heads"):
                 value = value.reshape(*value.shape[:-2], -1)
             if not reduced:
-                value = pool(value, command)
+                value = np.asarray(pool(value, command))
             if value.ndim == 4:
-                value = pool(np.moveaxis(value, 1, 2), command)
+                value = np.asarray(pool(np.moveaxis(value, 1, 2), command))
         else:  # [N,...,D] of an imported run
             while value.ndim > 2:
-                value = pool(value, command)
+                value = np.asarray(pool(value, command))
         parts.append(_flat(value))
     return np.concatenate(parts, axis=1)
 

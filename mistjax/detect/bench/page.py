@@ -65,11 +65,12 @@ def _results(rows: Sequence[Row], about: Mapping[str, Any]) -> Section:
 def _alarms(rows: Sequence[Row], about: Mapping[str, Any]) -> Section:
     alpha, parts = about["settings"]["alpha"], about["split"]
     calibrated = parts["calibration"]["episodes"] - parts["calibration"]["failures"]
+    shape = "" if about["settings"]["band"] == "constant" else ", 30% of which shape the band,"
     text = Text(
-        f"Each threshold is calibrated on {calibrated} successes so that at most {alpha:.0%} of "
-        "successes raise an alarm on average over calibration sets. Detection time is the share of "
-        "an episode that had passed at the first alarm, averaged over failures; 1 for a failure "
-        "without one."
+        f"Each threshold is calibrated on {calibrated} successes{shape} so that at most "
+        f"{alpha:.0%} of successes raise an alarm on average over calibration sets. Detection time "
+        "is the share of an episode that had passed at the first alarm, averaged over failures; 1 "
+        "for a failure without one."
     )
     caption = (
         "Detected and false alarms have Wilson intervals, the other two bootstrap intervals, all "

@@ -108,7 +108,7 @@ def ranking(scores: np.ndarray, test: Episodes, draws: int) -> dict[str, Any]:
 def alarms(threshold: Threshold, scores: np.ndarray, test: Episodes, draws: int) -> dict[str, Any]:
     """Of the calibrated threshold, over whole episodes. An undetected failure's time is 1."""
     raised = np.asarray(threshold.alarms(jnp.asarray(scores), jnp.asarray(test.mask)))
-    any_alarm, failed = raised.any(1), ~test.success
+    any_alarm, failed = np.any(raised, axis=1), ~np.asarray(test.success)
     times = relative_detection_time(raised, test.lengths)
 
     def rate(of: np.ndarray) -> dict[str, float | None]:
