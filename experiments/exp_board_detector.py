@@ -30,6 +30,7 @@ from mistjax.detect import Episodes, fit_detector, score_episodes
 from mistjax.detect.features import FeatureSpec
 from mistjax.detect.from_runs import episodes_from_runs
 from mistjax.detect.metrics import bootstrap, peak, roc_auc, summary
+from mistjax.detect.registry import training_config
 from mistjax.hooks import Tap
 from mistjax.rollouts.run import Run, load_run
 
@@ -37,6 +38,7 @@ BOARD_FEATURES = FeatureSpec(
     (Tap("action.resid", None, "action", "mean"), Tap("vlm.resid", None, "text", "mean"))
 )
 BOARD_PROBE = {"shrinkage": 0.2, "horizon": 15}
+SAFE_TRAINING = training_config("safe_mlp", epochs=60, batch_size=64)  # 1500 updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,7 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
         "mahalanobis": ("mahalanobis", {}),
         "mahalanobis, not summed": ("mahalanobis", {"accumulate": "none", "ridge": 0.3}),
         "trajectory_length": ("trajectory_length", {}),
-        "safe_mlp": ("safe_mlp", {}),
+        "safe_mlp": ("safe_mlp", {"training": SAFE_TRAINING}),
     }
 
 
