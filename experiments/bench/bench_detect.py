@@ -170,7 +170,7 @@ def main(config: Config) -> list[dict[str, object]]:
             "together": trained and config.together > 0,
             "pytorch": trained and config.pytorch,
         }
-        workers = [worker for worker, yes in wanted.items() if yes]
+        workers: list[Worker] = [worker for worker, yes in wanted.items() if yes]
         measured: dict[str, list[dict[str, float]]] = {}
         for seed in config.seeds:
             results = {worker: measure(config, case, seed, worker) for worker in workers}
