@@ -401,6 +401,30 @@ def report(
     print(build_report(runs, out, title="mistjax report"))
 
 
+def export_lerobot(
+    run: Positional[Path],
+    /,
+    *,
+    out: Path,
+    pictures: bool = True,
+    fps: float | None = None,
+) -> None:
+    """Write recorded episodes as a LeRobotDataset v3.0.
+
+    Args:
+        run: run folder.
+        out: folder to write.
+        pictures: only the episodes that were recorded as video, with pictures; else all, without.
+        fps: control rate in Hz; needed without pictures.
+    """
+    from mistjax.rollouts.lerobot import export_lerobot
+    from mistjax.rollouts.run import load_run
+
+    done = export_lerobot(load_run(run), out, pictures=pictures, fps=fps)
+    left = f"; {done.without_video} without video left out" if done.without_video else ""
+    print(f"{done.episodes} episodes, {done.frames} frames in {out}{left}")
+
+
 def fetch(source: Positional[str], /) -> None:
     """Download a published checkpoint and print its folder; an interrupted download goes on.
 
@@ -435,6 +459,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "explain": explain,
     "eval": evaluate,
     "report": report,
+    "export-lerobot": export_lerobot,
     "fetch": fetch,
     "conformance": conformance,
     "doctor": doctor,

@@ -89,7 +89,7 @@ def _bucket_files(source: str) -> tuple[Any, dict[str, dict[str, Any]]]:
     system = GCSFileSystem(token=token, endpoint_url=endpoint, skip_instance_cache=True)
     root = source.removeprefix("gs://")
     with _connection(source):
-        found = system.find(root, detail=True)
+        found: Any = system.find(root, detail=True)
     files = {
         path.removeprefix(root).lstrip("/"): _identity(info)
         for path, info in found.items()
