@@ -6,6 +6,7 @@ No code from a checkpoint is run and neither timm nor torchvision is needed. Sou
 What is checked: outputs recorded from the original OpenVLA implementation with small random
 weights, and the names and shapes of all 982 published arrays. What is not: real 7B weights, and
 everything about OFT, which follows its published source but was never compared with it numerically.
+What is missing: OFT's diffusion head and its discrete one.
 """
 
 try:

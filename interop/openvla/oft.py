@@ -4,8 +4,9 @@ The prompt is followed by one zeroed embedding for each number of the chunk, att
 directions, and a small head reads continuous actions off the last hidden states. Several cameras,
 a token for the robot's state and FiLM are the other additions.
 
-Written from the published source and never compared with real OFT weights. The diffusion variant
-and the discrete one are not implemented.
+Written from the published source and never compared with real OFT weights. The discrete variant is
+not implemented, nor is the diffusion head: its noise schedule alone does not say how noisy actions
+and the diffusion time enter the network, and nothing recorded could tell a wrong guess.
 
 Source: OpenVLA-OFT, arXiv 2502.19645, section 4.
 """

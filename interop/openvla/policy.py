@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,33 +22,25 @@ from jaxtyping import Array, Float
 from interop.bridge import call_torch, differentiable
 from interop.openvla import actions
 from interop.openvla.decoders import JAX_DTYPES, Decoder
-from interop.openvla.edits import take_apart
 from interop.openvla.folder import load_parts, save_parts
 from interop.openvla.hooks import Hooks, token_layouts
 from interop.openvla.model import OpenVLA
 from interop.openvla.reader import PictureStep, Reader
-from interop.openvla.spec import fingerprint, stack_specs, tap_shapes
+from interop.openvla.spec import fingerprint, policy_spec, stack_specs, tap_shapes
+from interop.openvla.traced import Prefix, leaves, pick
+from interop.openvla.words import Words
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
-from mistjax.models.tokenizers import PromptTokenizer
 from mistjax.policies.presets import RobotPreset
 from mistjax.policies.protocol import PolicySpec, RawObs, Sample, StackSpec
 
 ActionStep = Callable[[np.ndarray], np.ndarray]
 
 
-@flax.struct.dataclass
-class Prefix:
-    """What `prefill` read off an observation: the decoder's arrays, and taps."""
-
-    arrays: dict[str, Array]
-    taps: dict[str, Array]
-
-
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
-class OpenVLAPolicy:
+class OpenVLAPolicy(Words):
     """A policy; a pytree without leaves, since its weights live in PyTorch.
 
     Attributes:
@@ -135,27 +126,19 @@ class OpenVLAPolicy:
     @functools.cached_property
     def spec(self) -> PolicySpec:
         """Computing the fingerprint reads every weight once: a minute for 7B."""
-        p, numbers = self.preset, len(self._statistics["q01"])
-        unit = self._to_env(np.ones(numbers)) - self._to_env(np.zeros(numbers))
+        unit = self._to_env(np.ones(self.chunk_width)) - self._to_env(np.zeros(self.chunk_width))
         said = f"{self.unnorm_key} {self.bounds} {self.reader.template}".encode()
-        return PolicySpec(
-            name=self.name,
-            fingerprint=fingerprint(
-                self.model.config,
-                [self.model, *self.decoder.extra_modules],
-                said + self.reader.tokenizer.serialized,
-            ),
-            action_dim=p.action_dim,
-            action_horizon=self.decoder.horizon,
-            execute_steps=min(p.execute_steps, self.decoder.horizon),
-            action_names=p.action_names,
-            action_low=p.action_low,
-            action_high=p.action_high,
-            gripper_index=p.gripper_index,
-            action_scale=tuple(unit.tolist()),
-            cameras={name: key for name, key in self.reader.cameras.items() if key is not None},
+        modules = [self.model, *self.decoder.extra_modules]
+        written = fingerprint(self.model.config, modules, said + self.tokenizer.serialized)
+        return policy_spec(
+            self.name,
+            written,
+            self.preset,
+            self.reader.cameras,
             stacks=self.stacks,
-            num_steps=self.decoder.steps,
+            horizon=self.decoder.horizon,
+            steps=self.decoder.steps,
+            action_scale=tuple(unit.tolist()),
         )
 
     def initial_state(self, batch: int) -> tuple:
@@ -175,7 +158,7 @@ class OpenVLAPolicy:
     ) -> Prefix:
         """See `Policy.prefill`: towers and, where nothing later changes them, keys and values."""
         stacks = self.decoder.read_stacks
-        taps, where, arrays = _pick(stacks, taps, edits)
+        taps, where, arrays = pick(stacks, taps, edits)
         rows, length = obs.batch_size, self.layouts["vlm"].length
 
         def run(obs, arrays):
@@ -183,7 +166,7 @@ class OpenVLAPolicy:
                 return self.decoder.read(self.reader.inputs(self.model, obs), hooks), hooks.values()
 
         shapes = self.decoder.read_shapes(rows, length), self._tap_shapes(rows, taps)
-        return Prefix(*call_torch(run, shapes, _leaves(obs), arrays))
+        return Prefix(*call_torch(run, shapes, leaves(obs), arrays))
 
     def sample(
         self,
@@ -203,7 +186,7 @@ class OpenVLAPolicy:
         if prefix is None:
             prefix = self.prefill(obs, edits=edits, taps=taps)
         stacks = tuple(set(self.layouts) - set(self.decoder.read_stacks))
-        taps, where, arrays = _pick(stacks, taps, edits)
+        taps, where, arrays = pick(stacks, taps, edits)
         rows = obs.batch_size
 
         def run(prefix, arrays):
@@ -236,7 +219,7 @@ class OpenVLAPolicy:
         and its actions are the mean of the action bins under their probabilities: a greedy choice
         has no gradient. Cost: sampling, and twice a pass over the whole sequence plus its backward.
         """
-        taps, where, arrays = _pick(tuple(self.layouts), taps, edits)
+        taps, where, arrays = pick(tuple(self.layouts), taps, edits)
         held, held_edits = jax.lax.stop_gradient((obs, tuple(edits)))
         plain = self.sample(held, key, edits=held_edits)
         rows = obs.batch_size
@@ -249,34 +232,13 @@ class OpenVLAPolicy:
                 )
                 return chosen, said, hooks.values()
 
-        chosen, said, found = differentiable(run, shapes)(_leaves(obs), arrays, plain.aux)
+        chosen, said, found = differentiable(run, shapes)(leaves(obs), arrays, plain.aux)
         return readout(Sample(chosen, found, said))
 
     @property
-    def tokenizer(self) -> PromptTokenizer:
-        return self.reader.tokenizer
-
-    def embed_prompt(self, obs: Observation) -> Observation:
-        """The same observation with `prompt_embedding` filled in, so that words have gradients."""
-        width = self.model.config.text.hidden_size
-        shape = jax.ShapeDtypeStruct((*obs.tokenized_prompt.shape, width), jnp.float32)
-
-        def run(ids):
-            return self.model.embed_tokens(ids.long().to(self.model.device)).float()
-
-        return dataclasses.replace(
-            obs, prompt_embedding=call_torch(run, shape, obs.tokenized_prompt)
-        )
-
-    def decode_direction(self, direction: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
-        """Logits over the vocabulary of directions in the Llama's residual stream, unscaled."""
-        head = self.model.language_model.lm_head.weight
-        shape = jax.ShapeDtypeStruct((*direction.shape[:-1], head.shape[0]), jnp.float32)
-
-        def run(direction):
-            return (direction.to(head) @ head.T).float()
-
-        return call_torch(run, shape, direction)
+    def chunk_width(self) -> int:
+        """Numbers of one action in `Sample.actions`."""
+        return len(self._statistics["q01"])
 
     def _hooks(self, taps, where, arrays) -> Hooks:
         edits = list(zip(where, arrays, strict=True))
@@ -301,16 +263,3 @@ class OpenVLAPolicy:
         for step in self.finish_steps:
             chosen = step(chosen)
         return chosen
-
-
-def _leaves(obs: Observation) -> dict[str, Any]:
-    """An observation as a plain dictionary, which may hold tensors."""
-    fields = {field.name: getattr(obs, field.name) for field in dataclasses.fields(obs)}
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _pick(stacks: Sequence[str], taps: Sequence[Tap], edits: Sequence[Edit]):
-    """Taps and edits of some stacks; edits as what-and-where and arrays."""
-    parts = [take_apart(edit) for edit in edits if edit.stack in stacks]
-    taps = tuple(tap for tap in taps if tap.stack in stacks)
-    return taps, [where for where, _ in parts], [arrays for _, arrays in parts]

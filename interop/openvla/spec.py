@@ -12,7 +12,8 @@ import torch
 
 from interop.openvla.config import OpenVLAConfig
 from mistjax.hooks.sites import Tap, TokenLayout, resolve_layers
-from mistjax.policies.protocol import StackSpec
+from mistjax.policies.presets import RobotPreset
+from mistjax.policies.protocol import PolicySpec, StackSpec
 
 
 def stack_specs(config: OpenVLAConfig, layouts: Mapping[str, TokenLayout]) -> dict[str, StackSpec]:
@@ -33,6 +34,35 @@ def stack_specs(config: OpenVLAConfig, layouts: Mapping[str, TokenLayout]) -> di
             *(c.num_heads, c.embed_dim // c.num_heads),
         )
     return {name: StackSpec(*size, layouts[name]) for name, size in sizes.items()}
+
+
+def policy_spec(
+    name: str,
+    fingerprint: str,
+    preset: RobotPreset,
+    cameras: Mapping[str, str | None],
+    *,
+    stacks: Mapping[str, StackSpec],
+    horizon: int,
+    steps: int,
+    action_scale: tuple[float, ...],
+) -> PolicySpec:
+    """A policy on a robot; never executes more actions than a chunk has."""
+    return PolicySpec(
+        name=name,
+        fingerprint=fingerprint,
+        action_dim=preset.action_dim,
+        action_horizon=horizon,
+        execute_steps=min(preset.execute_steps, horizon),
+        action_names=preset.action_names,
+        action_low=preset.action_low,
+        action_high=preset.action_high,
+        gripper_index=preset.gripper_index,
+        action_scale=action_scale,
+        cameras={camera: key for camera, key in cameras.items() if key is not None},
+        stacks=stacks,
+        num_steps=steps,
+    )
 
 
 def tap_shapes(

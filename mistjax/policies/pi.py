@@ -162,6 +162,20 @@ class PiPolicy:
         )
 
     @property
+    def num_parameters(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.variables))
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Pixels (height, width) of one vision patch."""
+        return self.config.siglip.patch_size
+
+    @property
+    def chunk_width(self) -> int:
+        """Numbers of one action in `Sample.actions`, padding included."""
+        return self.config.action_dim
+
+    @property
     def state_normalizer(self) -> Normalizer:
         return self._normalizer("state")
 

@@ -81,14 +81,13 @@ def load_monitor(folder: str | Path, policy: Any) -> Monitor:
 
 def make_remedy(policy: Any, steering: SteeringArtifact, config: RemedyConfig) -> Remedy:
     """A remedy from directions and settings."""
-    width = policy.config.action_dim
     return Remedy(
         steering.table(),
         Schedule(jnp.array(config.strengths, jnp.float32)),
-        FusionLimits.of(policy.spec, config.cap, width),
+        FusionLimits.of(policy.spec, config.cap, policy.chunk_width),
         config.weight,
         config.method,
-        policy.config.siglip.patch_size,
+        policy.patch,
     )
 
 

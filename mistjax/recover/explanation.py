@@ -57,11 +57,11 @@ def alarm_explanation(policy: Any, trace: Trace) -> Explanation:
     why = {name: jnp.asarray(value)[None, inference] for name, value in trace.aux.items()}
     score = jnp.asarray(trace.score)[None, inference]  # type: ignore[index]
     parts = Regions(
-        images={name: why[f"why/{name}"] for name in policy.config.image_keys},
+        images={name: why[f"why/{name}"] for name in policy.spec.cameras},
         text=why["why/text"],
         state=why["why/state"],
     )
-    patch = policy.config.siglip.patch_size
+    patch = policy.patch
     attribution = Attribution.unsigned(parts, score, jnp.zeros(1), patch)
     return _explanation(policy, trace, inference, attribution)
 

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from mistjax.recover.artifact import ARMS, load_mist
 from mistjax.recover.explanation import alarm_explanations
 from mistjax.report.build import build_report, explanations
@@ -124,7 +122,7 @@ def _arm(bare: Any, arm: str, mist: Path | None) -> Any:
 
 def _why(policy: Any) -> tuple[str, ...]:
     """The outputs that explain an alarm."""
-    cameras = tuple(f"why/{name}" for name in policy.config.image_keys)
+    cameras = tuple(f"why/{name}" for name in policy.spec.cameras)
     return ("cause", *cameras, "why/text", "why/state")
 
 
@@ -135,10 +133,9 @@ def _alarms(policy: Any, runs: dict[str, Run]) -> list[Section]:
 
 
 def _subtitle(config: StudyConfig, policy: Any) -> str:
-    size = sum(leaf.size for leaf in jax.tree.leaves(policy.variables))
     changed = ", ".join(f"{name} {value:g}" for name, value in config.perturbation.items())
     return (
-        f"{policy.name} ({size / 1e6:.2g} M parameters) in simulation "
+        f"{policy.name} ({policy.num_parameters / 1e6:.2g} M parameters) in simulation "
         f"({config.suite or config.env}), {config.episodes} paired episodes an arm"
         f"{' and task' if config.suite else ''}, "
         f"{f'perturbation: {changed}' if changed else 'no perturbation'}."
