@@ -38,8 +38,8 @@ class Config(Training):
 
     demos: Path = Path("data/libero_demos")
     out: Path = Path("runs/libero_tiny")
-    steps: int = 2500
-    batch_size: int = 48
+    steps: int = 1500
+    batch_size: int = 32
     flow_samples: int = 4
     checkpoint_every: int = 100
     eval_episodes: int = 0  # the simulator is slow: evaluation is a program of its own

@@ -26,7 +26,7 @@ METRES, RADIANS = 0.05, 0.5  # of one unit of action
 OPEN, CLOSE = -1.0, 1.0
 WIDEST = 0.076  # between the fingers
 CLEARANCE = 0.05  # under the fingers when they travel
-DEEPEST = 0.042  # of the fingers below the top of an object
+DEEPEST = 0.040  # of the fingers below the top of an object
 UP = np.array([0.0, 0.0, 1.0])
 NEAR, ALIGNED, SLACK = 0.008, 0.06, 0.012
 
