@@ -31,6 +31,7 @@ from mistjax.policies.presets_openpi import PI0_LIBERO
 
 PROMPT_LEN = 20
 LAYOUT_UNIT = 0.1
+PICTURES = ("image", "wrist_image")
 
 LIBERO_TINY = dataclasses.replace(
     PI0_LIBERO,
@@ -108,7 +109,7 @@ class LiberoData:
             "layout": columns["aux"] / LAYOUT_UNIT,
             "prompt": np.stack([encode(prompt) for prompt in prompts]),
         }
-        images = dict(zip(IMAGE_KEYS, (columns["image"], columns["wrist_image"]), strict=False))
+        images = {key: columns[name] for key, name in zip(IMAGE_KEYS, PICTURES, strict=False)}
         return cls(BoardData(images, arrays, stats), tokenizer)
 
     def batch(self, rng: np.random.Generator, size: int) -> Batch:

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
 
 from mistjax.envs.libero import suites
+from mistjax.envs.libero.cameras import Cameras
 from mistjax.envs.libero.changes import Change
 from mistjax.envs.libero.episodes import check_task, choose_episode, start_episode
 from mistjax.envs.libero.installation import load
@@ -32,6 +33,7 @@ from mistjax.envs.libero.simulator import SimulationError, Simulator
 from mistjax.envs.libero.suites import SETTLE_STEPS, Task
 
 IMAGE_KEYS = ("observation/image", "observation/wrist_image")
+CAMERAS = ("agentview", "robot0_eye_in_hand")
 STATE_KEY, PROMPT_KEY = "observation/state", "prompt"
 
 
@@ -127,7 +129,7 @@ class LiberoEnv(gym.Env):
         return self.observe(), self._info()
 
     def step(
-        self, action: Shaped[np.ndarray, "7"]
+        self, action: Shaped[np.ndarray, " a"]
     ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Take one 0.05 s step; values outside [-1, 1] are cut. The reward is 1 on success.
 
@@ -208,7 +210,9 @@ class LiberoEnv(gym.Env):
 
     def _cameras_of_scene(self):
         if self._cameras is None:
-            self._cameras = self.simulator.cameras(self.image_size, self.reflections)
+            self._cameras = Cameras(
+                self.simulator.model, CAMERAS, self.image_size, self.reflections
+            )
         return self._cameras
 
     def _views(self) -> UInt8[np.ndarray, "cameras size size 3"]:

@@ -29,13 +29,11 @@ import numpy as np
 from jaxtyping import Float
 
 from mistjax.envs.libero.bddl import Problem
-from mistjax.envs.libero.cameras import Cameras
 from mistjax.envs.libero.installation import Libero
 from mistjax.envs.libero.looks import Looks
 
 CONTROL_HZ = 20
 REST = np.array([0.0] * 6 + [-1.0])
-CAMERAS = ("agentview", "robot0_eye_in_hand")
 DIVERGED = (
     mujoco.mjtWarning.mjWARN_BADQPOS,
     mujoco.mjtWarning.mjWARN_BADQVEL,
@@ -152,7 +150,7 @@ class Simulator:
         self._env._update_observables(force=True)
 
     def state(self) -> Float[np.ndarray, " size"]:
-        """The present state in the layout of `set_state`."""
+        """The present state, as `set_state` takes it."""
         return self._env.sim.get_state().flatten()
 
     def step(self, action: Float[np.ndarray, "7"]) -> None:
@@ -220,10 +218,6 @@ class Simulator:
         ]
         both = [{self._owner[g] for g in geoms if g in self._owner} for geoms in touched]
         return min(both[0] & both[1], default=None)
-
-    def cameras(self, size: int, reflections: bool) -> Cameras:
-        """The agent's view and the wrist's, with an OpenGL context of their own."""
-        return Cameras(self.model, CAMERAS, size, reflections)
 
     def _observable(self):
         """A sensor of robosuite's that keeps the world whenever observations are sampled."""
