@@ -59,7 +59,7 @@ class Config:
 
 def record(config: Config) -> Run:
     """The episodes, recorded where they are not yet."""
-    policy = PiPolicy.load(config.policy, LIBERO_TINY)
+    policy: Any = PiPolicy.load(config.policy, LIBERO_TINY)
     make_env = functools.partial(
         LiberoEnv,
         config.suite,
