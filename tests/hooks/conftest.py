@@ -60,10 +60,10 @@ def make_edit(config, kind, site, seed=0, batch=2, **fields):
         return Scale(site=site, factor=normal(), **fields)
     if kind == "ProjectOut":
         return ProjectOut(site=site, direction=normal(), **fields)
-    if kind == "Affine":
-        return Affine(
-            site=site, weight=normal()[..., None] * normal()[..., None, :], bias=normal(), **fields
-        )
+    if kind == "Affine":  # on the last axis, so one map for all heads
+        rows = jnp.asarray(rng.normal(size=(layers, 2, shape[-1])), jnp.float32)
+        weight = rows[:, 0, :, None] * rows[:, 1, None]
+        return Affine(site=site, weight=weight, bias=rows[:, 0], **fields)
     length = token_layouts(config)[stack].length
     return Patch(site=site, value=normal(batch, length), **fields)
 

@@ -93,7 +93,7 @@ def _reconstruct(kind: Any, *_: Any) -> np.ndarray:
     return _Rebuilt((0,), "b")
 
 
-def _frombuffer(buffer: bytes, dtype: _DType, shape: Any, order: str) -> np.ndarray:
+def _frombuffer(buffer: bytes | bytearray, dtype: _DType, shape: Any, order: str) -> np.ndarray:
     return np.frombuffer(buffer, dtype.value).reshape(shape, order="F" if order == "F" else "C")
 
 
