@@ -13,7 +13,7 @@ from mistjax.cli import main
 from mistjax.demo import SHIPPED
 from mistjax.detect import DETECTORS
 from mistjax.detect.bench import BenchConfig, run_bench
-from mistjax.detect.bench.inputs import hidden_names, readers
+from mistjax.detect.bench.readers import hidden_names, readers
 from mistjax.detect.resampled import Resampled
 from mistjax.hooks import Tap
 from mistjax.rollouts.collect import collect, load_policy

@@ -13,7 +13,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from mistjax.detect.bench.config import BenchConfig
-from mistjax.detect.bench.inputs import Case, cases, hidden_names, readers
+from mistjax.detect.bench.inputs import Case, cases
+from mistjax.detect.bench.readers import hidden_names, readers
 from mistjax.detect.data import Episodes, split_seeds
 from mistjax.rollouts.run import load_run
 from mistjax.rollouts.trace import Trace

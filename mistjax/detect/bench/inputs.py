@@ -1,33 +1,21 @@
-"""What each detector of the registry reads from a recorded episode, and with which options.
+"""What each row of the comparison reads, with which options, and why where it cannot run.
 
-Inputs, each a function Trace -> [inferences, d]:
-
-- hidden       features that a tap recorded, pooled; z-scored with the training statistics
-- chunk        the predicted actions
-- samples      several chunks for one observation, `aux["sampled_actions"]` [N,S,H,A] (`Resampled`)
-- tokens       probability and entropy of each decoded action token
-- sensitivity  `aux["sensitivity"]`, see `gates.directional_sensitivity`
-
-A detector that is not listed below reads hidden states and needs no options. An input that was not
+A detector that is not listed here reads hidden states and needs no options. An input that was not
 recorded becomes a sentence that says so: the row stays in the table.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from mistjax.detect.action_samples import ChunkLayout
 from mistjax.detect.bench.config import BenchConfig
-from mistjax.detect.features import DEFAULT_FEATURES
-from mistjax.detect.pooling import pool
+from mistjax.detect.bench.readers import Reader
 from mistjax.detect.registry import DETECTORS, training_config
 from mistjax.rollouts.trace import Trace
 
-Reader = Callable[[Trace], np.ndarray]
 CONTROLS = ("trajectory_length", "shuffled_labels")
 HEADS = ("safe_mlp", "safe_lstm")
 VARIANCES = {
@@ -92,56 +80,6 @@ class Case:
     def standardised(self) -> bool:
         """Features of hidden states are z-scored; token statistics and actions have units."""
         return self.reads in ("hidden", "hidden+chunk")
-
-
-def hidden_names(probes: Sequence[Trace], wanted: Sequence[str]) -> tuple[str, ...]:
-    """The recorded features that detectors of hidden states read.
-
-    Raises:
-        ValueError: they were not all recorded, or there is a choice to make.
-    """
-    recorded = sorted(set.intersection(*(set(probe.features) for probe in probes)))
-    default = tuple(str(tap) for tap in DEFAULT_FEATURES.taps)
-    if not wanted and set(default) <= set(recorded):
-        return default
-    names = tuple(wanted) or tuple(recorded)
-    if set(names) <= set(recorded) and (wanted or len(recorded) == 1):
-        return names
-    raise ValueError(
-        f"features {list(wanted or default)} were not recorded in every run. Choose with "
-        f"--features among {recorded}."
-    )
-
-
-def readers(
-    probes: Sequence[Trace], hidden: Sequence[str], config: BenchConfig
-) -> dict[str, Reader | str]:
-    """Every input: how to read it from a trace, or why it cannot be.
-
-    Args:
-        probes: one trace of each run.
-        hidden: names of features.
-        config: pooling, and whether actions are displacements.
-    """
-    found: dict[str, Reader | str] = {
-        "hidden": lambda trace: _hidden(trace, hidden, config.pool),
-        "chunk": lambda trace: _flat(trace.chunks),
-    }
-    for name, keys in (
-        ("samples", ("sampled_actions",)),
-        ("sensitivity", ("sensitivity",)),
-        ("probabilities", ("token_log_prob",)),
-        ("tokens", ("token_log_prob", "token_entropy")),
-    ):
-        lacking = [key for key in keys if any(key not in probe.aux for probe in probes)]
-        found[name] = _not_recorded(lacking) if lacking else _AUX_READERS[name]
-    found["positions"] = found["samples"]
-    if not isinstance(found["samples"], str):
-        found["positions"] = lambda trace: _positions(trace, config.displacements)
-    for name in ("chunk", "positions"):
-        part = found[name]
-        found[f"hidden+{name}"] = part if isinstance(part, str) else _joined(found["hidden"], part)
-    return found
 
 
 def cases(
@@ -224,56 +162,3 @@ def _no_overlap(executed: int | None, horizon: int) -> str:
     if not executed < horizon:
         return f"chunks of {horizon} actions, all executed, do not overlap"
     return ""
-
-
-def _not_recorded(keys: Sequence[str]) -> str:
-    return f"not recorded: aux {', '.join(keys)}"
-
-
-def _flat(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values, np.float32).reshape(len(values), -1)
-
-
-def _hidden(trace: Trace, names: Sequence[str], command: str) -> np.ndarray:
-    """[N,L,D] joins layers; of [N,(S),L,T,D] and [N,S,L,D] steps and tokens are pooled first."""
-    parts = []
-    for name in names:
-        value = np.asarray(trace.features[name], np.float32)
-        if "@" in name:  # a tap: [N,(S),L,(T),(heads),d]
-            reduced = not name.endswith("/tokens")
-            if name.split("@")[0].endswith("attn_heads"):
-                value = value.reshape(*value.shape[:-2], -1)
-            if not reduced:
-                value = np.asarray(pool(value, command))
-            if value.ndim == 4:
-                value = np.asarray(pool(np.moveaxis(value, 1, 2), command))
-        else:  # [N,...,D] of an imported run
-            while value.ndim > 2:
-                value = np.asarray(pool(value, command))
-        parts.append(_flat(value))
-    return np.concatenate(parts, axis=1)
-
-
-def _positions(trace: Trace, displacements: bool) -> np.ndarray:
-    chunks = np.array(trace.aux["sampled_actions"], np.float32)
-    if displacements:
-        chunks[..., :3] = np.cumsum(chunks[..., :3], axis=2)
-    return _flat(chunks)
-
-
-def _tokens(trace: Trace) -> np.ndarray:
-    probability = np.exp(_flat(trace.aux["token_log_prob"]))
-    entropy = trace.aux.get("token_entropy", np.zeros_like(probability))  # not read by *_prob
-    return np.concatenate([probability, _flat(entropy)], axis=1)
-
-
-def _joined(first: Any, second: Any) -> Reader:
-    return lambda trace: np.concatenate([first(trace), second(trace)], axis=1)
-
-
-_AUX_READERS: dict[str, Reader] = {
-    "samples": lambda trace: _flat(trace.aux["sampled_actions"]),
-    "sensitivity": lambda trace: _flat(trace.aux["sensitivity"]),
-    "probabilities": _tokens,
-    "tokens": _tokens,
-}
