@@ -59,9 +59,9 @@ def value_vectors(policy: PiPolicy, stack: str = "vlm") -> ValueVectors:
     llm = params["PaliGemma"]["llm"]
     if stack == "vlm":
         vectors, scale = llm["layers"]["mlp"]["linear"], 1 + llm["final_norm"]["scale"]
-        count = min(policy.tokenizer.vocab_size, policy.config.vocab_size)
+        count = min(policy.prompt_tokenizer.vocab_size, policy.config.vocab_size)
         rows = llm["embedder"]["input_embedding"][:count]
-        names = tuple(policy.tokenizer.id_to_piece(i) for i in range(count))
+        names = tuple(policy.prompt_tokenizer.id_to_piece(i) for i in range(count))
     elif stack == "action":
         vectors, scale = llm["layers"]["mlp_1"]["linear"], _action_scale(policy)
         rows, names = _action_rows(policy)
