@@ -38,12 +38,11 @@ from mistjax.recover.mist import MistPolicy
 from mistjax.rollouts.collect import collect, load_policy
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace
-from mistjax.steer.affine import affine_map
+from mistjax.steer.affine import AffineMap, affine_map
 from mistjax.steer.artifact import SteeringArtifact, save_steering
 from mistjax.steer.build import BOARD_CONCEPTS, BOARD_OPPOSITES, build_vectors
 from mistjax.steer.groups import observation_group
-from mistjax.steer.table import Steering
-from mistjax.steer.vectors import difference_of_means
+from mistjax.steer.vectors import SteeringVector, difference_of_means
 
 VECTOR_TAPS = (
     Tap("action.resid", None, "action", "mean"),
@@ -130,7 +129,7 @@ def build_detector(config: Config, training, tuning, nominal: Run) -> dict:
 
 def look_directions(
     policy: Any, perturbation: dict[str, float], seeds: Sequence[int]
-) -> dict[str, Steering]:
+) -> dict[str, SteeringVector | AffineMap]:
     """From the perturbed look to the nominal one: the same situations, seen both ways."""
     nominal = expert_observations(seeds)
     perturbed = expert_observations(seeds, perturbation=perturbation)

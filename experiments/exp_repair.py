@@ -29,7 +29,6 @@ from mistjax.compilation import enable_cache
 from mistjax.envs.expert import expert_observations
 from mistjax.hooks import Tap
 from mistjax.hooks.edits import Edit
-from mistjax.policies import PiPolicy
 from mistjax.recover.study import format_table
 from mistjax.rollouts.collect import collect, load_policy
 from mistjax.rollouts.run import Run
@@ -70,7 +69,7 @@ class Arm:
     onset: int = 0
 
 
-def arms(policy: PiPolicy, perturbation: dict[str, float], config: Config, full: bool) -> list[Arm]:
+def arms(policy: Any, perturbation: dict[str, float], config: Config, full: bool) -> list[Arm]:
     """What is compared: direction and layer for every look, strength and moment if `full`."""
     seeds = range(1_200_000, 1_200_000 + config.fitted)
     found = look_directions(policy, perturbation, seeds)
@@ -85,12 +84,12 @@ def arms(policy: PiPolicy, perturbation: dict[str, float], config: Config, full:
     ]
     if not full:
         return some
-    looks = [expert_observations(seeds), expert_observations(seeds, perturbation=perturbation)]
+    nominal, perturbed = (expert_observations(seeds, perturbation=p) for p in ({}, perturbation))
     for layer in range(policy.spec.stacks["vision"].depth):
         tap = dataclasses.replace(LOOK_TAP, layers=(layer,))
-        one = affine_map(policy, *looks, tap, jax.random.key(0))
+        one = affine_map(policy, nominal, perturbed, tap, jax.random.key(0))
         some.append(Arm(f"affine, layer {layer}", one.to_edit()))
-    free = affine_map(policy, *looks, LOOK_TAP, jax.random.key(0), anchored=False)
+    free = affine_map(policy, nominal, perturbed, LOOK_TAP, jax.random.key(0), anchored=False)
     return [
         *some,
         Arm("affine, not anchored", free.to_edit()),
@@ -99,7 +98,7 @@ def arms(policy: PiPolicy, perturbation: dict[str, float], config: Config, full:
     ]
 
 
-def left(policy: PiPolicy, edit: Edit, looks: list[list]) -> float:
+def left(policy: Any, edit: Edit, looks: list[list]) -> float:
     """Share of the perturbation's squared change to the last vision layer that the edit leaves."""
     tap = Tap(LOOK_TAP.site, (-1,), LOOK_TAP.tokens)
     keys = jax.random.split(jax.random.key(0), len(looks[0]))
@@ -113,7 +112,7 @@ def left(policy: PiPolicy, edit: Edit, looks: list[list]) -> float:
     return float(rest / np.sum((perturbed - nominal) ** 2))
 
 
-def run(policy: PiPolicy, arm: Arm, perturbation: dict[str, float], config: Config) -> Run:
+def run(policy: Any, arm: Arm, perturbation: dict[str, float], config: Config) -> Run:
     """The paired seeds under one arm."""
     steered = policy if arm.edit is None else SteeredPolicy(policy, arm.edit, jnp.int32(arm.onset))
     look = "_".join(perturbation) or "nominal"
@@ -128,7 +127,7 @@ def run(policy: PiPolicy, arm: Arm, perturbation: dict[str, float], config: Conf
 
 
 def rows(
-    policy: PiPolicy, look: str, perturbation: dict[str, float], some: list[Arm], config: Config
+    policy: Any, look: str, perturbation: dict[str, float], some: list[Arm], config: Config
 ) -> list[dict[str, Any]]:
     """One row an arm, compared with the first one."""
     seeds = range(1_300_000, 1_300_000 + 12)
@@ -139,12 +138,12 @@ def rows(
         bare = bare or episodes
         pair = compare(bare, episodes)
         print(look, arm.label, summarize(episodes).success, flush=True)
-        measured = arm.edit is not None and perturbation
+        measured = arm.edit if perturbation else None
         found.append(
             {
                 "look": look,
                 "edit": arm.label,
-                "left": f"{left(policy, arm.edit, looks):.2f}" if measured else "",
+                "left": "" if measured is None else f"{left(policy, measured, looks):.2f}",
                 "success": str(summarize(episodes).success),
                 "repaired": pair.repaired,
                 "broken": pair.broken,

@@ -56,7 +56,7 @@ class SteeredPolicy(Wrapper):
     def prefill(
         self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
     ) -> Any:
-        raise NotImplementedError("`sample` decides when the edit acts: call it without prefix.")
+        raise ValueError("`sample` decides when the edit acts: call it without prefix.")
 
     def sample(
         self,

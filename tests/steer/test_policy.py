@@ -62,7 +62,7 @@ def test_the_edit_is_part_of_the_fingerprint(policy, steered):
 
 
 def test_a_prefix_is_refused(steered, obs, key):
-    with pytest.raises(NotImplementedError, match="without prefix"):
+    with pytest.raises(ValueError, match="without prefix"):
         steered.sample(obs, key, prefix=())
 
 
