@@ -1,0 +1,59 @@
+"""LIBERO in worker processes: the episodes of a suite, and their numbering."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+
+from mistjax.envs.libero.installation import find_assets
+from mistjax.models.config import IMAGE_KEYS, TINY
+from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
+from mistjax.policies import PRESETS, random_policy
+from mistjax.rollouts import run_episodes
+from mistjax.rollouts.collect import LIBERO_ENV, make_env, suite_seeds
+
+try:
+    find_assets()
+except (ImportError, FileNotFoundError):
+    FOUND = False
+else:
+    FOUND = True
+
+pytestmark = pytest.mark.skipif(not FOUND, reason="needs LIBERO and its assets")
+
+
+def test_every_task_of_a_suite_takes_its_turn():
+    seeds = suite_seeds("libero_object", 2, first=3)
+    assert seeds == [50 * task + start for start in (3, 4) for task in range(10)]
+    with pytest.raises(ValueError, match="fixed start states 0 to 49"):
+        suite_seeds("libero_object", 10, first=41)
+    with pytest.raises(ValueError, match="unknown suite"):
+        suite_seeds("libero_table", 1)
+
+
+@pytest.mark.slow
+def test_a_worker_process_gives_the_same_episodes(tmp_path, same):
+    train_word_tokenizer(["pick up the soup and place it in the basket"], [], tmp_path / "words")
+    config = dataclasses.replace(
+        TINY, action_dim=8, action_horizon=5, max_token_len=20, num_steps=2, image_keys=IMAGE_KEYS
+    )
+    preset = dataclasses.replace(PRESETS["pi0_libero"], model=None)
+    tokenizer = PromptTokenizer.from_file(tmp_path / "words", 20)
+    policy = random_policy(config, tokenizer, preset)
+    make = functools.partial(
+        make_env, LIBERO_ENV, suite="libero_object", image_size=32, picture_every=5
+    )
+
+    def run(workers):
+        seeds = suite_seeds("libero_object", 1)[:2]
+        kwargs = {"max_steps": 6, "num_envs": 2, "progress": False}
+        return run_episodes(policy, make, seeds, workers=workers, **kwargs)
+
+    here, there = run(0), run(2)
+    for seed in (0, 50):
+        assert here.trace(seed).error is None
+        same(here.trace(seed), there.trace(seed))
+    assert len(here.trace(0).actions) == 6
+    assert here.trace(0).task != here.trace(50).task
+    assert np.ptp(here.trace(0).state) > 0
