@@ -55,8 +55,9 @@ def fast_config(vocab_size: int) -> FastConfig:
         action_dim=4,
         action_horizon=pi0.action_horizon,
         max_token_len=PROMPT_LEN,
-        max_decoding_steps=WRITTEN_LEN,
+        max_decoding_steps=4 * pi0.action_horizon + 3,  # every coefficient a token
         decoding_gap=0,
+        whole_actions=True,
         dtype=pi0.dtype,
         remat=pi0.remat,
     )

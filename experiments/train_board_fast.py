@@ -41,10 +41,10 @@ class Config(Training):
     )
     start: Path | None = Path("checkpoints/board_pi0")
     out: Path = Path("checkpoints/board_fast")
-    steps: int = 2600
+    steps: int = 5000
     batch_size: int = 32
     learning_rate: float = 1e-3
-    eval_every: int = 2600
+    eval_every: int = 2500
 
 
 def main(config: Config) -> FastPolicy:

@@ -131,6 +131,8 @@ class FastConfig(_PrefixConfig):
         max_decoding_steps: most tokens of one action chunk.
         decoding_gap: positions left free between the prompt and the decoded tokens. openpi's
             sampler leaves 1, its training 0: a policy trained here decodes as it was trained.
+        whole_actions: write only tokens with which the action can still become a whole chunk. False
+            is openpi: any token, and an action that cannot be decoded now and then.
         dtype, remat: as in `Pi0Config`.
     """
 
@@ -144,6 +146,7 @@ class FastConfig(_PrefixConfig):
     max_token_len: int = 250
     max_decoding_steps: int = 256
     decoding_gap: int = 1
+    whole_actions: bool = False
     dtype: str = "bfloat16"
     remat: bool = True
 

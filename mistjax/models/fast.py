@@ -27,6 +27,7 @@ from mistjax.hooks.edits import Edit
 from mistjax.hooks.interceptor import Tokens, hooked_apply
 from mistjax.hooks.sites import Tap
 from mistjax.models.config import FastConfig
+from mistjax.models.fast_language import ActionGrammar
 from mistjax.models.gemma import KVCache
 from mistjax.models.observation import Observation
 from mistjax.models.pi0 import PrefixModel, example_observation
@@ -146,6 +147,7 @@ def write(
     keys: Key[Array, " b"],
     *,
     temperature: Float[Array, ""] | float = 0.0,
+    grammar: ActionGrammar | None = None,
     taps: Sequence[Tap] = (),
     edits: Sequence[Edit] = (),
 ) -> Written:
@@ -158,10 +160,13 @@ def write(
         prefix: what `sampling.prefill` returned.
         keys: one PRNG key per row [B].
         temperature: 0 is greedy.
+        grammar: which tokens may follow; None allows every token.
         taps, edits: of the `action` stack, at every step.
     """
 
-    def pick(logits, step):
+    def pick(logits, place, step):
+        if grammar is not None:
+            logits = jnp.where(grammar.allowed(place), logits, -jnp.inf)
         folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
         hot = jax.vmap(jax.random.categorical)(folded, logits / jnp.maximum(temperature, 1e-6))
         return jnp.where(temperature > 0, hot, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
@@ -170,8 +175,10 @@ def write(
         return decode_step(model, variables, state, token, step, taps=taps, edits=edits)
 
     def body(carry, step):
-        state, done = carry
-        token = jnp.where(done, PAD, pick(state.logits, step))
+        state, place, done = carry
+        token = jnp.where(done, PAD, pick(state.logits, place, step))
+        if grammar is not None:
+            place = grammar.after(place, token)
         chosen = jnp.take_along_axis(jax.nn.log_softmax(state.logits), token[:, None], axis=1)[:, 0]
         log_prob, done = jnp.where(done, 0, chosen), done | (token == EOS)
         shapes = jax.eval_shape(feed, state, token, step)[1]
@@ -180,12 +187,12 @@ def write(
             jnp.all(done), lambda: (state, skip), lambda: feed(state, token, step)
         )
         found = jax.tree.map(lambda x: jnp.where(_rows(done, x), 0, x), found)
-        return (state, done), (token, log_prob, found)
+        return (state, place, done), (token, log_prob, found)
 
-    none_done = jnp.zeros(prefix.valid.shape[0], bool)
+    rows = prefix.valid.shape[0]
     _, (tokens, log_probs, found) = jax.lax.scan(
         body,
-        (start(model, variables, prefix), none_done),
+        (start(model, variables, prefix), jnp.zeros(rows, int), jnp.zeros(rows, bool)),
         jnp.arange(model.config.max_decoding_steps),
     )
     return Written(tokens.T, log_probs.T, found)

@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import flax.struct
 import jax.numpy as jnp
 import numpy as np
 import sentencepiece
@@ -76,6 +77,17 @@ class FastTokenizer:
         """Tokens of a written action that are not the action: `Action: `, `|`, end."""
         return len(self._head) + len(self._bar) + 1
 
+    @functools.cached_property
+    def grammar(self) -> ActionGrammar:
+        """What a whole action looks like."""
+        size = self.actions.horizon * self.actions.action_dim
+        fills = np.zeros(self.vocab_size, np.int32)
+        fills[self.vocab_size - 1 - RESERVED - np.arange(self.actions.vocab_size)] = (
+            self.actions.whole_characters
+        )
+        forced = [*self._head, *[-1] * size, *self._bar, EOS]
+        return ActionGrammar(np.array(forced, np.int32), fills, len(self._head) + size)
+
     def encode_prompt(self, prompt: str, state: Float[np.ndarray, " s"]) -> PaddedTokens:
         """The prefix `Task: {text}, State: {bins};` with the normalised, unpadded state.
 
@@ -109,12 +121,42 @@ class FastTokenizer:
         return chunk * ok[:, None, None], ok
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ActionGrammar:
+    """Which tokens a written action can go on with, so that it ends as a whole chunk.
+
+    A written action is a row of places: `Action: `, one place a coefficient, `|`, end. Only pieces
+    of whole characters are allowed, so a coefficient that needs broken ones is never written.
+
+    Attributes:
+        forced: the only token allowed at each place; -1 at a coefficient's.
+        fills: how many coefficients each token writes; 0 for a token that is none.
+        full: the place after the last coefficient.
+    """
+
+    forced: Int[Array | np.ndarray, " p"]
+    fills: Int[Array | np.ndarray, " v"]
+    full: int = flax.struct.field(pytree_node=False)
+
+    def allowed(self, place: Int[Array, " b"]) -> Bool[Array, "b v"]:
+        """Tokens that may come next in rows that stand at these places."""
+        token = jnp.asarray(self.forced)[place][:, None]
+        fits = (self.fills > 0) & (place[:, None] + self.fills <= self.full)
+        return jnp.where(token < 0, fits, jnp.arange(len(self.fills)) == token)
+
+    def after(self, place: Int[Array, " b"], token: Int[Array, " b"]) -> Int[Array, " b"]:
+        """The places after writing these tokens; the end stays at the end."""
+        forced, fills = jnp.asarray(self.forced)[place], jnp.asarray(self.fills)[token]
+        step = jnp.where(forced < 0, fills, 1)
+        return jnp.minimum(place + step, len(self.forced) - 1)
+
+
 def train_prompt_tokenizer(words: Iterable[str], path: str | Path) -> None:
     """Writes a SentencePiece model for FAST's prompts, for policies with a small language.
 
-    Every word and every number a state can be written as is one piece; another word is spelled
-    in their letters. PaliGemma's own pieces write a number digit by digit; one piece makes
-    a short prompt.
+    Every word and every number a state can be written as is one piece; another word is
+    an unknown piece, then spelled in their letters. PaliGemma's own pieces write a number digit by
+    digit; one piece makes a short prompt.
 
     Args:
         words: of the instructions.

@@ -10,6 +10,7 @@ Source: FAST (arXiv 2501.09747). The folder format is the hub's `physical-intell
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -140,6 +141,16 @@ class ActionTokenizer:
         for row, piece in zip(table, pieces, strict=True):
             row[: len(piece)] = list(piece)
         return table, lengths
+
+    @functools.cached_property
+    def whole_characters(self) -> Int[np.ndarray, " v"]:
+        """How many coefficients each id writes; 0 for an id of broken characters."""
+        table, lengths = self._bytes
+        counts = np.zeros(len(table), np.int32)
+        for i, (row, length) in enumerate(zip(table, lengths, strict=True)):
+            with contextlib.suppress(UnicodeDecodeError):
+                counts[i] = len(bytes(row[:length].astype(np.uint8)).decode())
+        return counts
 
     def decode(
         self, ids: Int[Array, "b s"], given: Bool[Array, "b s"]

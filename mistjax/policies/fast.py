@@ -125,6 +125,7 @@ def _sample(model, tokenizer, variables, obs, key, temperature, edits, taps, pre
         prefix,
         row_keys(key, obs.batch_size),
         temperature=temperature,
+        grammar=tokenizer.grammar if model.config.whole_actions else None,
         taps=taps,
         edits=edits,
     )

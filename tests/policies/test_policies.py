@@ -147,6 +147,15 @@ def test_tokens_that_are_no_action_are_reported(fast_policy, raw):
     assert sample.aux["tokens"].shape == (2, fast_policy.config.max_decoding_steps)
 
 
+def test_with_the_grammar_random_weights_write_whole_actions(fast_policy, raw):
+    tokenizer = fast_policy.tokenizer
+    steps = len(tokenizer.grammar.forced)
+    config = dataclasses.replace(fast_policy.config, whole_actions=True, max_decoding_steps=steps)
+    policy = fast_policy.replace(config=config)
+    sample = policy.sample(policy.prepare(raw), KEY)
+    assert sample.aux["decode_ok"].all() and (sample.actions != 0).any()
+
+
 def test_fast_reads_the_actions_that_it_was_taught(fast_policy):
     rng = np.random.default_rng(1)
     chunks = np.cumsum(rng.normal(0, 0.2, (3, 4, 4)), axis=1)
