@@ -1,0 +1,1 @@
+"""The parts of `exp_cross_architecture`: one module for each question."""
