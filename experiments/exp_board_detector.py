@@ -1,15 +1,16 @@
-"""Which detector warns earliest on the board: linear probes against SAFE's head.
+"""Which detector warns earliest on the board: linear probes, distances and SAFE's head.
 
     python -m experiments.exp_board_detector
 
-Fitted on the training episodes of `detection_runs`, chosen by five folds of them, and scored on
-its test episodes, which played no part in any choice. By earliest stop: up to the shortest episode
-with the same speed word, five inferences for two of the three words. `experiments.detection_bound`
-says how well that could be done at best.
+Fitted on the training episodes of `detection_runs` and scored on its test episodes, which played
+no part in any choice. By earliest stop means up to the shortest episode with the same speed word:
+five or six inferences for two of the three words. So early, all of them are within each other's
+intervals; they come apart later (`roc_auc_at_inference_of_those_running`), where a score per step
+beats a summed one. `experiments.detection_bound` says how well it could be done at best.
 
-Tried on folds of the training episodes and left out, none better than the probe: small
-multilayer perceptrons and a recurrent head on whitened features with dropout, boosted trees on
-principal components, tokens one by one, the vision tower, each camera apart, each flow step apart.
+Tried on folds of the training episodes and left out, none better than the probe: a small
+multilayer perceptron on whitened features with dropout, boosted trees on principal components,
+tokens one by one, the vision tower, each camera apart, each flow step apart.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies import BOARD, random_policy
 from mistjax.rollouts import run_episodes
 from mistjax.rollouts.collect import BOARD_ENV, make_env
+from mistjax.rollouts.workers_pool import EnvPool
 
 TAPS = (
     Tap("vlm.resid", (1,), "all", "mean"),
@@ -63,11 +64,59 @@ def test_a_board_episode_is_recorded_in_full_and_repeats_bit_for_bit(policy, sam
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "executor"), [(1, "process"), (2, "process"), (2, "ray")])
-def test_workers_give_the_same_board_episodes_bit_for_bit(policy, same, workers, executor):
-    if executor == "ray":
-        pytest.importorskip("ray", reason="needs Ray")
-    here, there = run(policy, range(4)), run(policy, range(4), workers=workers, executor=executor)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_give_the_same_board_episodes_bit_for_bit(policy, same, workers):
+    here, there = run(policy, range(4)), run(policy, range(4), workers=workers)
     for seed in range(4):
         assert here.trace(seed).error is None
         same(here.trace(seed), there.trace(seed))
+
+
+RAYS_OWN = (
+    "ignore::ResourceWarning",
+    "ignore::FutureWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+
+
+@pytest.fixture
+def ray():
+    """A cluster of this machine; Ray gives up after 30 s, which a busy machine may need."""
+    ray = pytest.importorskip("ray", reason="needs Ray")
+    for left in (3, 2, 1, 0):
+        try:
+            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+            break
+        except Exception:
+            ray.shutdown()
+            if not left:
+                raise
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(*RAYS_OWN)
+def test_ray_actors_give_the_same_board_episodes_bit_for_bit(policy, same, ray):
+    here, there = run(policy, range(4)), run(policy, range(4), workers=2, executor="ray")
+    for seed in range(4):
+        same(here.trace(seed), there.trace(seed))
+    with pytest.raises(ValueError, match="3 Ray workers need a CPU each, and the cluster has 2"):
+        EnvPool(functools.partial(make_env, BOARD_ENV), 3, workers=3, executor="ray")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(*RAYS_OWN)
+def test_a_ray_actor_that_dies_is_replaced(ray, monkeypatch):
+    pool = EnvPool(
+        functools.partial(make_env, BOARD_ENV, max_steps=10), 2, workers=1, executor="ray"
+    )
+    begin = {row: ("reset", (row, row, {}, False)) for row in range(2)}
+    assert [reply.error for _, reply in pool.exchange(begin)] == [None, None]
+    ray.kill(pool._workers[0]._actor)
+    act = {row: ("act", (row, [np.zeros(4, np.float32)])) for row in range(2)}
+    (_, killed), (other, bystander) = pool.exchange(act)
+    assert killed.lost and "a Ray worker died" in killed.error
+    assert other == 1 and bystander.lost and bystander.error is None
+    assert [reply.error for _, reply in pool.exchange(begin)] == [None, None]
+    pool.close()
