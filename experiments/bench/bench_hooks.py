@@ -1,32 +1,55 @@
 """What taps and edits cost: one sampler with and without them, as ratios within one run.
 
-    python -m experiments.bench.bench_hooks --size tiny
-    python -m experiments.bench.bench_hooks --size pi0        # 3.3 B parameters in bfloat16: a GPU
+    python -m experiments.bench.bench_hooks
+    python -m experiments.bench.bench_hooks --size board   # the shipped policies' sizes
+    python -m experiments.bench.bench_hooks --size full    # 3 B parameters in bfloat16: a GPU
 
-The arms take turns, so that other load on the machine hits all of them; the ratio is the median of
-the ratios of one turn. Weights are constant: the time does not depend on them.
+The arms take turns in a new order each time, so that other load on the machine hits all of them
+alike. A turn is a burst of calls after some that are not timed: a program of 0.5 ms that was not
+the last to run is up to 20% slower for its cold caches. A ratio is the median over the turns of one
+arm's time to the bare sampler's in the same turn, its interval a 95% bootstrap over turns. Two
+clocks: the wall's, and the time that the process computed on any core, which other processes
+disturb far less (on a GPU it says nothing). `bare again` is the bare sampler compiled once more:
+how far it is from 1 is what the machine adds. Weights are constant: a flow's time does not depend
+on them, and pi0-FAST then writes to its last step.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import os
+import sys
 import time
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from experiments.board_fast import fast_config
+from experiments.board_model import board_config
 from mistjax.hooks import POINTS, Add, Edit, Tap
-from mistjax.models import pi0
-from mistjax.models.config import PI0, PI05, TINY, Pi0Config
+from mistjax.models import fast, pi0
+from mistjax.models.config import PI0, PI05, TINY, TINY_FAST, FastConfig, Pi0Config
+from mistjax.models.fast import Pi0Fast, write
 from mistjax.models.pi0 import Pi0
 from mistjax.models.sampling import denoise, prefill
 
-SIZES = {"tiny": TINY, "pi0": PI0, "pi05": PI05}
+BOARD = board_config(vocab_size=40)
+MODELS = {
+    "tiny": {"pi0": TINY, "pi05": dataclasses.replace(TINY, pi05=True), "pi0_fast": TINY_FAST},
+    "board": {
+        "pi0": BOARD,
+        "pi05": dataclasses.replace(BOARD, pi05=True),
+        "pi0_fast": fast_config(vocab_size=965),
+    },
+    "full": {"pi0": PI0, "pi05": PI05, "pi0_fast": FastConfig()},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,103 +57,152 @@ class Config:
     """What to time.
 
     Attributes:
-        size: model sizes; every size but tiny computes in bfloat16.
+        models: of `MODELS`.
+        size: that of the tests, of the shipped board policies, or of openpi's in bfloat16.
         batch: rows of one inference.
-        turns: timed calls of each arm, after one that is not timed.
+        turns: timed bursts of each arm.
+        burst: calls of each.
+        warm: calls before each, not timed.
+        seed: of the order of the arms, and of the bootstrap.
+        results: JSON file to write the rows to.
     """
 
-    size: Literal["tiny", "pi0", "pi05"] = "tiny"
+    models: tuple[Literal["pi0", "pi05", "pi0_fast"], ...] = ("pi0", "pi0_fast")
+    size: Literal["tiny", "board", "full"] = "tiny"
     batch: int = 1
-    turns: int = 200
+    turns: int = 300
+    burst: int = 10
+    warm: int = 3
+    seed: int = 0
+    results: Path | None = None
 
 
 Arm = tuple[tuple[Edit, ...], tuple[Tap, ...]]
 
 
-def arms(config: Pi0Config) -> dict[str, Arm]:
+def arms(config: Pi0Config | FastConfig) -> dict[str, Arm]:
     """Name -> (edits, taps)."""
-    stacks = [name for stack in Pi0(config).stacks() for name in stack.streams]
+    stacks = ("vision", "vlm", "action")
     middle = config.vlm.depth // 2
 
     def off(site: str, width: int) -> Add:
         return Add(site=site, vector=jnp.ones((config.vlm.depth, width)), strength=jnp.zeros(()))
 
+    edits = off("vlm.mlp_out", config.vlm.width), off("action.mlp_out", config.experts[-1].width)
     every = tuple(Tap(f"{s}.{point}", reduce="mean") for s in stacks for point in POINTS)
     return {
         "bare": ((), ()),
-        "no-op edits": (
-            (
-                off("vlm.mlp_out", config.vlm.width),
-                off("action.mlp_out", config.action_expert.width),
-            ),
-            (),
-        ),
+        "bare again": ((), ()),
+        "two edits, off": (edits, ()),
         "one tap, mean": ((), (Tap("vlm.resid", (middle,), "text", "mean"),)),
+        "one action tap, mean": ((), (Tap("action.resid", (middle,), "action", "mean"),)),
         f"all {len(every)} taps, mean": ((), every),
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One arm: median milliseconds, and its ratio to bare with the ratio's quartiles."""
-
-    arm: str
-    milliseconds: float
-    ratio: float
-    low: float
-    high: float
-
-
-def main(config: Config) -> list[Row]:
-    """Times every arm and prints the table."""
-    model_config = SIZES[config.size]
-    model = Pi0(model_config)
-    dtype = jnp.dtype(model_config.dtype)
-    shapes = jax.eval_shape(lambda: pi0.init(model_config, jax.random.key(0)))
+def make_sampler(config: Pi0Config | FastConfig, batch: int) -> Callable[..., Any]:
+    """`(arm, edits, taps) -> actions and taps`, jitted for each arm, on constant weights."""
+    is_fast = isinstance(config, FastConfig)
+    shapes = jax.eval_shape(lambda: (fast if is_fast else pi0).init(config, jax.random.key(0)))  # pyright: ignore[reportArgumentType]
+    dtype = jnp.dtype(config.dtype)
     variables = jax.tree.map(lambda s: jnp.full(s.shape, 1e-2, dtype), shapes)
-    obs, noise, _ = pi0.example_inputs(model_config, config.batch)
+    obs, keys = pi0.example_observation(config, batch), jax.random.split(jax.random.key(0), batch)
 
-    def sample(variables, obs, noise, edits, taps):
-        prefix = prefill(model, variables, obs, taps=taps, edits=edits)
-        steps = model_config.num_steps
+    def sample(variables, obs, keys, edits, taps, arm):
+        del arm  # static, so that each arm has a program of its own
+        hooks = {"taps": taps, "edits": edits}
+        if isinstance(config, FastConfig):
+            model = Pi0Fast(config)
+            prefix = prefill(model, variables, obs, **hooks)
+            written = write(model, variables, prefix, keys, **hooks)
+            return written.tokens, prefix.taps, written.taps
+        model = Pi0(config)
+        prefix = prefill(model, variables, obs, **hooks)
+        noise = jnp.zeros((batch, config.action_horizon, config.action_dim))
+        steps = config.num_steps
         actions, found, _ = denoise(
-            model, variables, prefix, obs.state, noise, num_steps=steps, taps=taps, edits=edits
+            model, variables, prefix, obs.state, noise, num_steps=steps, **hooks
         )
         return actions, prefix.taps, found
 
-    jitted = jax.jit(sample, static_argnames="taps")
+    jitted = jax.jit(sample, static_argnames=("taps", "arm"))
+    return lambda arm, edits, taps: jitted(variables, obs, keys, edits, taps=taps, arm=arm)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One arm: median milliseconds, and the ratio to bare by both clocks with 95% intervals."""
+
+    model: str
+    arm: str
+    milliseconds: float
+    wall: tuple[float, float, float]
+    cpu: tuple[float, float, float]
+
+
+def time_arms(config: Config, name: str) -> list[Row]:
+    """Every arm of one model."""
+    sizes = MODELS[config.size][name]
+    sample, rng = make_sampler(sizes, config.batch), np.random.default_rng(config.seed)
     calls = {
-        name: lambda edits=edits, taps=taps: jitted(variables, obs, noise, edits, taps=taps)
-        for name, (edits, taps) in arms(model_config).items()
+        arm: functools.partial(sample, arm, *edits_and_taps)
+        for arm, edits_and_taps in arms(sizes).items()
     }
-    for call in calls.values():
-        jax.block_until_ready(call())
-    seconds = {name: np.empty(config.turns) for name in calls}
+    taken = {arm: np.empty((config.turns, 2)) for arm in calls}
     for turn in range(config.turns):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name][turn] = time.perf_counter() - start
-    rows = [_row(name, taken, seconds["bare"]) for name, taken in seconds.items()]
-    _print(config, rows)
+        for arm in rng.permutation(list(calls)):
+            _call(calls[arm], config.warm)
+            start = np.array([time.perf_counter(), time.process_time()])
+            _call(calls[arm], config.burst)
+            spent = [time.perf_counter(), time.process_time()] - start
+            taken[arm][turn] = spent / config.burst
+    drawn = rng.integers(0, config.turns, (1000, config.turns))
+    rows = []
+    for arm, seconds in taken.items():
+        ratios = seconds / taken["bare"]
+        middle = np.median(ratios, axis=0)
+        low, high = np.quantile(np.median(ratios[drawn], axis=1), (0.025, 0.975), axis=0)
+        wall, cpu = (
+            (float(m), float(a), float(b)) for m, a, b in zip(middle, low, high, strict=True)
+        )
+        rows.append(Row(name, arm, 1e3 * float(np.median(seconds[:, 0])), wall, cpu))
     return rows
 
 
-def _row(name: str, taken: np.ndarray, bare: np.ndarray) -> Row:
-    low, ratio, high = np.quantile(taken / bare, (0.25, 0.5, 0.75))
-    return Row(name, float(np.median(taken)) * 1e3, float(ratio), float(low), float(high))
+def _call(sampler: Callable[[], Any], times: int) -> None:
+    for _ in range(times):
+        jax.block_until_ready(sampler())
 
 
-def _print(config: Config, rows: Sequence[Row]) -> None:
+def main(config: Config) -> list[Row]:
+    """Times every arm of every model and prints the table."""
     device = jax.devices()[0]
-    print(
-        f"{config}\non {device.device_kind} ({device.platform}), jax {jax.__version__}, "
-        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    machine = (
+        f"{device.device_kind} ({device.platform}), jax {jax.__version__}, {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f}"
     )
+    print(f"{config}\non {machine}")
+    rows = [row for name in config.models for row in time_arms(config, name)]
+    _print(rows)
+    if config.results is not None:
+        record = {
+            "command": f"python -m experiments.bench.bench_hooks {' '.join(sys.argv[1:])}",
+            "config": {k: str(v) for k, v in dataclasses.asdict(config).items()},
+            "machine": machine,
+            "rows": [dataclasses.asdict(row) for row in rows],
+        }
+        config.results.write_text(json.dumps(record, indent=1) + "\n")
+    return rows
+
+
+def _print(rows: Sequence[Row]) -> None:
+    def text(ratio: tuple[float, float, float]) -> str:
+        return "x {:.3f} [{:.3f}, {:.3f}]".format(*ratio)
+
     for row in rows:
         print(
-            f"{row.arm:24} {row.milliseconds:9.3f} ms   x {row.ratio:.3f}  "
-            f"({row.low:.3f} to {row.high:.3f})"
+            f"{row.model:9} {row.arm:22} {row.milliseconds:9.3f} ms   wall {text(row.wall)}   "
+            f"cpu {text(row.cpu)}"
         )
 
 
