@@ -6,8 +6,8 @@
 FOLDER holds `dataset.npz`: 400 synthetic rollouts of ten tasks, on which official SAFE results are
 recorded. The first command fits every detector on task splits 0 to 9, the same for all; SAFE's
 heads also start from that seed, and their L2 weight is given both ways. The second is how the
-ensemble was chosen: the same on splits 100 to 109, which hold out other tasks together. Every
-finished fit is kept, so an interrupted call goes on.
+ensemble was chosen: the same on splits 100 to 109. They hold out other sets of tasks, but of the
+same ten. Every finished fit is kept, so an interrupted call goes on; a SAFE head takes minutes.
 
 What did not help is among the cases, so the results file has its numbers: the probe as it is,
 less shrinkage, a direction that turns with time, Mahalanobis with more ridge, nearest neighbours.
