@@ -34,13 +34,14 @@ from mistjax.models.fast_language import (
 from mistjax.models.fast_tokenizer import ActionTokenizer
 from mistjax.models.normalize import NormStats, Quantile
 from mistjax.models.observation import Observation
-from mistjax.models.tokenizers import UNKNOWN, PromptTokenizer
+from mistjax.models.tokenizers import PAD, UNKNOWN, PromptTokenizer
 from mistjax.policies import PiPolicy
 
 PROMPT_LEN = 26
 WRITTEN_LEN = 26
 ACTION_IDS = 512
 ACTION_SCALE = 5.0
+STEP_MM = 20.0  # how far an action of 1 moves the gripper
 
 
 def fast_config(vocab_size: int) -> FastConfig:
@@ -80,10 +81,12 @@ class FastData:
     Attributes:
         data: with the arrays state, prompt, written and layout.
         tokenizer: what the tokens mean.
+        expert: the actions as they were recorded, [n,8,4].
     """
 
     data: BoardData
     tokenizer: FastTokenizer
+    expert: np.ndarray
 
     @classmethod
     def load(cls, folders: Sequence[Path]) -> FastData:
@@ -101,7 +104,21 @@ class FastData:
             "layout": shards.layout,
         }
         images = shards.images(fast_config(tokenizer.vocab_size).image_keys)
-        return cls(BoardData(images, arrays, stats), tokenizer)
+        return cls(BoardData(images, arrays, stats), tokenizer, shards.columns["actions"])
+
+    def describe(self) -> str:
+        """How long written actions are, and how far they are from the expert's."""
+        written = self.data.arrays["written"]
+        lengths = np.sum(written != PAD, axis=1) - self.tokenizer.overhead
+        decoded, ok = self.tokenizer.decode_actions(jnp.asarray(written))
+        actions = Quantile(self.data.norm_stats["actions"]).unnormalize(np.asarray(decoded))
+        error = STEP_MM * np.abs(np.clip(actions, -1, 1) - self.expert)[..., :3]
+        return (
+            f"{len(written)} chunks, {np.mean(ok):.0%} decodable: {lengths.mean():.1f} action tokens "
+            f"each (95% have at most {np.quantile(lengths, 0.95):.0f}, the longest {lengths.max()}), "
+            f"{error.mean():.2f} mm a step from the expert's (95% within "
+            f"{np.quantile(error, 0.95):.2f} mm)"
+        )
 
     def batch(self, rng: np.random.Generator, size: int) -> FastBatch:
         """A training batch."""

@@ -50,6 +50,7 @@ class Config(Training):
 def main(config: Config) -> FastPolicy:
     """Trains, evaluates and saves; returns the policy with averaged weights."""
     data = FastData.load(config.demos)
+    print(data.describe())
     tokenizer = data.tokenizer
     model = fast_config(tokenizer.vocab_size)
     if config.start is None:

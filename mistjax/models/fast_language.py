@@ -11,7 +11,6 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import flax.struct
 import jax.numpy as jnp
 import numpy as np
 import sentencepiece
@@ -134,9 +133,9 @@ class ActionGrammar:
         full: the place after the last coefficient.
     """
 
-    forced: Int[Array | np.ndarray, " p"]
-    fills: Int[Array | np.ndarray, " v"]
-    full: int = flax.struct.field(pytree_node=False)
+    forced: Int[np.ndarray, " p"]
+    fills: Int[np.ndarray, " v"]
+    full: int
 
     def allowed(self, place: Int[Array, " b"]) -> Bool[Array, "b v"]:
         """Tokens that may come next in rows that stand at these places."""

@@ -34,16 +34,14 @@ def data(folder):
         return FastData.load([folder])
 
 
-def test_what_is_written_reads_back_as_the_experts_actions(data, folder):
-    from safetensors.numpy import load_file
-
-    written = data.data.arrays["written"]
+def test_what_is_written_reads_back_as_the_experts_actions(data):
+    written, expert = data.data.arrays["written"], data.expert
     decoded, ok = data.tokenizer.decode_actions(jnp.asarray(written))
     assert ok.all() and (written == EOS).sum(axis=1).tolist() == [1] * len(written)
     actions = Quantile(data.data.norm_stats["actions"]).unnormalize(np.asarray(decoded))
-    expert = load_file(folder / "shard_0000.safetensors")["actions"]
     assert 20 * np.abs(actions - expert)[..., :3].mean() < 1.5  # mm a step
     np.testing.assert_array_equal(np.sign(actions[..., 3]), expert[..., 3])
+    assert data.describe().startswith(f"{len(written)} chunks, 100% decodable")
 
 
 def test_a_prompt_holds_instruction_and_state(data):
