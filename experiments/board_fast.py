@@ -114,8 +114,9 @@ class FastData:
         actions = Quantile(self.data.norm_stats["actions"]).unnormalize(np.asarray(decoded))
         error = STEP_MM * np.abs(np.clip(actions, -1, 1) - self.expert)[..., :3]
         return (
-            f"{len(written)} chunks, {np.mean(ok):.0%} decodable: {lengths.mean():.1f} action tokens "
-            f"each (95% have at most {np.quantile(lengths, 0.95):.0f}, the longest {lengths.max()}), "
+            f"{len(written)} chunks, {np.mean(ok):.0%} decodable: {lengths.mean():.1f} action "
+            f"tokens each (95% have at most {np.quantile(lengths, 0.95):.0f}, the longest "
+            f"{lengths.max()}), "
             f"{error.mean():.2f} mm a step from the expert's (95% within "
             f"{np.quantile(error, 0.95):.2f} mm)"
         )
