@@ -113,12 +113,11 @@ class FastData:
         decoded, ok = self.tokenizer.decode_actions(jnp.asarray(written))
         actions = Quantile(self.data.norm_stats["actions"]).unnormalize(np.asarray(decoded))
         error = STEP_MM * np.abs(np.clip(actions, -1, 1) - self.expert)[..., :3]
+        most, near = np.quantile(lengths, 0.95), np.quantile(error, 0.95)
         return (
             f"{len(written)} chunks, {np.mean(ok):.0%} decodable: {lengths.mean():.1f} action "
-            f"tokens each (95% have at most {np.quantile(lengths, 0.95):.0f}, the longest "
-            f"{lengths.max()}), "
-            f"{error.mean():.2f} mm a step from the expert's (95% within "
-            f"{np.quantile(error, 0.95):.2f} mm)"
+            f"tokens each (95%: {most:.0f} or fewer, the longest {lengths.max()}), "
+            f"{error.mean():.2f} mm a step from the expert's (95%: {near:.2f} mm or less)"
         )
 
     def batch(self, rng: np.random.Generator, size: int) -> FastBatch:
