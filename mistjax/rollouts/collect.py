@@ -59,7 +59,8 @@ def collect(
         taps: activations to record.
         aux: outputs of the policy to record, besides what it always `reports`.
         videos: how many of the first episodes to record as video.
-        num_envs: environments in lock-step; None is 8, or for LIBERO one a worker.
+        num_envs: environments in lock-step; None is 8, or for LIBERO one a worker. Give it where
+            runs with different numbers of workers are to agree bit for bit.
         workers: processes that step the environments; 0 is this one.
         executor: "process", or "ray" for workers that are Ray actors.
 

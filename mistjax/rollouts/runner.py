@@ -7,7 +7,8 @@ nothing recompiles.
 
 An episode depends on its seed alone: inference i of seed s uses the key fold_in(key(s), i), and
 each row has its own policy state. Which episodes share its batch, and which process steps its
-environment, makes no difference.
+environment, makes no difference. The size of the batch changes rounding (by some 1e-7), which
+contact can amplify: runs agree bit for bit where they have the same `num_envs`.
 """
 
 from __future__ import annotations

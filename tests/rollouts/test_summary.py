@@ -5,11 +5,11 @@ import pytest
 
 from mistjax.rollouts import compare, summarize, table
 from mistjax.rollouts.run import memory_run
-from mistjax.rollouts.summary import Rate
+from mistjax.rollouts.summary import Rate, by_task, task_table
 from mistjax.rollouts.trace import Trace
 
 
-def make_run(outcomes, alarms=None):
+def make_run(outcomes, alarms=None, tasks=None):
     """One episode of 10 steps an outcome (None: crashed); `alarms` are first-alarm steps."""
     traces = {}
     for seed, outcome in enumerate(outcomes):
@@ -20,7 +20,7 @@ def make_run(outcomes, alarms=None):
         traces[seed] = Trace(
             seed=seed,
             env_id="Toy-v0",
-            task="t",
+            task="t" if tasks is None else tasks[seed],
             prompt="p",
             policy="p",
             policy_fingerprint="f",
@@ -95,3 +95,14 @@ def test_the_table_compares_every_arm_with_the_first():
     assert rows[0]["vs. first arm"] == "–"
     assert rows[1]["vs. first arm"] == "+100 pt (p = 0.12, n = 4)"
     assert rows[1]["false alarms"].endswith("(0/4)")
+
+
+def test_each_task_has_its_own_rate_and_crashes_are_in_none():
+    bare = make_run([True, False, True, None], tasks=["bowl", "cup", "bowl", "cup"])
+    mist = make_run([True, True, None], tasks=["bowl", "cup", "drawer"])
+    assert by_task(bare) == {"bowl": Rate(2, 2), "cup": Rate(0, 1)}
+    assert by_task(mist)["drawer"] == Rate(0, 0)
+    rows = task_table({"bare": bare, "mist": mist})
+    assert [row["task"] for row in rows] == ["bowl", "cup", "drawer"]
+    assert rows[0] == {"task": "bowl", "bare": str(Rate(2, 2)), "mist": str(Rate(1, 1))}
+    assert rows[2]["bare"] == rows[2]["mist"] == "–"
