@@ -39,7 +39,8 @@ def run(config: Config) -> dict[str, list[int | None]]:
     """Task -> the step at which each episode succeeded, None where it did not."""
     known = json.loads(config.out.read_text())["steps"] if config.out.exists() else {}
     env = LiberoEnv(config.suite, pictures=False)
-    bar = tqdm(total=len(env.tasks) * config.starts, unit="ep")
+    done = sum(map(len, known.values()))
+    bar = tqdm(total=len(env.tasks) * config.starts, initial=done, unit="ep")
     for task_id, task in enumerate(env.tasks):
         steps = known.setdefault(task.name, [])
         for start in range(len(steps), config.starts):
