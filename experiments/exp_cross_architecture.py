@@ -158,6 +158,10 @@ def as_table(results: dict[str, Any]) -> str:
             z = "–" if f["z"] is None else f"{f['z']:.1f}"
             text = f"{f['change'][0]:+.2f} to {f['change'][-1]:+.2f}, rho {f['rho']:.2f}, z {z}"
             lines.setdefault(f"{f['axis']}, {f['recipe']}", []).append(text)
+            if f["recipe"] == "value vectors":  # the yardstick is that of both recipes
+                low, high = (asked - f["plain"] for asked in f["asking"])
+                name = f"{f['axis']}, asked in words"
+                lines.setdefault(name, []).append(f"{low:+.2f} to {high:+.2f}")
         ms = row["overhead"]["ms quartiles"]
         text = f"{ms['bare'][1]:.1f} / {ms['monitored'][1]:.1f}"
         lines.setdefault("ms, bare / monitored", []).append(text)

@@ -74,20 +74,28 @@ def _detection(axes: Axes, subjects: dict, colors: dict) -> None:
 
 
 def _agreement(axes: Axes, results: dict) -> None:
-    ticks = []
+    """A group of rows for each pair of policies, under its title."""
+    ticks: dict[int, str] = {}
+    titles: dict[str, int] = {}
+    y = 0
     for row in results["agreement"]:
+        pair = " / ".join(row["pair"])
+        if pair not in titles:
+            titles[pair] = y
+            axes.text(0.01, y, pair, va="center", fontsize=FONT_SIZE - 1, color=LIGHT["ink"])
+            y += 1
         for camera, found in row["cameras"].items():
-            y = len(ticks)
             view = "front" if camera.startswith("base") else "wrist"
-            ticks.append(f"{' / '.join(row['pair'])}\n{row['readout']}, {view}")
+            ticks[y] = f"{row['readout']}, {view}"
             axes.plot(found["interval"], [y, y], color=LIGHT["score"], linewidth=2)
-            said = ("same scene", "control: another scene") if y == 0 else (None, None)
+            said = ("same scene", "another scene") if len(ticks) == 1 else (None, None)
             axes.plot(found["rho"], y, "o", color=LIGHT["score"], label=said[0])
             grey = LIGHT["muted"]
             axes.plot(found["control"], y, "D", color=grey, markersize=5, label=said[1])
+            y += 1
     axes.axvline(0, color=LIGHT["line"], linewidth=1)
-    axes.set_yticks(range(len(ticks)), ticks, fontsize=FONT_SIZE - 3.5)
-    axes.set_ylim(len(ticks) - 0.5, -0.5)
+    axes.set_yticks(list(ticks), list(ticks.values()))
+    axes.set_ylim(y - 0.5, -0.5)
     label(axes, "rank correlation of patch importance")
     legend(axes)
 
@@ -127,7 +135,7 @@ def _overhead(axes: Axes, subjects: dict, colors: dict) -> None:
             axes.bar(i + 0.4 * j - 0.2, middle, width=0.36, color=colors[name], **style)
             axes.plot([i + 0.4 * j - 0.2] * 2, [low, high], color=LIGHT["ink"], linewidth=1.3)
     _names(axes, subjects)
-    label(axes, y="ms an inference, batch 1 (bars: median, lines: quartiles)")
+    label(axes, y="ms an inference (median and quartiles)")
     legend(axes)
 
 
