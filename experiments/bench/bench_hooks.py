@@ -3,6 +3,7 @@
     python -m experiments.bench.bench_hooks
     python -m experiments.bench.bench_hooks --size board   # the shipped policies' sizes
     python -m experiments.bench.bench_hooks --size full    # 3 B parameters in bfloat16: a GPU
+    XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false python -m ...  # see below
 
 The arms take turns in a new order each time, so that other load on the machine hits all of them
 alike. A turn is a burst of calls after some that are not timed: a program of 0.5 ms that was not
@@ -12,6 +13,11 @@ clocks: the wall's, and the time that the process computed on any core, which ot
 disturb far less (on a GPU it says nothing). `bare again` is the bare sampler compiled once more:
 how far it is from 1 is what the machine adds. Weights are constant: a flow's time does not depend
 on them, and pi0-FAST then writes to its last step.
+
+On a CPU, XLA hands independent operations to a pool of threads. A decoding step of the tests'
+pi0-FAST is a chain of operations of a microsecond, and one that branches off it, as a tap or an
+edit does, brings in the pool, which costs more than the operation. With the flag above XLA leaves
+the pool out of it, for every arm alike: what remains is the work of the hooks.
 """
 
 from __future__ import annotations
@@ -179,7 +185,7 @@ def main(config: Config) -> list[Row]:
     device = jax.devices()[0]
     machine = (
         f"{device.device_kind} ({device.platform}), jax {jax.__version__}, {os.cpu_count()} cores, "
-        f"load {os.getloadavg()[0]:.1f}"
+        f"load {os.getloadavg()[0]:.1f}, XLA_FLAGS {os.environ.get('XLA_FLAGS', 'not set')}"
     )
     print(f"{config}\non {machine}")
     rows = [row for name in config.models for row in time_arms(config, name)]
