@@ -1,0 +1,199 @@
+"""Subcommands that play, compare and hand on episodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+
+def demo(
+    *,
+    out: Path = Path("runs/demo"),
+    episodes: int = 24,
+    perturbation: dict[str, float] | None = None,
+) -> None:
+    """The whole path on the shipped board policy: four paired arms, a table, a report page.
+
+    Args:
+        out: run folder; the page is report.html in it.
+        episodes: paired episodes of each arm.
+        perturbation: what is changed in the environment, e.g. `camera_angle 0.5`.
+    """
+    from mistjax.demo import shipped_study
+    from mistjax.recover.study import run_study
+
+    run_study(
+        shipped_study(
+            out=out,
+            episodes=episodes,
+            first_seed=5_000_000,
+            title="mistjax demo",
+            perturbation=perturbation,
+        )
+    )
+
+
+def collect(
+    policy: Positional[Path],
+    /,
+    *,
+    out: Path,
+    episodes: int = 100,
+    first_seed: int = 0,
+    perturbation: dict[str, float] | None = None,
+    env: str = "mistjax/Board-v0",
+    preset: str = "board",
+    taps: tuple[str, ...] = (),
+    samples: int = 1,
+    steer: tuple[Path, str, float] | None = None,
+    onset: int = 0,
+    videos: int = 0,
+) -> None:
+    """Run a policy and record its episodes and activations.
+
+    Args:
+        policy: checkpoint folder.
+        out: run folder; the same command goes on where it was interrupted.
+        episodes: how many, of consecutive seeds.
+        first_seed: the first seed.
+        perturbation: what is changed in the environment, e.g. `camera_angle 0.5`.
+        env: gymnasium id.
+        preset: robot preset.
+        taps: activations to record, e.g. vlm.resid@-1/text/mean; the detector's own by default.
+        samples: chunks drawn at each inference, for detectors of disagreement; 1 draws no others.
+        steer: folder of directions, the name of one and its strength: always in force, no monitor.
+        onset: inferences of an episode before `steer`.
+        videos: how many of the first episodes to record as video.
+    """
+    from mistjax.detect.features import DEFAULT_FEATURES
+    from mistjax.detect.resampled import Resampled
+    from mistjax.hooks.sites import Tap
+    from mistjax.rollouts.collect import collect, load_policy
+    from mistjax.rollouts.summary import summarize
+    from mistjax.steer.policy import load_steered
+
+    bare = load_policy(policy, preset)
+    if steer is not None:
+        bare = load_steered(bare, *steer, onset=onset)
+    run = collect(
+        bare if samples == 1 else Resampled(bare, samples),
+        out,
+        episodes=episodes,
+        first_seed=first_seed,
+        env=env,
+        perturbation=perturbation,
+        taps=[Tap.parse(text) for text in taps] or DEFAULT_FEATURES.taps,
+        aux=() if samples == 1 else ("sampled_actions",),
+        videos=videos,
+    )
+    print(f"success {summarize(run).success}; recorded in {out}")
+
+
+def evaluate(
+    checkpoint: Positional[str | None] = None,
+    /,
+    *,
+    policy: str | None = None,
+    out: Path,
+    mist: Path | None = None,
+    arms: tuple[str, ...] = ("bare",),
+    episodes: int = 50,
+    first_seed: int = 0,
+    perturbation: dict[str, float] | None = None,
+    env: str = "mistjax/Board-v0",
+    suite: str | None = None,
+    preset: str | None = None,
+    videos: int = 0,
+    workers: int = 0,
+    num_envs: int | None = None,
+    executor: Literal["process", "ray"] = "process",
+) -> None:
+    """Success of a policy, and of its monitored arms on the same seeds.
+
+    Args:
+        checkpoint: the same as --policy.
+        policy: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
+        out: folder of the arms' runs and the report page; the same command goes on there.
+        mist: folder of a monitor and remedy, for the arms other than bare.
+        arms: of bare, monitor, random, mist.
+        episodes: how many, of consecutive seeds; with --suite, of each task.
+        first_seed: the first seed; with --suite, the first fixed start of each task.
+        perturbation: what is changed in the environment, e.g. `camera_angle 0.5`.
+        env: gymnasium id.
+        suite: a LIBERO suite in place of --env, e.g. libero_spatial.
+        preset: robot preset; the checkpoint's own name by default, else board.
+        videos: how many of the first episodes to record as video.
+        workers: processes that step the environments; 0 is this one.
+        num_envs: environments in lock-step; 8 by default, with --suite one a worker.
+        executor: whether workers are processes of this machine or Ray actors.
+    """
+    from mistjax.policies.presets import preset_of
+    from mistjax.recover.study import StudyConfig, run_study
+
+    source = checkpoint or policy
+    if source is None or (checkpoint and policy):
+        raise ValueError("give one checkpoint: mistjax eval CHECKPOINT, or --policy CHECKPOINT.")
+    run_study(
+        StudyConfig(
+            policy=source,
+            mist=mist,
+            out=out,
+            arms=arms,
+            episodes=episodes,
+            first_seed=first_seed,
+            perturbation=perturbation or {},
+            env=env,
+            suite=suite,
+            preset=preset or preset_of(source),
+            videos=videos,
+            workers=workers,
+            num_envs=num_envs,
+            executor=executor,
+        )
+    )
+
+
+def report(
+    baseline: Positional[Path],
+    others: Positional[tuple[Path, ...]] = (),
+    /,
+    *,
+    out: Path = Path("report.html"),
+) -> None:
+    """Write one HTML page about recorded runs.
+
+    Args:
+        baseline: a run folder.
+        others: further run folders, compared with the first.
+        out: the file to write.
+    """
+    from mistjax.report.build import build_report
+
+    runs = {str(run): run for run in (baseline, *others)}
+    print(build_report(runs, out, title="mistjax report"))
+
+
+def export_lerobot(
+    run: Positional[Path],
+    /,
+    *,
+    out: Path,
+    pictures: bool = True,
+    fps: float | None = None,
+) -> None:
+    """Write recorded episodes as a LeRobotDataset v3.0.
+
+    Args:
+        run: run folder.
+        out: folder to write.
+        pictures: only the episodes that were recorded as video, with pictures; else all, without.
+        fps: control rate in Hz; needed without pictures.
+    """
+    from mistjax.rollouts.lerobot import export_lerobot
+    from mistjax.rollouts.run import load_run
+
+    done = export_lerobot(load_run(run), out, pictures=pictures, fps=fps)
+    left = f"; {done.without_video} without video left out" if done.without_video else ""
+    print(f"{done.episodes} episodes, {done.frames} frames in {out}{left}")

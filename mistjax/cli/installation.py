@@ -1,0 +1,62 @@
+"""Subcommands on what is installed and where it comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+def doctor() -> None:
+    """Say what works on this machine, and the command that fixes what does not."""
+    from mistjax.doctor import examine, table
+
+    print(table(examine()))
+
+
+def conformance(
+    file: Positional[Path | None] = None,
+    /,
+    *,
+    safe: Path | None = None,
+    openvla: Path | None = None,
+    atol: float = 2e-5,
+    record: Path | None = None,
+) -> int:
+    """Compare recorded outputs of a model with what this code computes.
+
+    Give FILE.npz, or a folder of outputs of an original implementation. Exit code 1 when an output
+    is off by more than the tolerance.
+
+    Args:
+        file: recorded arrays; the model's sizes lie beside it as FILE.json.
+        safe: folder of outputs of SAFE and FIPER.
+        openvla: folder of outputs of OpenVLA.
+        atol: largest absolute error of FILE that passes.
+        record: a checkpoint folder: write FILE from it first.
+    """
+    from mistjax.conformance.originals import compare
+
+    return compare(file, safe, openvla, atol=atol, record_from=record)
+
+
+def fetch(source: Positional[str], /) -> None:
+    """Download a published checkpoint and print its folder; an interrupted download goes on.
+
+    Args:
+        source: gs://BUCKET/PATH, or hf://OWNER/REPOSITORY@COMMIT with a folder after it if wanted.
+    """
+    from mistjax.models.sources import fetch
+
+    print(fetch(source))
+
+
+def cite(room: Positional[str | None] = None) -> None:
+    """Print BibTeX of mistjax and of the works behind it.
+
+    Args:
+        room: only those behind one part of the library, e.g. detect.
+    """
+    from mistjax.citations import citation
+
+    print(citation(room))

@@ -1,0 +1,67 @@
+"""Subcommands on why an episode fails, and on directions that change it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+def explain(
+    run: Positional[Path],
+    /,
+    *,
+    policy: Path,
+    detector: Path,
+    seed: int,
+    inference: int | None = None,
+    method: str = "integrated_gradients",
+    memory: int | None = None,
+    out: Path = Path("explanation.html"),
+    preset: str = "board",
+) -> None:
+    """Say what the failure score of a recorded episode relies on, in a sentence and pictures.
+
+    Args:
+        run: run folder with the episode, recorded as video.
+        policy: checkpoint folder.
+        detector: a calibrated detector.
+        seed: which episode.
+        inference: which inference; the first alarm by default, else the highest score.
+        method: integrated_gradients, gradient_x_input, saliency, occlusion or iss.
+        memory: MiB of temporary memory to stay within; 8 runs at a time by default.
+        out: page to write.
+        preset: robot preset.
+    """
+    from mistjax.recover.explanation import explain_episode
+    from mistjax.rollouts.collect import load_policy
+    from mistjax.rollouts.run import load_run
+
+    bare = load_policy(policy, preset)
+    budget = None if memory is None else memory * 2**20
+    print(explain_episode(bare, detector, load_run(run), seed, out, inference, method, budget))
+
+
+def vectors(
+    policy: Positional[Path],
+    /,
+    *,
+    out: Path,
+    run: Path | None = None,
+    concepts: dict[str, str] | None = None,
+    preset: str = "board",
+) -> None:
+    """Build steering vectors: from words, and from failure to success in a recorded run.
+
+    Args:
+        policy: checkpoint folder.
+        out: folder to write them to.
+        run: run folder of the policy.
+        concepts: name and its words, comma-separated; the board's own by default.
+        preset: robot preset.
+    """
+    from mistjax.rollouts.collect import load_policy
+    from mistjax.steer.build import write_vectors
+
+    words = concepts and {name: text.split(",") for name, text in concepts.items()}
+    print(write_vectors(load_policy(policy, preset), out, concepts=words, run=run))
