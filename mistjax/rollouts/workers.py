@@ -5,13 +5,15 @@ one in a Ray actor. All answer alike, so where an environment runs makes no diff
 episode. A process starts in 2 to 5 s.
 
 Worker processes render on the CPU, so that the accelerator is the policy's alone. Messages between
-the processes are pickled by `multiprocessing`; nothing of that is ever stored.
+the processes are pickled by `multiprocessing`; nothing of that is ever stored. What an environment
+raises comes back as text, since exceptions of others can seldom be rebuilt.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import multiprocessing
 import pickle
 import signal
@@ -24,8 +26,34 @@ from mistjax.rollouts.workers_host import Host, MakeEnv, Reply, Request
 PATIENCE_S = 600.0  # a worker that is silent for longer is taken for dead
 
 
+REBUILT = {
+    kind.__name__: kind
+    for kind in (FileNotFoundError, ImportError, ModuleNotFoundError, RuntimeError, ValueError)
+}
+
+
 class WorkerLost(Exception):
     """A worker died or went silent; says how."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """An exception of `Host.make`, as text: its class, its message and its traceback."""
+
+    kind: str
+    message: str
+    traceback: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Refusal:
+        """`error`, while it is handled."""
+        return cls(type(error).__name__, str(error), traceback.format_exc())
+
+    def exception(self) -> Exception:
+        """One of its class where that is in `REBUILT`, else a RuntimeError with its traceback."""
+        if self.kind in REBUILT:
+            return REBUILT[self.kind](self.message)
+        return RuntimeError(f"a worker could not make its environment:\n{self.traceback}")
 
 
 class Worker(Protocol):
@@ -36,7 +64,7 @@ class Worker(Protocol):
         ...
 
     def receive(self) -> Any:
-        """The next reply. Raises what `Host.make` raised, or WorkerLost."""
+        """The next reply. Raises what `Host.make` raised (see `Refusal`), or WorkerLost."""
         ...
 
     def close(self) -> None:
@@ -95,8 +123,8 @@ class ProcessWorker:
         except (EOFError, OSError):
             self._process.join(5)
             raise WorkerLost(f"a worker process died ({_exit(self._process.exitcode)})") from None
-        if isinstance(answer, Exception):
-            raise answer
+        if isinstance(answer, Refusal):
+            raise answer.exception()
         return answer
 
     def close(self) -> None:
@@ -121,18 +149,13 @@ def _serve(line: Any, make_env: MakeEnv) -> None:
 
 
 def _payload(host: Host, method: str, arguments: tuple) -> bytes:
-    """The pickled reply, or the pickled exception of `make`."""
+    """The pickled reply, or the pickled `Refusal` of `make`."""
     try:
         return pickle.dumps(getattr(host, method)(*arguments), protocol=5)
     except Exception as error:
-        if method != "make":  # the reply cannot be pickled
-            return pickle.dumps(Reply(error=traceback.format_exc()))
-        try:
-            payload = pickle.dumps(error)
-            pickle.loads(payload)  # some exceptions can be written but not read
-            return payload
-        except Exception:
-            return pickle.dumps(RuntimeError(traceback.format_exc()))
+        if method == "make":
+            return pickle.dumps(Refusal.of(error))
+        return pickle.dumps(Reply(error=traceback.format_exc()))  # the reply cannot be pickled
 
 
 def cpu_only() -> None:

@@ -147,10 +147,34 @@ def test_a_process_that_hangs_is_killed(fragile, monkeypatch):
     assert not multiprocessing.active_children()
 
 
+def test_a_refusal_is_rebuilt_by_its_class_or_told_with_its_traceback(fragile, tmp_path):
+    for make, kind in ((fragile.refuse, ImportError), (refuse_a_file, FileNotFoundError)):
+        refusal = refusal_of(make)
+        assert type(refusal.exception()) is kind
+        assert str(refusal.exception()) == refusal.message
+    strange = refusal_of(functools.partial(fragile.refuse_strangely, tmp_path / "mark"))
+    assert type(strange.exception()) is RuntimeError
+    assert "in refuse_strangely" in str(strange.exception())
+
+
+def refuse_a_file():
+    raise FileNotFoundError("no assets in nowhere")
+
+
+def refusal_of(make):
+    try:
+        make()
+    except Exception as error:
+        return workers.Refusal.of(error)
+
+
 @pytest.mark.slow
-def test_what_an_environment_refuses_comes_back_as_it_was(fragile):
+def test_what_an_environment_refuses_comes_back_as_text(fragile, tmp_path):
     with pytest.raises(ImportError, match="make simulator"):
         EnvPool(fragile.refuse, 2, workers=1)
-    with pytest.raises(RuntimeError, match="no display"):
-        EnvPool(fragile.refuse_strangely, 1, workers=1)
+    mark = tmp_path / "mark"
+    with pytest.raises(RuntimeError, match="Strange") as refused:
+        EnvPool(functools.partial(fragile.refuse_strangely, mark), 1, workers=1)
+    assert "in refuse_strangely" in str(refused.value)
+    assert not mark.exists()
     assert not multiprocessing.active_children()
