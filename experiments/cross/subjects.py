@@ -38,20 +38,18 @@ class Subject:
     Attributes:
         name: in tables.
         folder: checkpoint.
-        preset: robot preset.
     """
 
     name: str
     folder: Path
-    preset: str = "board"
 
     def load(self) -> Any:
-        return load_policy(self.folder, self.preset)
+        return load_policy(self.folder)
 
 
 SUBJECTS = (
     Subject("pi0", SHIPPED / "board_pi0"),
-    Subject("pi0-FAST", SHIPPED / "board_fast", "board_fast"),
+    Subject("pi0-FAST", SHIPPED / "board_fast"),
     Subject("OpenVLA-OFT", SHIPPED / "board_openvla"),
 )
 

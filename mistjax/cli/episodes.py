@@ -44,7 +44,7 @@ def collect(
     first_seed: int = 0,
     perturbation: dict[str, float] | None = None,
     env: str = "mistjax/Board-v0",
-    preset: str = "board",
+    preset: str | None = None,
     taps: tuple[str, ...] = (),
     samples: int = 1,
     steer: tuple[Path, str, float] | None = None,
@@ -60,7 +60,7 @@ def collect(
         first_seed: the first seed.
         perturbation: what is changed in the environment, e.g. `camera_angle 0.5`.
         env: gymnasium id.
-        preset: robot preset.
+        preset: robot preset; the checkpoint's own by default.
         taps: activations to record, e.g. vlm.resid@-1/text/mean; the detector's own by default.
         samples: chunks drawn at each inference, for detectors of disagreement; 1 draws no others.
         steer: folder of directions, the name of one and its strength: always in force, no monitor.
@@ -123,13 +123,12 @@ def evaluate(
         perturbation: what is changed in the environment, e.g. `camera_angle 0.5`.
         env: gymnasium id.
         suite: a LIBERO suite in place of --env, e.g. libero_spatial.
-        preset: robot preset; the checkpoint's own name by default, else board.
+        preset: robot preset; the checkpoint's own by default.
         videos: how many of the first episodes to record as video.
         workers: processes that step the environments; 0 is this one.
         num_envs: environments in lock-step; 8 by default, with --suite one a worker.
         executor: whether workers are processes of this machine or Ray actors.
     """
-    from mistjax.policies.presets import preset_of
     from mistjax.recover.study import StudyConfig, run_study
 
     source = checkpoint or policy
@@ -146,7 +145,7 @@ def evaluate(
             perturbation=perturbation or {},
             env=env,
             suite=suite,
-            preset=preset or preset_of(source),
+            preset=preset,
             videos=videos,
             workers=workers,
             num_envs=num_envs,

@@ -18,7 +18,7 @@ def explain(
     method: str = "integrated_gradients",
     memory: int | None = None,
     out: Path = Path("explanation.html"),
-    preset: str = "board",
+    preset: str | None = None,
 ) -> None:
     """Say what the failure score of a recorded episode relies on, in a sentence and pictures.
 
@@ -31,7 +31,7 @@ def explain(
         method: integrated_gradients, gradient_x_input, saliency, occlusion or iss.
         memory: MiB of temporary memory to stay within; 8 runs at a time by default.
         out: page to write.
-        preset: robot preset.
+        preset: robot preset; the checkpoint's own by default.
     """
     from mistjax.recover.explanation import explain_episode
     from mistjax.rollouts.collect import load_policy
@@ -49,7 +49,7 @@ def vectors(
     out: Path,
     run: Path | None = None,
     concepts: dict[str, str] | None = None,
-    preset: str = "board",
+    preset: str | None = None,
 ) -> None:
     """Build steering vectors: from words, and from failure to success in a recorded run.
 
@@ -58,7 +58,7 @@ def vectors(
         out: folder to write them to.
         run: run folder of the policy.
         concepts: name and its words, comma-separated; the board's own by default.
-        preset: robot preset.
+        preset: robot preset; the checkpoint's own by default.
     """
     from mistjax.rollouts.collect import load_policy
     from mistjax.steer.build import write_vectors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from mistjax.models.config import IMAGE_KEYS
 from mistjax.policies.presets_base import RobotPreset
@@ -30,7 +30,13 @@ BOARD_FAST = dataclasses.replace(BOARD, name="board_fast", normalizer="quantile"
 PRESETS = {preset.name: preset for preset in (BOARD, BOARD_FAST, *OPENPI)}
 
 
-def preset_of(source: str) -> str:
-    """The preset that a checkpoint's path names, else "board"."""
-    parts = PurePosixPath(source.split("@")[0]).parts
-    return next((part for part in reversed(parts) if part in PRESETS), BOARD.name)
+def preset_of(source: str | Path, folder: Path) -> str:
+    """The preset that a checkpoint's path names, else that of its statistics, else "board".
+
+    Args:
+        source: what the user named, e.g. gs://openpi-assets/checkpoints/pi05_libero.
+        folder: where it lies on this machine.
+    """
+    parts = reversed(PurePosixPath(str(source).split("@")[0]).parts)
+    statistics = sorted(path.parent.name for path in folder.glob("assets/*/norm_stats.json"))
+    return next((name for name in (*parts, *statistics) if name in PRESETS), BOARD.name)

@@ -18,7 +18,6 @@ from mistjax.models.config import FastConfig, Pi0Config
 
 
 @runtime_checkable
-@runtime_checkable
 class RobotUnits(Protocol):
     """How a robot's units differ from those that the model was trained in."""
 

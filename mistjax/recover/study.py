@@ -38,7 +38,7 @@ class StudyConfig:
         perturbation: what is changed in the environment, name -> strength.
         env: gymnasium id.
         suite: a LIBERO suite in place of `env`; `episodes` are then of each task.
-        preset: robot preset of the policy.
+        preset: robot preset of the policy; None is the checkpoint's own.
         videos: how many of the first episodes to record as video.
         num_envs: environments in lock-step; None is 8, or for LIBERO one a worker.
         workers: processes that step the environments; 0 is this one.
@@ -55,7 +55,7 @@ class StudyConfig:
     perturbation: dict[str, float] = dataclasses.field(default_factory=dict)
     env: str = BOARD_ENV
     suite: str | None = None
-    preset: str = "board"
+    preset: str | None = None
     videos: int = 3
     num_envs: int | None = None
     workers: int = 0

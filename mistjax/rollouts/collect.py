@@ -13,6 +13,7 @@ from mistjax.hooks.sites import Tap
 from mistjax.models.sources import fetch
 from mistjax.policies import PRESETS
 from mistjax.policies.kinds import read_policy
+from mistjax.policies.presets import preset_of
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.runner import run_episodes
 from mistjax.rollouts.workers_pool import Executor
@@ -21,13 +22,15 @@ BOARD_ENV = "mistjax/Board-v0"
 LIBERO_ENV = "mistjax/Libero-v0"
 
 
-def load_policy(source: str | Path, preset: str = "board") -> Any:
+def load_policy(source: str | Path, preset: str | None = None) -> Any:
     """A checkpoint of any kind (see `read_policy`), wherever it is published (see `fetch`), for a
-    robot preset; ValueError lists the presets when there is none of that name.
+    robot preset (by default see `preset_of`); ValueError lists the presets when there is none of
+    that name.
     """
-    if preset not in PRESETS:
+    if preset is not None and preset not in PRESETS:
         raise ValueError(f"no robot preset is called {preset!r}; choose one of {sorted(PRESETS)}.")
-    return read_policy(fetch(source), PRESETS[preset])
+    folder = fetch(source)
+    return read_policy(folder, PRESETS[preset or preset_of(source, folder)])
 
 
 def collect(

@@ -97,6 +97,7 @@ def test_only_executed_actions_and_real_dimensions_count():
 
 def test_the_table_has_a_column_for_each_policy():
     dose = {"axis": "speed", "recipe": "value vectors", "change": [-0.1, 0.2], "rho": 1, "z": None}
+    dose |= {"plain": 0.5, "asking": [0.2, 0.9]}
     rate = {"k": 3, "n": 4, "interval": [0.3, 0.9]}
     auc = {"early": 0.7, "full": 0.9, "early interval": [0.6, 0.8], "full interval": [0.8, 1.0]}
     row = {

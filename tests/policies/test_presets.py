@@ -2,20 +2,23 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mistjax.demo import SHIPPED
 from mistjax.models import checkpoints
 from mistjax.models.config import TINY, TINY_FAST, FastConfig
 from mistjax.models.normalize import NormStats
 from mistjax.models.tokenizers import PromptTokenizer
-from mistjax.policies import PRESETS, PiPolicy, Sample
+from mistjax.policies import BOARD_FAST, PRESETS, PiPolicy, Sample
 from mistjax.policies.presets import preset_of
 from mistjax.policies.presets_aloha import AlohaUnits
 from mistjax.policies.presets_check import check_model, kind
+from mistjax.rollouts.collect import load_policy
 
 LIBERO = ("pi0_libero", "pi0_fast_libero", "pi05_libero")
 # Of LIBERO's training data, rounded: absolute actions, and the poses that they start from.
@@ -89,10 +92,18 @@ def test_libero_checkpoints_differ_as_openpi_says():
 
 
 def test_a_preset_is_found_in_the_path_of_a_checkpoint():
-    assert preset_of("gs://openpi-assets/checkpoints/pi05_libero") == "pi05_libero"
-    assert preset_of("runs/pi0_droid/my_experiment/29999") == "pi0_droid"
-    assert preset_of("hf://someone/pi0_libero@v1") == "pi0_libero"
-    assert preset_of("checkpoints/board_pi0") == "board"
+    empty = Path("no such folder")
+    assert preset_of("gs://openpi-assets/checkpoints/pi05_libero", empty) == "pi05_libero"
+    assert preset_of("runs/pi0_droid/my_experiment/29999", empty) == "pi0_droid"
+    assert preset_of("hf://someone/pi0_libero@v1", empty) == "pi0_libero"
+    assert preset_of("checkpoints/something", empty) == "board"
+
+
+def test_a_preset_is_found_in_the_statistics_of_a_checkpoint(tmp_path):
+    folder = tmp_path / "renamed"
+    folder.symlink_to((SHIPPED / "board_fast").resolve())
+    assert preset_of(folder, folder) == "board_fast"
+    assert load_policy(folder).preset is BOARD_FAST
 
 
 @pytest.mark.parametrize(
