@@ -30,7 +30,7 @@ PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "openvla": ("OpenVLA policies", ("torch", "transformers")),
     "libero": ("LIBERO environments", ("robosuite", "bddl", "libero", "cv2", "numba")),
     "ray": ("episodes on Ray workers", ("ray",)),
-    "openpi": ("openpi's policy server protocol", ("msgpack", "websockets")),
+    "download": ("published checkpoints", ("filelock", "gcsfs", "huggingface_hub")),
 }
 # What LIBERO's numbers depend on; other versions build other scenes, or none.
 LIBERO_PINS = ("hf-libero", "robosuite", "bddl", "mujoco", "numba", "opencv-python-headless")
