@@ -1,10 +1,15 @@
-"""Success of the tiny LIBERO policy from fixed start states, and a failure detector on its runs.
+"""Success of the tiny LIBERO policy, as it was taught and with objects moved, and its detectors.
 
-    python -m experiments.eval_libero_policy --starts 25
+    python -m experiments.eval_libero_policy --workers 2
 
-The detector (SAFE's MLP on the policy's own activations) is scored out of fold: each episode by a
-detector that was trained on the other four fifths. Its AUC compares episodes of one task up to the
-shortest of them. Interrupt it at will: recorded episodes are kept.
+Nominal are the fixed start states. The policy hardly fails there, so detectors are compared where
+LIBERO-PRO's position perturbation moves the asked object by 1.8 cm from where demonstrations had
+it, about as far as places in them lie apart.
+
+Every episode is scored by a detector that did not see it: in turn one fifth is held out, one
+calibrates the alarm threshold and the other three train. The AUC compares episodes up to the
+shortest of their task, where the control, an episode's length, says nothing; alarms may come at any
+time, and there that control is hard to beat. Interrupt it at will: recorded episodes are kept.
 """
 
 from __future__ import annotations
@@ -12,27 +17,33 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Bool, Float
 
 from experiments.libero_model import LIBERO_TINY
 from mistjax.compilation import enable_cache
+from mistjax.detect.conformal import calibrate
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import score_episodes
 from mistjax.detect.features import DEFAULT_FEATURES
 from mistjax.detect.from_runs import episodes_from_runs
-from mistjax.detect.metrics import bootstrap, peak, roc_auc
+from mistjax.detect.metrics import bootstrap, first_alarm, peak, roc_auc
 from mistjax.detect.registry import fit_detector
 from mistjax.envs.libero.env import LiberoEnv
 from mistjax.envs.libero.episodes import STARTS
 from mistjax.policies import PiPolicy
 from mistjax.rollouts import Run, run_episodes
-from mistjax.rollouts.summary import Rate
+from mistjax.rollouts.summary import Rate, by_task
 
-DETECTORS = ("safe_mlp", "trajectory_length")
+DETECTORS = ("safe_mlp", "linear_probe", "trajectory_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +52,15 @@ class Config:
 
     Attributes:
         policy: checkpoint of `train_libero_policy`.
-        out: run folder.
+        out: folder of the two runs.
         results: where the numbers are kept.
         suite, tasks: which tasks; those that were demonstrated.
-        starts: the first so many fixed start states of each.
+        starts: nominal episodes of each: its first so many fixed start states.
+        perturbation: what is changed in the others.
+        drawn: perturbed episodes of each task, from drawn starts.
         folds: parts that are held out in turn.
+        alpha: promised bound on the chance of an alarm in a success.
+        workers: processes that step the environments; 0 is this one.
     """
 
     policy: Path = Path("runs/libero_tiny")
@@ -54,11 +69,15 @@ class Config:
     suite: str = "libero_object"
     tasks: tuple[int, ...] = (0, 2)
     starts: int = 25
+    perturbation: dict[str, float] = dataclasses.field(default_factory=lambda: {"position": 0.15})
+    drawn: int = 50
     folds: int = 5
+    alpha: float = 0.2
+    workers: int = 0
 
 
-def record(config: Config) -> Run:
-    """The episodes, recorded where they are not yet."""
+def record(config: Config, name: str, perturbation: Mapping[str, float], starts: int) -> Run:
+    """The episodes of a condition, recorded where they are not yet; all tasks take turns."""
     policy: Any = PiPolicy.load(config.policy, LIBERO_TINY)
     make_env = functools.partial(
         LiberoEnv,
@@ -67,68 +86,113 @@ def record(config: Config) -> Run:
         reflections=False,
         picture_every=policy.preset.execute_steps,
     )
-    seeds = [STARTS * task + start for task in config.tasks for start in range(config.starts)]
-    taps = DEFAULT_FEATURES.taps
-    return run_episodes(policy, make_env, seeds, out=config.out, taps=taps, num_envs=1)
+    return run_episodes(
+        policy,
+        make_env,
+        [STARTS * task + start for start in range(starts) for task in config.tasks],
+        out=config.out / name,
+        taps=DEFAULT_FEATURES.taps,
+        perturbation=perturbation,
+        num_envs=max(config.workers, 1),
+        workers=config.workers,
+    )
 
 
-def out_of_fold(name: str, episodes: Episodes, folds: int) -> np.ndarray:
-    """Each episode's highest score up to its task's shortest episode, by detectors that did not
-    see it. Folds hold the same share of successes."""
+def cross_fit(
+    name: str, episodes: Episodes, folds: int, alpha: float
+) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, "n t"]]:
+    """Each episode's highest score up to its task's shortest episode, and its alarms, by detectors
+    and thresholds that did not see it. Folds hold the same share of successes."""
     success = np.asarray(episodes.success)
     order = np.random.default_rng(0).permutation(len(episodes))
     order = order[np.argsort(success[order], kind="stable")]
     fold = np.empty(len(episodes), int)
     fold[order] = np.arange(len(episodes)) % folds
-    scores = np.empty(len(episodes))
+    peaks, alarms = np.empty(len(episodes)), np.zeros(episodes.mask.shape, bool)
     for part in range(folds):
-        held = episodes.take(fold == part)
-        detector = fit_detector(name, episodes.take(fold != part), standardised=True)
-        found = np.asarray(score_episodes(detector, held.features, held.mask))
-        scores[fold == part] = peak(found, held.earliest_stop)
-    return scores
+        held, calibrating = fold == part, fold == (part + 1) % folds
+        detector = fit_detector(name, episodes.take(~held & ~calibrating), standardised=True)
+        scores = score_episodes(detector, episodes.features, jnp.asarray(episodes.mask))
+        own = episodes.take(calibrating)
+        threshold = calibrate(scores[calibrating], own.mask, own.success, alpha, band="constant")
+        peaks[held] = peak(scores[held], episodes.earliest_stop[held])
+        alarms[held] = threshold.alarms(scores, jnp.asarray(episodes.mask))[held]
+    return peaks, alarms
 
 
 def detection(config: Config, run: Run) -> dict[str, Any]:
-    """AUC of each detector, with a bootstrap interval over episodes."""
+    """What each detector makes of a run's episodes."""
     episodes = episodes_from_runs([run], DEFAULT_FEATURES)
     failed = ~np.asarray(episodes.success)
     counts = {"n": len(episodes), "failures": int(failed.sum())}
     if min(failed.sum(), (~failed).sum()) < config.folds:
-        return counts | {"auc": None, "reason": f"fewer than {config.folds} of one outcome"}
-    auc = {}
+        return counts | {"reason": f"no detectors: fewer than {config.folds} of one outcome"}
+    table = {}
     for name in DETECTORS:
-        scores = out_of_fold(name, episodes, config.folds)
-
-        def metric(index, scores=scores):
-            return roc_auc(scores[index], failed[index])
-
-        auc[name] = {
-            "value": roc_auc(scores, failed),
-            "bootstrap95": bootstrap(metric, len(failed)),
+        peaks, alarms = cross_fit(name, episodes, config.folds, config.alpha)
+        first = first_alarm(alarms)
+        caught = failed & (first >= 0)
+        early = caught & (first < episodes.earliest_stop)
+        table[name] = {
+            "auc": _auc(lambda i, p=peaks: roc_auc(p[i], failed[i]), len(failed)),
+            "auc_task_mean": _auc(
+                lambda i, p=peaks: _task_mean(p[i], failed[i], episodes.task_id[i]), len(failed)
+            ),
+            "false_alarms": _rate(Rate(int((first >= 0)[~failed].sum()), int((~failed).sum()))),
+            "detected": _rate(Rate(int(caught.sum()), int(failed.sum()))),
+            "detected_by_earliest_stop": _rate(Rate(int(early.sum()), int(failed.sum()))),
+            "median_alarm_step": (
+                float(np.median(first[caught])) * LIBERO_TINY.execute_steps
+                if caught.any()
+                else None
+            ),
         }
-    return counts | {"auc": auc}
+    return counts | {"alpha": config.alpha, "folds": config.folds, "detectors": table}
+
+
+def _auc(metric: Callable[[np.ndarray], float], n: int) -> dict[str, Any]:
+    return {"value": metric(np.arange(n)), "bootstrap95": bootstrap(metric, n)}
+
+
+def _task_mean(score: np.ndarray, failed: np.ndarray, task: np.ndarray) -> float:
+    """The mean of the tasks' AUCs, to which knowing that one task is harder adds nothing."""
+    return float(np.mean([roc_auc(score[task == k], failed[task == k]) for k in np.unique(task)]))
+
+
+def _rate(rate: Rate) -> dict[str, Any]:
+    return {"k": rate.k, "n": rate.n, "wilson95": rate.interval}
+
+
+def condition(config: Config, run: Run) -> dict[str, Any]:
+    """All numbers of one run."""
+    for task, rate in by_task(run).items():
+        print(f"{task}: {rate}")
+    result = {
+        "perturbation": run.config["perturbation"],
+        "errors": len(run.rows) - len(run.finished),
+        "success": {task: _rate(rate) for task, rate in by_task(run).items()},
+        "detection": detection(config, run),
+    }
+    print(json.dumps(result["detection"], indent=1))
+    return result
 
 
 def main(config: Config) -> dict[str, Any]:
     """Evaluates, prints and writes the numbers."""
-    run = record(config)
-    tasks = sorted({row["task"] for row in run.finished})
-    rates = {}
-    for task in tasks:
-        done = [row["success"] for row in run.finished if row["task"] == task]
-        rates[task] = Rate(sum(done), len(done))
-    stand_ins = any(row["info"]["stand_in_assets"] for row in run.finished)
-    result = {
-        "command": f"python -m experiments.eval_libero_policy --starts {config.starts}",
-        "note": "stand-in assets: not comparable to published scores" if stand_ins else "",
-        "policy_fingerprint": run.config["policy_fingerprint"],
-        "errors": len(run.rows) - len(run.finished),
-        "success": {t: {"k": r.k, "n": r.n, "wilson95": r.interval} for t, r in rates.items()},
-        "detection": detection(config, run),
+    runs = {
+        "nominal": record(config, "nominal", {}, config.starts),
+        "perturbed": record(config, "perturbed", config.perturbation, config.drawn),
     }
-    print(f"({result['note']})" if stand_ins else "", *(f"\n{t}: {r}" for t, r in rates.items()))
-    print(json.dumps(result["detection"]))
+    stand_ins = any(row["info"]["stand_in_assets"] for run in runs.values() for row in run.finished)
+    note = "stand-in assets: not comparable to published scores" if stand_ins else ""
+    print(note)
+    command = shlex.join(["python", "-m", "experiments.eval_libero_policy", *sys.argv[1:]])
+    result = {
+        "command": command,
+        "note": note,
+        "policy_fingerprint": runs["nominal"].config["policy_fingerprint"],
+        **{name: condition(config, run) for name, run in runs.items()},
+    }
     config.results.parent.mkdir(parents=True, exist_ok=True)
     config.results.write_text(json.dumps(result, indent=1) + "\n")
     return result

@@ -1,6 +1,6 @@
 """Steps per second with 0, 1, 2, 4 worker processes: the same board episodes, one after the other.
 
-    python -m experiments.bench.bench_workers
+    python -m experiments.bench.bench_workers --results experiments/results/bench_workers.json
 
 The arms take turns, so that other load on the machine hits all of them, and a ratio is that of two
 runs of one turn. What an arm starts (workers, compilation) is not timed: every arm plays one round
@@ -13,8 +13,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import os
+import shlex
+import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -34,6 +38,7 @@ class Config:
         execute_steps: actions between two inferences.
         rounds: timed rounds of one turn.
         turns: how often each arm is timed.
+        results: JSON file to write the rows to.
     """
 
     workers: tuple[int, ...] = (0, 1, 2, 4)
@@ -41,6 +46,7 @@ class Config:
     execute_steps: int = 4
     rounds: int = 5
     turns: int = 7
+    results: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +78,22 @@ def main(config: Config) -> list[Row]:
                 rates[n][turn] = _steps(pool, config, config.rounds)
     first = rates[config.workers[0]]
     rows = [_row(n, rate, first) for n, rate in rates.items()]
-    print(
-        f"{config}\non {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, jax {jax.__version__}"
-    )
+    machine = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, jax {jax.__version__}"
+    print(f"{config}\non {machine}")
     for row in rows:
         print(
             f"{row.workers} workers {row.steps_per_second:8.1f} steps/s   x {row.ratio:.2f}  "
             f"({row.low:.2f} to {row.high:.2f})"
         )
+    if config.results is not None:
+        command = ["python", "-m", "experiments.bench.bench_workers", *sys.argv[1:]]
+        record = {
+            "command": shlex.join(command),
+            "config": dataclasses.asdict(config) | {"results": str(config.results)},
+            "machine": machine,
+            "rows": [dataclasses.asdict(row) for row in rows],
+        }
+        config.results.write_text(json.dumps(record, indent=1) + "\n")
     return rows
 
 
