@@ -15,6 +15,8 @@ from mistjax.rollouts import workers
 from mistjax.rollouts.workers import WorkerLost
 from mistjax.rollouts.workers_host import Host, MakeEnv, Request
 
+START_ATTEMPTS = 4
+
 
 def connect(count: int) -> None:
     """Joins or starts Ray.
@@ -25,14 +27,30 @@ def connect(count: int) -> None:
     """
     ray = _ray()
     if not ray.is_initialized():
-        local = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level="error", configure_logging=False, **local)
+        start()
     available = int(ray.cluster_resources().get("CPU", 0))
     if count > available:
         raise ValueError(
             f"{count} Ray workers need a CPU each, and the cluster has {available}: use fewer "
             "workers, or more machines."
         )
+
+
+def start(**options: Any) -> None:
+    """`ray.init`, quietly. Ray gives up after 30 s, which a busy machine may need: on this machine
+    it is started up to `START_ATTEMPTS` times."""
+    ray, attempts = _ray(), 1
+    if "RAY_ADDRESS" not in os.environ:
+        options, attempts = {"include_dashboard": False, **options}, START_ATTEMPTS
+    quiet = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(**quiet, **options)
+            return
+        except Exception:
+            ray.shutdown()
+            if attempt == attempts:
+                raise
 
 
 class _ActorHost(Host):

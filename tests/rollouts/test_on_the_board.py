@@ -10,7 +10,7 @@ from mistjax.hooks.sites import Tap
 from mistjax.models.config import TINY
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies import BOARD, random_policy
-from mistjax.rollouts import run_episodes
+from mistjax.rollouts import run_episodes, workers_ray
 from mistjax.rollouts.collect import BOARD_ENV, make_env
 from mistjax.rollouts.workers_pool import EnvPool
 
@@ -81,16 +81,9 @@ RAYS_OWN = (
 
 @pytest.fixture
 def ray():
-    """A cluster of this machine; Ray gives up after 30 s, which a busy machine may need."""
+    """A cluster of two CPUs on this machine."""
     ray = pytest.importorskip("ray", reason="needs Ray")
-    for left in (3, 2, 1, 0):
-        try:
-            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-            break
-        except Exception:
-            ray.shutdown()
-            if not left:
-                raise
+    workers_ray.start(num_cpus=2)
     yield ray
     ray.shutdown()
 

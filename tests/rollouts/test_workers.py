@@ -4,12 +4,14 @@ import collections
 import functools
 import importlib
 import multiprocessing
+import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mistjax.rollouts import load_run, run_episodes, workers, workers_pool
+from mistjax.rollouts import load_run, run_episodes, workers, workers_pool, workers_ray
 from mistjax.rollouts.workers import InlineWorker, WorkerLost
 from mistjax.rollouts.workers_pool import EnvPool
 
@@ -107,6 +109,28 @@ def test_pictures_between_inferences_stay_where_they_are(fragile):
     assert ["observation/image" in moment.raw for moment in without] == [False, False, True]
     assert all("observation/image" in moment.raw for moment in with_pictures)
     pool.close()
+
+
+@pytest.mark.parametrize(
+    ("failures", "address", "tried"), [(2, None, 3), (9, None, 4), (9, "ray://head:10001", 1)]
+)
+def test_ray_is_started_again_where_it_gave_up(monkeypatch, failures, address, tried):
+    calls = []
+
+    def init(**options):
+        calls.append(options)
+        if len(calls) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    fake = types.SimpleNamespace(init=init, shutdown=lambda: None)
+    monkeypatch.setattr(workers_ray, "_ray", lambda: fake)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(Exception, match="timed out") if failures >= tried else nullcontext():
+        workers_ray.start()
+    assert len(calls) == tried
+    assert ("include_dashboard" in calls[0]) is (address is None)
 
 
 @pytest.mark.slow
