@@ -1,4 +1,4 @@
-"""The tiny pi0 of the LIBERO experiment: its robot, sizes, data and loss.
+"""The tiny pi0 of the LIBERO experiment: its sizes, data and loss.
 
 Next to flow matching, the loss regresses where the object and the place to put it are from the
 pooled prompt states, which teaches a small network to look; that head is no part of the policy.
@@ -27,21 +27,11 @@ from mistjax.models.normalize import NormStats, ZScore, pad_to
 from mistjax.models.observation import Observation
 from mistjax.models.pi0 import Pi0, flow_loss, flow_noise
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
-from mistjax.policies.presets_openpi import PI0_LIBERO
+from mistjax.policies import LIBERO_TINY
 
 PROMPT_LEN = 20
 LAYOUT_UNIT = 0.1
 PICTURES = ("image", "wrist_image")
-
-LIBERO_TINY = dataclasses.replace(
-    PI0_LIBERO,
-    name="libero_tiny",
-    cameras={name: key for name, key in PI0_LIBERO.cameras.items() if key is not None},
-    delta=(),
-    asset=None,
-    model=None,
-)
-"""LIBERO's robot with the two cameras that it has, and actions as they are executed."""
 
 
 def libero_config(vocab_size: int) -> Pi0Config:
@@ -51,7 +41,7 @@ def libero_config(vocab_size: int) -> Pi0Config:
         vlm=GemmaConfig(96, 4, 256, num_heads=4, num_kv_heads=1, head_dim=24),
         action_expert=GemmaConfig(64, 4, 192, num_heads=4, num_kv_heads=1, head_dim=24),
         vocab_size=vocab_size,
-        image_size=64,
+        image_size=LIBERO_TINY.env_options["image_size"],
         image_keys=IMAGE_KEYS[:2],
         action_dim=8,
         action_horizon=8,

@@ -21,10 +21,10 @@ import tyro
 
 from experiments.board_model import init_layout_head
 from experiments.board_training import Training, train
-from experiments.libero_model import LIBERO_TINY, LiberoData, libero_config, libero_loss
+from experiments.libero_model import LiberoData, libero_config, libero_loss
 from mistjax.compilation import enable_cache
 from mistjax.models import pi0
-from mistjax.policies import PiPolicy
+from mistjax.policies import LIBERO_TINY, PiPolicy
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,6 +75,7 @@ def collect(
     from mistjax.steer.policy import load_steered
 
     bare = load_policy(policy, preset)
+    env_options = bare.preset.env_options
     if steer is not None:
         bare = load_steered(bare, *steer, onset=onset)
     run = collect(
@@ -83,6 +84,7 @@ def collect(
         episodes=episodes,
         first_seed=first_seed,
         env=env,
+        env_options=env_options,
         perturbation=perturbation,
         taps=[Tap.parse(text) for text in taps] or DEFAULT_FEATURES.taps,
         aux=() if samples == 1 else ("sampled_actions",),
@@ -101,9 +103,10 @@ def evaluate(
     arms: tuple[str, ...] = ("bare",),
     episodes: int = 50,
     first_seed: int = 0,
-    perturbation: dict[str, float] | None = None,
+    perturbation: dict[str, float | str] | None = None,
     env: str = "mistjax/Board-v0",
     suite: str | None = None,
+    tasks: tuple[int, ...] = (),
     preset: str | None = None,
     videos: int = 0,
     workers: int = 0,
@@ -120,9 +123,11 @@ def evaluate(
         arms: of bare, monitor, random, mist.
         episodes: how many, of consecutive seeds; with --suite, of each task.
         first_seed: the first seed; with --suite, the first fixed start of each task.
-        perturbation: what is changed in the environment, e.g. `camera_angle 0.5`.
+        perturbation: what is changed in the environment, e.g. `camera_angle 0.5`; LIBERO has
+            kinds too, e.g. `position swap`.
         env: gymnasium id.
         suite: a LIBERO suite in place of --env, e.g. libero_spatial.
+        tasks: which tasks of the suite; all by default.
         preset: robot preset; the checkpoint's own by default.
         videos: how many of the first episodes to record as video.
         workers: processes that step the environments; 0 is this one.
@@ -145,6 +150,7 @@ def evaluate(
             perturbation=perturbation or {},
             env=env,
             suite=suite,
+            tasks=tasks,
             preset=preset,
             videos=videos,
             workers=workers,

@@ -2,12 +2,13 @@
 
 from mistjax.policies.fast import FastPolicy
 from mistjax.policies.pi import PiPolicy, random_policy
-from mistjax.policies.presets import BOARD, BOARD_FAST, PRESETS, RobotPreset
+from mistjax.policies.presets import BOARD, BOARD_FAST, LIBERO_TINY, PRESETS, RobotPreset
 from mistjax.policies.protocol import Policy, PolicySpec, Sample, StackSpec
 
 __all__ = [
     "BOARD",
     "BOARD_FAST",
+    "LIBERO_TINY",
     "PRESETS",
     "FastPolicy",
     "PiPolicy",

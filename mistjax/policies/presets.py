@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from mistjax.models.config import IMAGE_KEYS
 from mistjax.policies.presets_base import RobotPreset
-from mistjax.policies.presets_openpi import OPENPI
+from mistjax.policies.presets_openpi import OPENPI, PI0_LIBERO
 
 BOARD = RobotPreset(
     name="board",
@@ -27,7 +27,18 @@ BOARD = RobotPreset(
 # pi0-FAST writes the state into the prompt and the actions as tokens: both in quantile units.
 BOARD_FAST = dataclasses.replace(BOARD, name="board_fast", normalizer="quantile")
 
-PRESETS = {preset.name: preset for preset in (BOARD, BOARD_FAST, *OPENPI)}
+# LIBERO's robot with the two cameras that it has, small pictures, and actions as they are executed.
+LIBERO_TINY = dataclasses.replace(
+    PI0_LIBERO,
+    name="libero_tiny",
+    cameras={name: key for name, key in PI0_LIBERO.cameras.items() if key is not None},
+    delta=(),
+    asset=None,
+    model=None,
+    env_options={"image_size": 64, "reflections": False},
+)
+
+PRESETS = {preset.name: preset for preset in (BOARD, BOARD_FAST, LIBERO_TINY, *OPENPI)}
 
 
 def preset_of(source: str | Path, folder: Path) -> str:

@@ -52,6 +52,7 @@ class RobotPreset:
         asset: the asset id of the statistics in a checkpoint; None is the preset's name.
         model: the model that this preset's published checkpoint holds; None for any.
         default_prompt: what to do when an observation has no prompt.
+        env_options: options of the simulator that show a policy what it was trained on.
     """
 
     name: str
@@ -70,6 +71,7 @@ class RobotPreset:
     asset: str | None = None
     model: Pi0Config | FastConfig | None = None
     default_prompt: str | None = None
+    env_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def action_dim(self) -> int:

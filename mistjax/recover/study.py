@@ -14,11 +14,12 @@ from typing import Any
 
 from mistjax.recover.artifact import ARMS, load_mist
 from mistjax.recover.explanation import alarm_explanations
+from mistjax.report.blocks import Table
 from mistjax.report.build import build_report, explanations
 from mistjax.report.html import Section
 from mistjax.rollouts.collect import BOARD_ENV, collect, load_policy
 from mistjax.rollouts.run import Run
-from mistjax.rollouts.summary import table, task_table
+from mistjax.rollouts.summary import stand_ins, table, task_table
 from mistjax.rollouts.workers_pool import Executor
 
 ALL_ARMS = ("bare", *ARMS)
@@ -35,9 +36,10 @@ class StudyConfig:
         arms: of `ALL_ARMS`; the first one is what the others are compared with.
         episodes: episodes of each arm.
         first_seed: their seeds count up from here.
-        perturbation: what is changed in the environment, name -> strength.
+        perturbation: what is changed in the environment, name -> strength or kind.
         env: gymnasium id.
         suite: a LIBERO suite in place of `env`; `episodes` are then of each task.
+        tasks: which tasks of the suite; () is all.
         preset: robot preset of the policy; None is the checkpoint's own.
         videos: how many of the first episodes to record as video.
         num_envs: environments in lock-step; None is 8, or for LIBERO one a worker.
@@ -52,9 +54,10 @@ class StudyConfig:
     arms: tuple[str, ...] = ALL_ARMS
     episodes: int = 50
     first_seed: int = 0
-    perturbation: dict[str, float] = dataclasses.field(default_factory=dict)
+    perturbation: dict[str, float | str] = dataclasses.field(default_factory=dict)
     env: str = BOARD_ENV
     suite: str | None = None
+    tasks: tuple[int, ...] = ()
     preset: str | None = None
     videos: int = 3
     num_envs: int | None = None
@@ -89,6 +92,8 @@ def run_study(config: StudyConfig) -> dict[str, Run]:
             first_seed=config.first_seed,
             env=config.env,
             suite=config.suite,
+            tasks=config.tasks,
+            env_options=bare.preset.env_options,
             perturbation=config.perturbation,
             aux=() if arm in ("bare", "monitor") else _why(bare),
             videos=config.videos,
@@ -97,16 +102,18 @@ def run_study(config: StudyConfig) -> dict[str, Run]:
             executor=config.executor,
         )
     print(f"\n{format_table(table(runs))}\n")
+    tasks = []
     if config.suite is not None:
+        tasks = [Section("Tasks", [Table(task_table(runs), "Brackets are 95% Wilson intervals.")])]
         print(f"{format_table(task_table(runs))}\n")
-    if any(row["info"].get("stand_in_assets") for run in runs.values() for row in run.rows):
-        print("Some meshes or textures are stand-ins: not comparable to published scores.\n")
+    if replaced := stand_ins(runs[config.arms[0]]):
+        print(f"Stand-in: {replaced}.\n")
     page = build_report(
         runs,
         config.out / "report.html",
         title=config.title,
         subtitle=_subtitle(config, bare),
-        extra=_alarms(bare, runs),
+        extra=[*_alarms(bare, runs), *tasks],
     )
     print(f"Report: {page}")
     return runs
@@ -133,7 +140,7 @@ def _alarms(policy: Any, runs: dict[str, Run]) -> list[Section]:
 
 
 def _subtitle(config: StudyConfig, policy: Any) -> str:
-    changed = ", ".join(f"{name} {value:g}" for name, value in config.perturbation.items())
+    changed = ", ".join(f"{name} {value}" for name, value in config.perturbation.items())
     return (
         f"{policy.name} ({policy.num_parameters / 1e6:.2g} M parameters) in simulation "
         f"({config.suite or config.env}), {config.episodes} paired episodes an arm"

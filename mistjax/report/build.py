@@ -27,7 +27,7 @@ from mistjax.report.html import Section, write_report
 from mistjax.report.video import write_overlay
 from mistjax.rollouts.mp4 import read_mp4
 from mistjax.rollouts.run import Run, load_run
-from mistjax.rollouts.summary import compare, summarize, table
+from mistjax.rollouts.summary import compare, stand_ins, summarize, table
 from mistjax.rollouts.trace import Trace, to_json
 
 _CURVES = 60
@@ -100,7 +100,8 @@ def results(runs: Mapping[str, Run]) -> Section:
     ]
     if rows:
         pictures.append(Table(rows, "Failed episodes by cause.", "What went wrong"))
-    return Section("Results", [*blocks, Row(pictures, least=420)])
+    blocks.append(Row(pictures, least=420))
+    return Section("Results", blocks, stand_ins(runs[first]))
 
 
 def scores(runs: Mapping[str, Run]) -> list[Section]:

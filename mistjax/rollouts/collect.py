@@ -41,7 +41,9 @@ def collect(
     first_seed: int = 0,
     env: str = BOARD_ENV,
     suite: str | None = None,
-    perturbation: Mapping[str, float] | None = None,
+    tasks: Sequence[int] = (),
+    env_options: Mapping[str, Any] | None = None,
+    perturbation: Mapping[str, float | str] | None = None,
     taps: Sequence[Tap] = (),
     aux: Sequence[str] = (),
     videos: int = 0,
@@ -58,6 +60,8 @@ def collect(
         first_seed: the first seed; with a suite, the first fixed start of each task.
         env: gymnasium id.
         suite: a LIBERO suite in place of `env`.
+        tasks: which tasks of the suite; () is all.
+        env_options: further options of the environment, such as a preset's.
         perturbation: for the environment's reset options.
         taps: activations to record.
         aux: outputs of the policy to record, besides what it always `reports`.
@@ -68,14 +72,16 @@ def collect(
         executor: "process", or "ray" for workers that are Ray actors.
 
     Raises:
-        ValueError: see `suite_seeds` and `run_episodes`.
+        ValueError: tasks without a suite; see `suite_seeds` and `run_episodes`.
     """
     seeds: Sequence[int] = range(first_seed, first_seed + episodes)
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = dict(env_options or {})
     drawn: dict[str, Any] = {}
     if suite is not None:
-        env, settings = LIBERO_ENV, {"suite": suite}
-        seeds = suite_seeds(suite, episodes, first_seed)
+        env, settings = LIBERO_ENV, {"suite": suite, **settings}
+        seeds = suite_seeds(suite, episodes, first_seed, tasks)
+    elif tasks:
+        raise ValueError(f"tasks are {list(tasks)}, and no LIBERO suite is named that has them.")
     if env == LIBERO_ENV and not videos:  # only what an inference looks at
         drawn["picture_every"] = policy.spec.execute_steps
     return run_episodes(
@@ -101,21 +107,25 @@ def make_env(env: str, **options: Any) -> gym.Env:
     return gym.make(env, **options)
 
 
-def suite_seeds(suite: str, episodes: int, first: int = 0) -> list[int]:
-    """Seeds of so many episodes of every task of a LIBERO suite, from the fixed start `first` on;
-    all tasks take turns.
+def suite_seeds(suite: str, episodes: int, first: int = 0, tasks: Sequence[int] = ()) -> list[int]:
+    """Seeds of so many episodes of each task of a LIBERO suite, from the fixed start `first` on;
+    the tasks take turns. No tasks are all of them.
 
     Raises:
-        ValueError: an unknown suite, or more start states than it has.
+        ValueError: an unknown suite or task, a task twice, or more start states than it has.
         ImportError: LIBERO is not installed.
     """
+    from mistjax.envs.libero.episodes import check_task
     from mistjax.envs.libero.suites import suite as tasks_of
 
-    tasks = tasks_of(suite)
-    starts = len(tasks[0].init_states())  # type: ignore[arg-type]  # installed suites have them
+    known = tasks_of(suite)
+    chosen = [check_task(known, task) for task in tasks or range(len(known))]
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"tasks are {chosen}: expected each at most once.")
+    starts = len(known[0].init_states())  # type: ignore[arg-type]  # installed suites have them
     if not 0 <= first < first + episodes <= starts:
         raise ValueError(
             f"episodes {first} to {first + episodes - 1} of each task are asked for; {suite} has "
             f"fixed start states 0 to {starts - 1}."
         )
-    return [task * starts + first + i for i in range(episodes) for task in range(len(tasks))]
+    return [task * starts + first + i for i in range(episodes) for task in chosen]

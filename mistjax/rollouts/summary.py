@@ -92,6 +92,13 @@ def summarize(run: Run) -> Summary:
     )
 
 
+def stand_ins(run: Run) -> str:
+    """What in a run's environments is not the real thing; empty if all is."""
+    if not any(row["info"].get("stand_in_assets") for row in run.rows):
+        return ""
+    return "some meshes or textures; success is not comparable to published scores"
+
+
 def by_task(run: Run) -> dict[str, Rate]:
     """Success of each task, in the order of their first seeds."""
     ended: dict[str, list[bool]] = {row["task"]: [] for row in run.rows}

@@ -85,6 +85,12 @@ def test_an_arm_that_does_not_exist_is_refused(tmp_path):
         run_study(config)
 
 
+def test_tasks_without_a_suite_are_refused(tmp_path):
+    config = StudyConfig(SHIPPED / "board_pi0", None, tmp_path, arms=("bare",), tasks=(1,))
+    with pytest.raises(ValueError, match="no LIBERO suite is named"):
+        run_study(config)
+
+
 def test_an_arm_that_needs_a_monitor_says_so(tmp_path):
     config = StudyConfig(SHIPPED / "board_pi0", None, tmp_path, arms=("mist",))
     with pytest.raises(ValueError, match="needs a monitor"):

@@ -112,6 +112,13 @@ def test_a_stand_in_is_labelled_as_one():
     assert 'class="stand-in"' not in render([Section("A", [])], "t")
 
 
+def test_success_with_stand_in_assets_says_so(memory, trace, tmp_path):
+    for replaced in (True, False):
+        run = memory(trace(1, monitored=False, info={"stand_in_assets": replaced}))
+        page = build_report({"only": run}, tmp_path / "r.html", title="T").read_text()
+        assert ("not comparable to published scores" in page) is replaced
+
+
 def test_a_page_has_both_themes():
     page = render([Section("A", [])], "t")
     assert "prefers-color-scheme:dark" in page
