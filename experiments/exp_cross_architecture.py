@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ def main(config: Config) -> dict[str, Any]:
     return results
 
 
-def as_table(results: dict[str, Any]) -> str:
+def as_table(results: Mapping[str, Any]) -> str:
     """Markdown: one column a policy."""
     subjects = results["subjects"]
 

@@ -1,0 +1,143 @@
+"""The tables of docs/results.md, made from the results files that the experiments wrote.
+
+    python -m experiments.results_page
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; the text around it is by hand. A
+test fails when a table is not what its file says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.exp_cross_architecture import as_table
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "results.md"
+BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table; None is an empty cell."""
+    lines = [head, ["---"] * len(head)]
+    lines += [["" if cell is None else str(cell) for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def interval(found: Sequence[float], digits: int = 2) -> str:
+    low, high = found
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def full_mist(results: Mapping[str, Any]) -> str:
+    rows = results["table"]
+    return markdown(list(rows[0]), (row.values() for row in rows))
+
+
+def repair(results: Mapping[str, Any]) -> str:
+    head = ["look", "edit", "change left in the tower", "success", "repaired / broken", "p"]
+    return markdown(
+        head,
+        (
+            (
+                r["look"],
+                r["edit"],
+                r["left"],
+                r["success"],
+                f"{r['repaired']} / {r['broken']}",
+                r["p"],
+            )
+            for r in results["rows"]
+        ),
+    )
+
+
+def dose(results: Mapping[str, Any]) -> str:
+    """Every vector over all layers; those of single layers are in the file."""
+
+    def row(r: Mapping[str, Any]) -> tuple:
+        z = r.get("z")
+        return (
+            r["vector"],
+            r["site"],
+            r["statistic"],
+            f"{r['at -1']:+.3f} to {r['at +1']:+.3f}",
+            None if z is None else f"{z:.1f}",
+        )
+
+    head = ["vector", "site", "statistic", "change at -1 to +1", "z against random vectors"]
+    return markdown(head, (row(r) for r in results["rows"] if ", layer" not in r["vector"]))
+
+
+def better_than_safe(results: Mapping[str, Any]) -> str:
+    def row(name: str, r: Mapping[str, Any]) -> tuple:
+        gap = r.get("ensemble_minus_this")
+        spread = r["unseen_spread"]
+        return (
+            name,
+            r["splits"],
+            f"{r['unseen']:.3f}" + ("" if spread is None else f" ± {spread:.3f}"),
+            f"{r['seen']:.3f}",
+            None if gap is None else f"{gap:+.3f} {interval(r['its_interval'], 3)}",
+            None if gap is None else f"{r['splits_won']} of {r['splits']}",
+        )
+
+    table = results["reported"]["table"]
+    order = sorted(table, key=lambda name: -table[name]["unseen"])
+    head = ["detector", "splits", "unseen tasks", "seen tasks", "ensemble - this", "splits won"]
+    return markdown(head, (row(name, table[name]) for name in order))
+
+
+def board_detectors(results: Mapping[str, Any]) -> str:
+    def row(name: str, r: Mapping[str, Any]) -> tuple:
+        early = f"{r['roc_auc']:.3f} {interval(r['roc_auc_interval'])}"
+        return name, early, f"{r['roc_auc_task_mean']:.3f}", f"{r['roc_auc_full']:.3f}"
+
+    rows = results["detectors"]
+    order = sorted(rows, key=lambda name: -rows[name]["roc_auc"])
+    head = ["detector", "by earliest stop", "mean over speed words", "whole episodes"]
+    return markdown(head, (row(name, rows[name]) for name in order))
+
+
+def hooks(results: Mapping[str, Any]) -> str:
+    def ratio(found: Sequence[float]) -> str:
+        return f"{found[0]:.3f} {interval(found[1:], 3)}"
+
+    head = ["model", "arm", "ms", "wall, ratio to bare", "CPU, ratio to bare"]
+    return markdown(
+        head,
+        (
+            (r["model"], r["arm"], f"{r['milliseconds']:.3f}", ratio(r["wall"]), ratio(r["cpu"]))
+            for r in results["rows"]
+        ),
+    )
+
+
+TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "full_mist": ("exp003_full_mist", full_mist),
+    "repair": ("exp_repair", repair),
+    "dose": ("exp_steering_dose", dose),
+    "architectures": ("exp_cross_architecture", as_table),
+    "better_than_safe": ("exp_better_than_safe", better_than_safe),
+    "board_detectors": ("exp_board_detector", board_detectors),
+    "hooks": ("bench_hooks", hooks),
+}
+
+
+def filled(text: str, folder: Path = ROOT / "experiments" / "results") -> str:
+    """The page with every table from its file; KeyError for a table that is not in `TABLES`."""
+
+    def table(match: re.Match[str]) -> str:
+        file, make = TABLES[match[2]]
+        results = json.loads((folder / f"{file}.json").read_text())
+        return f"{match[1]}{make(results)}\n{match[3]}"
+
+    return BLOCK.sub(table, text)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text()))
