@@ -40,11 +40,9 @@ import tyro
 from experiments.board_fast import fast_config
 from experiments.board_model import board_config
 from mistjax.hooks import POINTS, Add, Edit, Tap
-from mistjax.models import fast, pi0
 from mistjax.models.config import PI0, PI05, TINY, TINY_FAST, FastConfig, Pi0Config
-from mistjax.models.fast import Pi0Fast, write
-from mistjax.models.pi0 import Pi0
-from mistjax.models.sampling import denoise, prefill
+from mistjax.models.pi0 import example_observation
+from mistjax.policies.price import infer, variable_shapes
 
 BOARD = board_config(vocab_size=40)
 MODELS = {
@@ -108,28 +106,12 @@ def arms(config: Pi0Config | FastConfig) -> dict[str, Arm]:
 
 def make_sampler(config: Pi0Config | FastConfig, batch: int) -> Callable[..., Any]:
     """`(arm, edits, taps) -> actions and taps`, jitted for each arm, on constant weights."""
-    is_fast = isinstance(config, FastConfig)
-    shapes = jax.eval_shape(lambda: (fast if is_fast else pi0).init(config, jax.random.key(0)))  # pyright: ignore[reportArgumentType]
-    dtype = jnp.dtype(config.dtype)
-    variables = jax.tree.map(lambda s: jnp.full(s.shape, 1e-2, dtype), shapes)
-    obs, keys = pi0.example_observation(config, batch), jax.random.split(jax.random.key(0), batch)
+    variables = jax.tree.map(lambda s: jnp.full(s.shape, 1e-2, s.dtype), variable_shapes(config))
+    obs, keys = example_observation(config, batch), jax.random.split(jax.random.key(0), batch)
 
     def sample(variables, obs, keys, edits, taps, arm):
         del arm  # static, so that each arm has a program of its own
-        hooks = {"taps": taps, "edits": edits}
-        if isinstance(config, FastConfig):
-            model = Pi0Fast(config)
-            prefix = prefill(model, variables, obs, **hooks)
-            written = write(model, variables, prefix, keys, **hooks)
-            return written.tokens, prefix.taps, written.taps
-        model = Pi0(config)
-        prefix = prefill(model, variables, obs, **hooks)
-        noise = jnp.zeros((batch, config.action_horizon, config.action_dim))
-        steps = config.num_steps
-        actions, found, _ = denoise(
-            model, variables, prefix, obs.state, noise, num_steps=steps, **hooks
-        )
-        return actions, prefix.taps, found
+        return infer(config, variables, obs, keys, taps=taps, edits=edits)
 
     jitted = jax.jit(sample, static_argnames=("taps", "arm"))
     return lambda arm, edits, taps: jitted(variables, obs, keys, edits, taps=taps, arm=arm)

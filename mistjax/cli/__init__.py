@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 import tyro
 
 from mistjax.cli.detectors import calibrate, detect_bench, export_safe, import_safe, train_detector
-from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, report
+from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, price, report
 from mistjax.cli.installation import cite, conformance, doctor, fetch
 from mistjax.cli.remedies import explain, vectors
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "demo": demo,
     "collect": collect,
+    "price": price,
     "train-detector": train_detector,
     "calibrate": calibrate,
     "detect-bench": detect_bench,

@@ -93,6 +93,22 @@ def collect(
     print(f"success {summarize(run).success}; recorded in {out}")
 
 
+def price(source: Positional[str], /, *, taps: tuple[str, ...] = (), batch: int = 1) -> None:
+    """Say what recording activations would cost in memory; loads and downloads nothing.
+
+    Args:
+        source: checkpoint folder, or the name of a published checkpoint, e.g. pi05_libero.
+        taps: activations, e.g. vlm.mlp_out@8/text/mean; the detector's own by default.
+        batch: rows of one inference.
+    """
+    from mistjax.detect.features import DEFAULT_FEATURES
+    from mistjax.hooks.sites import Tap
+    from mistjax.policies.price import config_of, price
+
+    chosen = [Tap.parse(text) for text in taps] or DEFAULT_FEATURES.taps
+    print(price(config_of(source), chosen, batch=batch).describe())
+
+
 def evaluate(
     checkpoint: Positional[str | None] = None,
     /,
