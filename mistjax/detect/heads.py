@@ -146,12 +146,10 @@ class SafeLSTM:
         return tuple((jnp.zeros((batch, c["hidden"]["kernel"].shape[0])),) * 2 for c in self.cells)
 
     def _outputs(self, features: Float[Array, "b t d"]) -> Float[Array, "b t"]:
-        """Readout after each step, from a zero state. The input maps are one matmul outside the
-        scan.
-        """
+        """Readout after each step, from a zero state."""
         x = features.swapaxes(0, 1)
         for cell in self.cells:
-            x = recurrence(cell["hidden"], dense(cell["input"], x))
+            x = recurrence(cell, x)
         return dense(self.readout, x)[..., 0].T
 
     def init_state(self, batch: int) -> PyTree:
@@ -169,7 +167,7 @@ class SafeLSTM:
             return {"window": jnp.concatenate([window[:, 1:], features[:, None]], axis=1)}, z
         x, carries = features, []
         for cell, carry in zip(self.cells, state["carry"], strict=True):
-            carry = lstm_cell(cell["hidden"], carry, dense(cell["input"], x))
+            carry = lstm_cell(cell, carry, x)
             carries.append(carry)
             x = carry[0]
         return {"carry": tuple(carries)}, dense(self.readout, x)[..., 0]

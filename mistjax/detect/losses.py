@@ -161,3 +161,37 @@ def sequence_loss(
         "hard_negative": hinge,
     }
     return monitor + hinge + reg, parts
+
+
+def loss_and_gradient(
+    head: SafeMLP | SafeLSTM,
+    batch: tuple[Float[Array, "b t d"], Bool[Array, "b t"], Bool[Array, " b"]],
+    weights: Float[Array, "2"],
+    config: LossConfig,
+    l2: Float[Array, ""] | float,
+    key: PRNGKeyArray,
+    group: int | None = None,
+) -> tuple[Float[Array, ""], PyTree]:
+    """`sequence_loss` of (features, mask, success) and its gradient.
+
+    With `group`, that many episodes are taken at a time. The loss is a mean over episodes, so the
+    sums are the same but for rounding, and the activations of a few episodes stay in a CPU's cache.
+    """
+    n = batch[2].shape[0]
+    size = min(group or n, n)
+    groups, rest = divmod(n, size)
+    whole = jax.tree.map(lambda x: x[: n - rest].reshape(groups, size, *x.shape[1:]), batch)
+    last = jax.tree.map(lambda x: x[n - rest :], batch)
+
+    def add(total: PyTree, part: tuple) -> tuple[PyTree, None]:
+        (features, mask, success), key = part
+        (loss, _), gradient = jax.value_and_grad(sequence_loss, has_aux=True)(
+            head, features, mask, success, weights, config, l2, key
+        )
+        share = success.shape[0] / n
+        return jax.tree.map(lambda t, x: t + share * x, total, (loss, gradient)), None
+
+    keys = jax.random.split(key, groups + 1)
+    total = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, head))
+    total, _ = jax.lax.scan(add, total, (whole, keys[:-1]))
+    return add(total, (last, keys[-1]))[0] if rest else total

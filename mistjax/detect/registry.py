@@ -26,12 +26,13 @@ from mistjax.detect.fiper_alarm import fit_fiper
 from mistjax.detect.gates import fit_sensitivity_gate
 from mistjax.detect.heads import SafeLSTM, SafeMLP
 from mistjax.detect.linear import fit_linear_probe
+from mistjax.detect.recipe import TrainConfig
 from mistjax.detect.temporal import TemporalConsistency
 from mistjax.detect.tokens import TokenUncertainty
-from mistjax.detect.training import TrainConfig, train
+from mistjax.detect.training import train
 from mistjax.detect.wrappers import Standardised, standardise
 
-SAFE_MLP_TRAINING = TrainConfig(learning_rate=1e-3)
+SAFE_MLP_TRAINING = TrainConfig(learning_rate=1e-3, group=4)
 SAFE_LSTM_TRAINING = TrainConfig(learning_rate=3e-4)
 
 

@@ -12,54 +12,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
 from mistjax.detect.data import Episodes
-from mistjax.detect.losses import LossConfig, class_weights, sequence_loss
+from mistjax.detect.losses import class_weights, loss_and_gradient
+from mistjax.detect.recipe import TrainConfig, learning_rate, update_rule
 
 Head = TypeVar("Head", bound=Any)
 _EPOCHS_A_CALL = 50
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How a head is trained.
-
-    Attributes:
-        epochs: passes over the training set.
-        batch_size: episodes a step; the last batch of an epoch is smaller.
-        learning_rate: 1e-3 for SAFE-MLP, 3e-4 for SAFE-LSTM in the source.
-        optimizer: update rule.
-        weight_decay: decoupled decay (adamw only).
-        momentum: of sgd.
-        warmup_epochs: linear ramp to the learning rate.
-        decay_every: epochs between multiplications by `decay_rate`, counted after the ramp.
-        decay_rate: 1 keeps the rate constant.
-        clip_norm: global gradient norm limit; None is no limit.
-        loss: what is minimised.
-        select: keep the last epoch, or the best one on validation episodes.
-        validate_every: epochs between validations.
-    """
-
-    epochs: int = 1000
-    batch_size: int = 512
-    learning_rate: float = 1e-3
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    weight_decay: float = 1e-2
-    momentum: float = 0.9
-    warmup_epochs: int = 0
-    decay_every: int = 300
-    decay_rate: float = 1.0
-    clip_norm: float | None = None
-    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
-    select: Literal["last", "best"] = "last"
-    validate_every: int = 25
 
 
 class History(NamedTuple):
@@ -78,26 +43,6 @@ class _Run(NamedTuple):
     key: Array
 
 
-def _update_rule(config: TrainConfig) -> optax.GradientTransformation:
-    """Updates for learning rate 1; the rate is applied outside, as an argument."""
-    rule = {
-        "adam": lambda: optax.adam(1.0),
-        "adamw": lambda: optax.adamw(1.0, weight_decay=config.weight_decay),
-        "sgd": lambda: optax.sgd(1.0, momentum=config.momentum),
-    }[config.optimizer]()
-    if config.clip_norm is None:
-        return rule
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
-
-
-def _rate(config: TrainConfig, base: Array, epoch: Array) -> Array:
-    ramp = (epoch + 1) / max(config.warmup_epochs, 1)
-    steps = (epoch - config.warmup_epochs) // config.decay_every
-    return base * jnp.where(
-        epoch < config.warmup_epochs, ramp, config.decay_rate ** jnp.maximum(steps, 0)
-    )
-
-
 def earliest_stop_auc(
     scores: Float[Array, "n t"], success: Bool[Array, " n"], earliest_stop: Array
 ) -> Float[Array, ""]:
@@ -114,17 +59,18 @@ def earliest_stop_auc(
 def _epoch(
     config: TrainConfig, train: Episodes, validation: Episodes | None, hyper: dict, weights: Array
 ):
-    rule = _update_rule(config)
+    rule = update_rule(config)
     n = train.success.shape[0]
     size = min(config.batch_size, n)
     full, rest = divmod(n, size)
-    grad = jax.value_and_grad(sequence_loss, has_aux=True)
 
     def batch_step(rate: Array, carry: tuple, index: Array) -> tuple:
         head, opt_state, key = carry
         key, sub = jax.random.split(key)
         b = jax.tree.map(lambda x: x[index], (train.features, train.mask, train.success))
-        (loss, _), grads = grad(head, *b, weights, config.loss, hyper["l2"], sub)
+        loss, grads = loss_and_gradient(
+            head, b, weights, config.loss, hyper["l2"], sub, config.group
+        )
         updates, opt_state = rule.update(grads, opt_state, head)
         head = jax.tree.map(lambda p, u: p + rate * u, head, updates)
         return (head, opt_state, key), loss * index.shape[0] / n
@@ -144,7 +90,7 @@ def _epoch(
 
     def epoch_step(run: _Run, epoch: Array) -> tuple[_Run, History]:
         key, shuffle = jax.random.split(run.key)
-        rate = _rate(config, hyper["learning_rate"], epoch)
+        rate = learning_rate(config, hyper["learning_rate"], epoch)
         order = jax.random.permutation(shuffle, n)
         carry = (run.head, run.opt_state, key)
         carry, losses = jax.lax.scan(
@@ -231,12 +177,14 @@ def train_many(
     }
     # what travels in `hyper` must not tell two programs apart
     program = dataclasses.replace(
-        config, epochs=0, learning_rate=0.0, loss=dataclasses.replace(config.loss, l2=0.0)
+        config,
+        epochs=0,
+        learning_rate=0.0,
+        loss=dataclasses.replace(config.loss, l2=0.0),
+        group=config.group if jax.default_backend() == "cpu" else None,
     )
     data, held = jax.device_put((episodes, validation))
-    run = _Run(
-        heads, jax.vmap(_update_rule(config).init)(heads), heads, jnp.full(m, -jnp.inf), keys
-    )
+    run = _Run(heads, jax.vmap(update_rule(config).init)(heads), heads, jnp.full(m, -jnp.inf), keys)
     pieces = []
     with tqdm(total=config.epochs, unit="epoch", disable=not progress) as bar:
         for start in range(0, config.epochs, _EPOCHS_A_CALL):

@@ -6,12 +6,12 @@ import pytest
 
 from mistjax.detect import score_episodes
 from mistjax.detect.heads import SafeMLP
-from mistjax.detect.losses import LossConfig
+from mistjax.detect.losses import LossConfig, class_weights, loss_and_gradient
 from mistjax.detect.metrics import peak, roc_auc
-from mistjax.detect.recurrence import _scan, recurrence
+from mistjax.detect.recipe import TrainConfig
+from mistjax.detect.recurrence import lstm_cell, recurrence
 from mistjax.detect.training import (
     _EPOCHS_A_CALL,
-    TrainConfig,
     _run_epochs,
     earliest_stop_auc,
     train,
@@ -87,18 +87,53 @@ def test_one_random_step_learns_from_a_subset_of_steps(episodes):
     assert history.loss[-10:].mean() < history.loss[:10].mean()
 
 
-def test_the_gradient_of_the_recurrence_is_that_of_the_scan():
-    keys = jax.random.split(jax.random.key(0), 3)
-    hidden = {
-        "kernel": 0.5 * jax.random.normal(keys[0], (5, 20)),
-        "bias": jax.random.normal(keys[1], (20,)),
+def test_the_gradient_of_the_recurrence_is_that_of_its_steps():
+    keys = jax.random.split(jax.random.key(0), 5)
+    cell = {
+        name: {
+            "kernel": 0.5 * jax.random.normal(kernel, (rows, 20)),
+            "bias": jax.random.normal(bias, (20,)),
+        }
+        for name, rows, kernel, bias in (("hidden", 5, *keys[:2]), ("input", 4, *keys[2:4]))
     }
-    inputs = jax.random.normal(keys[2], (7, 3, 20))
+    inputs = jax.random.normal(keys[4], (7, 3, 4))
+
+    def by_steps(cell, inputs):
+        zero = jax.numpy.zeros((3, 5))
+        carry, states = (zero, zero), []
+        for x in inputs:
+            carry = lstm_cell(cell, carry, x)
+            states.append(carry[0])
+        return jax.numpy.stack(states)
+
     ours, plain = (
-        jax.grad(lambda h, x, f=f: (f(h, x) ** 3).sum(), argnums=(0, 1))(hidden, inputs)
-        for f in (recurrence, _scan)
+        jax.value_and_grad(lambda c, x, f=f: (f(c, x) ** 3).sum(), argnums=(0, 1))(cell, inputs)
+        for f in (recurrence, by_steps)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, plain)
+
+
+@pytest.mark.parametrize("group", [1, 4, 100])
+def test_the_gradient_by_groups_is_that_of_the_batch(episodes, group):
+    part = episodes.take(np.arange(10))
+    features, mask, success = map(jax.numpy.asarray, (part.features, part.mask, part.success))
+    config = LossConfig(time_weight=True)
+    weights = class_weights(success, config)
+    whole, grouped = (
+        loss_and_gradient(
+            create(jax.random.key(0)),
+            (features, mask, success),
+            weights,
+            config,
+            1e-2,
+            jax.random.key(1),
+            size,
+        )
+        for size in (None, group)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grouped, whole
+    )
 
 
 def test_another_rate_weight_or_number_of_epochs_does_not_recompile(episodes):

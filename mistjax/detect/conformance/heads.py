@@ -21,7 +21,8 @@ from mistjax.detect.losses import (
     sequence_loss,
     time_weights,
 )
-from mistjax.detect.training import TrainConfig, train
+from mistjax.detect.recipe import TrainConfig
+from mistjax.detect.training import train
 
 # variant -> options of the head, options of the loss
 VARIANTS: dict[str, tuple[dict, dict]] = {
