@@ -73,6 +73,11 @@ class Shards:
         """Positions of target stone, target cell and other stone in units of `LAYOUT_UNIT`."""
         return self.columns["aux"] / LAYOUT_UNIT
 
+    @property
+    def gripper(self) -> np.ndarray:
+        """Its x, y and z in units of `LAYOUT_UNIT`."""
+        return self.columns["state"][:, :3] / LAYOUT_UNIT
+
     def images(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Model camera -> its pictures [n,h,w,3] uint8."""
         cameras = ("image", "wrist_image")

@@ -34,14 +34,16 @@ from mistjax.models.fast_language import (
 from mistjax.models.fast_tokenizer import ActionTokenizer
 from mistjax.models.normalize import NormStats, Quantile
 from mistjax.models.observation import Observation
-from mistjax.models.tokenizers import PAD, UNKNOWN, PromptTokenizer
-from mistjax.policies import PiPolicy
+from mistjax.models.tokenizers import PAD, STATE_BINS, UNKNOWN, PromptTokenizer
+from mistjax.policies import FastPolicy, PiPolicy
 
 PROMPT_LEN = 26
 WRITTEN_LEN = 26
 ACTION_IDS = 512
 ACTION_SCALE = 5.0
+NUMBERS = (92, 80, 64, 14, 6)  # of the 256, for x, y, z, opening and last command
 STEP_MM = 20.0  # how far an action of 1 moves the gripper
+TABLE = ("PaliGemma", "llm", "embedder", "input_embedding")
 
 
 def fast_config(vocab_size: int) -> FastConfig:
@@ -79,7 +81,7 @@ class FastData:
     """Demonstrations in memory as a pi0-FAST reads and writes them.
 
     Attributes:
-        data: with the arrays state, prompt, written and layout.
+        data: with the arrays state, prompt, written and positions.
         tokenizer: what the tokens mean.
         expert: the actions as they were recorded, [n,8,4].
     """
@@ -89,19 +91,33 @@ class FastData:
     expert: np.ndarray
 
     @classmethod
-    def load(cls, folders: Sequence[Path]) -> FastData:
-        """Reads every shard; FileNotFoundError names a folder that holds none."""
+    def load(
+        cls, folders: Sequence[Path], start: FastPolicy | None = None, renumber: bool = False
+    ) -> FastData:
+        """Every shard, in the tokens and units of `start`; None learns both from the data.
+
+        Args:
+            folders: of demonstrations.
+            start: a policy that is trained on.
+            renumber: do not keep its units of the state, see `shared_numbers`.
+
+        Raises:
+            FileNotFoundError: a folder holds none.
+            ValueError: a chunk that the tokens of `start` cannot write in the room there is.
+        """
         shards = Shards.read(folders)
-        stats = shards.statistics()
+        stats = shards.statistics() if start is None else start.norm_stats
+        if start is None or renumber:
+            stats = {**stats, "state": shared_numbers(shards.columns["state"])}
         chunks = _quantile_units(shards, stats, "actions")
         state = _quantile_units(shards, stats, "state")
-        tokenizer = fast_tokenizer(chunks)
+        tokenizer = fast_tokenizer(chunks) if start is None else start.tokenizer
         pairs = zip(shards.prompts, state, strict=True)
         arrays = {
             "state": state,
             "prompt": np.stack([tokenizer.encode_prompt(text, s)[0] for text, s in pairs]),
             "written": pad_actions(map(tokenizer.encode_actions, chunks), WRITTEN_LEN),
-            "layout": shards.layout,
+            "positions": np.concatenate([shards.layout, shards.gripper], axis=1),
         }
         images = shards.images(fast_config(tokenizer.vocab_size).image_keys)
         return cls(BoardData(images, arrays, stats), tokenizer, shards.columns["actions"])
@@ -123,7 +139,21 @@ class FastData:
     def batch(self, rng: np.random.Generator, size: int) -> FastBatch:
         """A training batch."""
         obs, a = self.data.draw(rng, size)
-        return FastBatch(obs, a["written"], a["layout"])  # pyright: ignore[reportArgumentType]
+        return FastBatch(obs, a["written"], a["positions"])  # pyright: ignore[reportArgumentType]
+
+
+def shared_numbers(state: Float[np.ndarray, "n s"]) -> NormStats:
+    """Statistics that give each dimension of the state a range of the 256 numbers to itself.
+
+    A number then says which dimension it is of. Where all dimensions share the numbers, only its
+    place in the prompt says so, and a model this small did not learn to read it: it knew the
+    gripper's position to 16 mm, no better than from the pictures.
+    """
+    low, high, count = state.min(axis=0), state.max(axis=0), np.array(NUMBERS)
+    unit = (high - low) / (count - 2)  # one spare number at each end
+    first = low - (np.cumsum(count) - count + 1) * unit
+    ends = (first.astype(np.float32), (first + STATE_BINS * unit).astype(np.float32))
+    return dataclasses.replace(NormStats.of(state), q01=ends[0], q99=ends[1])
 
 
 def _quantile_units(shards: Shards, stats: dict[str, NormStats], key: str) -> np.ndarray:
@@ -137,12 +167,12 @@ class FastBatch:
     Attributes:
         obs: what the policy sees.
         written: the expert's chunk as tokens, 0-padded.
-        layout: as in `board_model.Batch`.
+        positions: the layout as in `board_model.Batch`, and the gripper's x, y and z.
     """
 
     obs: Observation
     written: Int[Array, "b c"]
-    layout: Float[Array, "b 6"]
+    positions: Float[Array, "b 9"]
 
 
 def fast_loss(
@@ -165,18 +195,20 @@ def fast_loss(
     _, valid, hidden = out
     token = jnp.mean(continuation_loss(model, variables, valid, hidden, batch.written))
     prompt = hidden[:, config.num_image_tokens : config.prefix_len]
-    layout = layout_error(params["layout_head"], prompt, batch.obs, batch.layout)
-    return token + layout_weight * jnp.mean(layout), {"token": token, **layout_mm(layout)}
+    error = layout_error(params["layout_head"], prompt, batch.obs, batch.positions)
+    gripper = {"gripper_mm": 100 * jnp.sqrt(jnp.mean(error[6:]))}
+    parts = {"token": token, **layout_mm(error[:6]), **gripper}
+    return token + layout_weight * jnp.mean(error), parts
 
 
 def initial_params(config: FastConfig, tokenizer: PromptTokenizer, start: PiPolicy, seed: int):
     """Random parameters, replaced by those of a pi0 where name and shape agree.
 
-    The embedding table has other rows: a piece that both vocabularies have keeps its row.
+    The embedding table has other rows: numbers begin as `renumbered`, and a piece that both
+    vocabularies have keeps the pi0's row.
     """
     random: dict = flatten_dict(fast.init(config, jax.random.key(seed))["params"])
     given: dict = flatten_dict(start.variables["params"])
-    table = ("PaliGemma", "llm", "embedder", "input_embedding")
     params = {
         path: given[path] if path in given and given[path].shape == leaf.shape else leaf
         for path, leaf in random.items()
@@ -186,5 +218,21 @@ def initial_params(config: FastConfig, tokenizer: PromptTokenizer, start: PiPoli
         for piece in map(tokenizer.id_to_piece, range(tokenizer.vocab_size))
     ]
     rows = [i for i, row in enumerate(theirs) if row != UNKNOWN]
-    params[table] = random[table].at[np.array(rows)].set(given[table][np.array(theirs)[rows]])
-    return unflatten_dict(params)
+    words = random[TABLE].at[np.array(rows)].set(given[TABLE][np.array(theirs)[rows]])
+    return renumbered(unflatten_dict({**params, TABLE: words}), tokenizer)
+
+
+def renumbered(params: dict[str, Any], tokenizer: PromptTokenizer) -> dict[str, Any]:
+    """The parameters with numbers embedded near each other where the numbers are.
+
+    Sines and cosines of a geometric row of periods from 8 to 1024, as large as the rows they
+    replace. Numbers that are words of the instructions stay.
+    """
+    flat: dict = flatten_dict(params)
+    table = jnp.asarray(flat[TABLE])
+    numbers = np.array([n for n in range(STATE_BINS) if str(n) not in INSTRUCTION_WORDS])
+    rows = np.array([tokenizer.piece_to_id(f"▁{n}") for n in numbers])
+    angle = 2 * np.pi * numbers[:, None] / np.geomspace(8, 4 * STATE_BINS, table.shape[1] // 2)
+    waves = np.sqrt(2) * np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+    flat[TABLE] = table.at[rows].set(jnp.std(table[rows]) * waves)
+    return unflatten_dict(flat)

@@ -55,16 +55,16 @@ class Batch:
     layout: Float[Array, "b 6"]
 
 
-def init_layout_head(config: Pi0Config | FastConfig) -> dict[str, Array]:
-    return {"kernel": jnp.zeros((config.vlm.width, 6)), "bias": jnp.zeros(6)}
+def init_layout_head(config: Pi0Config | FastConfig, size: int = 6) -> dict[str, Array]:
+    return {"kernel": jnp.zeros((config.vlm.width, size)), "bias": jnp.zeros(size)}
 
 
 def layout_error(
     head: dict[str, Array],
     prompt: Float[Array, "b p d"],
     obs: Observation,
-    layout: Float[Array, "b 6"],
-) -> Float[Array, " 6"]:
+    layout: Float[Array, "b n"],
+) -> Float[Array, " n"]:
     """Squared error of the positions that a linear head reads off the pooled prompt states."""
     words = obs.tokenized_prompt_mask[..., None]
     pooled = jnp.sum(prompt * words, axis=1) / jnp.sum(words, axis=1)

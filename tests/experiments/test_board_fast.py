@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 
 from experiments import board_fast
-from experiments.board_fast import FastData, fast_config, fast_loss, initial_params
+from experiments.board_data import Shards
+from experiments.board_fast import (
+    FastData,
+    fast_config,
+    fast_loss,
+    initial_params,
+    renumbered,
+    shared_numbers,
+)
 from experiments.board_model import init_layout_head
 from mistjax.envs import demos
 from mistjax.models.normalize import Quantile
-from mistjax.models.tokenizers import EOS
+from mistjax.models.tokenizers import EOS, discretize_state
 from mistjax.policies import BOARD, BOARD_FAST, FastPolicy, PiPolicy
+from mistjax.rollouts.collect import load_policy
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints"
 
@@ -51,6 +60,38 @@ def test_a_prompt_holds_instruction_and_state(data):
     assert len(text.split("State: ")[1].split()) == 5
 
 
+def test_a_number_says_which_dimension_of_the_state_it_is_of(folder):
+    state = Shards.read([folder]).columns["state"]
+    stats = shared_numbers(state)
+    numbers = np.array(list(map(discretize_state, Quantile(stats).normalize(state))))
+    first = np.array([0, 92, 172, 236, 250])
+    assert (numbers >= first).all() and (numbers[:, :-1] < first[1:]).all()
+    assert numbers.max() <= 255
+    rounded = Quantile(stats).unnormalize((numbers + 0.5) / 128 - 1)
+    assert np.abs(rounded - state)[:, :3].max() < 0.003  # m
+
+
+def test_what_is_trained_on_keeps_its_tokens_and_units(folder):
+    start = load_policy(SHIPPED / "board_fast")
+    kept, changed = (FastData.load([folder], start, renumber=r) for r in (False, True))
+    assert kept.tokenizer is start.tokenizer and kept.data.norm_stats is start.norm_stats
+    stats = changed.data.norm_stats
+    assert stats["actions"] is start.norm_stats["actions"]
+    np.testing.assert_array_equal(kept.data.arrays["written"], changed.data.arrays["written"])
+    assert (kept.data.arrays["prompt"] != changed.data.arrays["prompt"]).any()
+
+
+def test_renumbering_changes_the_numbers_that_are_no_words():
+    start = load_policy(SHIPPED / "board_fast")
+    prompts, old = start.tokenizer.prompts, start.variables["params"]
+    new = renumbered(old, prompts)
+    before, after = (p["PaliGemma"]["llm"]["embedder"]["input_embedding"] for p in (old, new))
+    changed = {prompts.piece_to_id(f"▁{number}") for number in (0, *range(6, 256))}
+    assert set(np.flatnonzero((before != after).any(axis=1))) == changed
+    near, at, far = (after[prompts.piece_to_id(f"▁{n}")] for n in (101, 100, 140))
+    assert at @ near > 0.9 * at @ at and at @ far < 0.6 * at @ at
+
+
 def test_a_folder_without_demonstrations_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no demonstrations"):
         FastData.load([tmp_path])
@@ -81,14 +122,14 @@ def test_the_loss_trains_everything_but_a_vision_tower_that_was_given(data):
     start = PiPolicy.load(SHIPPED / "board_pi0", BOARD)
     params = {
         "model": initial_params(config, data.tokenizer.prompts, start, 0),
-        "layout_head": init_layout_head(config),
+        "layout_head": init_layout_head(config, size=9),
     }
     batch = data.batch(np.random.default_rng(0), 4)
     loss = functools.partial(fast_loss, config=config, layout_weight=1.0, train_vision=False)
     (total, parts), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
         params, batch, jax.random.key(0)
     )
-    assert np.isfinite(total) and set(parts) == {"token", "stone_mm", "cell_mm"}
+    assert np.isfinite(total) and set(parts) == {"token", "stone_mm", "cell_mm", "gripper_mm"}
     tower = grads["model"]["PaliGemma"].pop("img")
     assert not any(leaf.any() for leaf in jax.tree.leaves(tower))
     assert all(leaf.any() for leaf in jax.tree.leaves(grads))
