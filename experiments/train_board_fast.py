@@ -6,7 +6,8 @@
 3. `python -m experiments.board_dagger --policy runs/board_fast_cloned --first-seed 800000 --out
    data/board_dagger_fast`
 4. `python -m experiments.train_board_fast --start runs/board_fast_cloned --demos data/board_demos
-   data/board_dagger data/board_starts data/board_dagger_openvla data/board_dagger_fast --steps 2600`
+   data/board_dagger data/board_starts data/board_dagger_openvla data/board_dagger_fast --steps
+   2600`
 
 Interrupt it at will: the same command goes on from the last checkpoint. Source: FAST,
 arXiv 2501.09747.
