@@ -148,11 +148,10 @@ def episodes(runs: Mapping[str, Run], folder: Path) -> list[Section]:
         blocks.append(Row(videos, least=330 if len(videos) == 3 else 460))
     if not blocks:
         return []
-    text = Text(
-        "Cameras side by side, as the policy sees them. Below them the failure score as it becomes "
-        "known, and its threshold."
-    )
-    return [Section("Episodes", [text, *blocks])]
+    text = "Cameras side by side, as the policy sees them."
+    if any(summarize(run).monitored for run in runs.values()):
+        text += " Below them the failure score as it becomes known, and its threshold."
+    return [Section("Episodes", [Text(text), *blocks])]
 
 
 def outcome(trace: Trace) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +46,9 @@ def start(**options: Any) -> None:
     quiet = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
     for attempt in range(1, attempts + 1):
         try:
-            ray.init(**quiet, **options)
+            with warnings.catch_warnings():  # Ray forks only to start its own programs
+                warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+                ray.init(**quiet, **options)
             return
         except Exception:
             ray.shutdown()
