@@ -172,6 +172,7 @@ def evaluate(
             workers=workers,
             num_envs=num_envs,
             executor=executor,
+            title="mistjax eval",
         )
     )
 

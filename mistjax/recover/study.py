@@ -143,8 +143,9 @@ def _subtitle(config: StudyConfig, policy: Any) -> str:
     changed = ", ".join(f"{name} {value}" for name, value in config.perturbation.items())
     return (
         f"{policy.name} ({policy.num_parameters / 1e6:.2g} M parameters) in simulation "
-        f"({config.suite or config.env}), {config.episodes} paired episodes an arm"
-        f"{' and task' if config.suite else ''}, "
+        f"({config.suite or config.env}), {config.episodes} episodes"
+        f"{' of each task' if config.suite else ''}"
+        f"{', the same in every arm' if len(config.arms) > 1 else ''}, "
         f"{f'perturbation: {changed}' if changed else 'no perturbation'}."
     )
 
