@@ -122,8 +122,8 @@ def build_detector(config: Config, training, tuning, nominal: Run) -> dict:
         print(f"{name}: held-out {metrics[name]}", flush=True)
     best = max(metrics, key=lambda name: metrics[name]["roc_auc"])
     train_detector(training, config.out, name=best, group=speed_word)
-    threshold, _ = calibrate_detector(config.out, [nominal], alpha=config.alpha, group=speed_word)
-    print(f"kept {best}. {threshold.describe()}", flush=True)
+    found, _ = calibrate_detector(config.out, [nominal], alpha=config.alpha, group=speed_word)
+    print(f"kept {best}. {found[''].describe()}", flush=True)
     return metrics
 
 

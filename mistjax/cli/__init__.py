@@ -12,7 +12,14 @@ from collections.abc import Callable, Sequence
 
 import tyro
 
-from mistjax.cli.detectors import calibrate, detect_bench, export_safe, import_safe, train_detector
+from mistjax.cli.detectors import (
+    calibrate,
+    detect_bench,
+    drift,
+    export_safe,
+    import_safe,
+    train_detector,
+)
 from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, price, report
 from mistjax.cli.installation import cite, conformance, doctor, fetch
 from mistjax.cli.remedies import explain, vectors
@@ -23,6 +30,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "price": price,
     "train-detector": train_detector,
     "calibrate": calibrate,
+    "drift": drift,
     "detect-bench": detect_bench,
     "import-safe": import_safe,
     "export-safe": export_safe,

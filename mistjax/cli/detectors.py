@@ -9,7 +9,14 @@ from tyro.conf import Positional
 
 
 def train_detector(
-    runs: Positional[tuple[Path, ...]], /, *, out: Path, detector: str = "safe_mlp"
+    runs: Positional[tuple[Path, ...]],
+    /,
+    *,
+    out: Path,
+    detector: str = "safe_mlp",
+    features: tuple[str, ...] = (),
+    steps: Literal["mean", "first", "last", "concat"] = "mean",
+    group: str | None = None,
 ) -> None:
     """Fit a failure detector to recorded runs.
 
@@ -17,26 +24,87 @@ def train_detector(
         runs: run folders of one policy.
         out: folder to write the detector to.
         detector: name in the registry, e.g. safe_mlp, safe_lstm, cosine_knn.
+        features: recorded taps that it reads, e.g. action.resid@-1/action/mean; those that
+            `collect` records by default if left out.
+        steps: how their flow steps are pooled.
+        group: key of a JSON task: metrics compare episodes with the same value.
     """
-    from mistjax.detect.from_runs import report_metrics, train_detector
+    from mistjax.detect.features import DEFAULT_FEATURES, FeatureSpec
+    from mistjax.detect.from_runs import report_metrics, task_group, train_detector
+    from mistjax.hooks.sites import Tap
     from mistjax.rollouts.run import load_run
 
-    print(report_metrics(train_detector([load_run(r) for r in runs], out, name=detector)))
+    taps = tuple(Tap.parse(text) for text in features) or DEFAULT_FEATURES.taps
+    metrics = train_detector(
+        [load_run(run) for run in runs],
+        out,
+        name=detector,
+        features=FeatureSpec(taps, steps),
+        group=lambda trace: task_group(trace, group),
+    )
+    print(report_metrics(metrics))
 
 
-def calibrate(runs: Positional[tuple[Path, ...]], /, *, detector: Path, alpha: float = 0.1) -> None:
+def calibrate(
+    runs: Positional[tuple[Path, ...]],
+    /,
+    *,
+    detector: Path,
+    alpha: float = 0.1,
+    band: Literal["constant", "stdev", "tfunc"] = "stdev",
+    strata: str | None = None,
+    group: str | None = None,
+) -> None:
     """Set a detector's threshold from the successes of runs that did not train it.
 
     Args:
         runs: run folders of the same policy.
         detector: what train-detector wrote.
         alpha: bound on the chance of any alarm in a successful episode.
+        band: shape of the threshold over time: one number, or two kinds of functional conformal
+            band.
+        strata: a threshold for each value of this key: a setting of the run such as `suite`, a key
+            of a JSON task, or `task`. `eval --stratum` then names one.
+        group: key of a JSON task: metrics compare episodes with the same value.
     """
-    from mistjax.detect.from_runs import calibrate_detector, report_metrics
+    from mistjax.detect.from_runs import calibrate_detector, report_metrics, task_group
     from mistjax.rollouts.run import load_run
 
-    threshold, metrics = calibrate_detector(detector, [load_run(r) for r in runs], alpha=alpha)
-    print(f"{threshold.describe()}\n{report_metrics(metrics)}")
+    thresholds, metrics = calibrate_detector(
+        detector,
+        [load_run(run) for run in runs],
+        alpha=alpha,
+        band=band,
+        strata=strata,
+        group=lambda trace: task_group(trace, group),
+    )
+    for stratum, threshold in thresholds.items():
+        print(f"{stratum}: {threshold.describe()}" if strata else threshold.describe())
+    print(report_metrics(metrics))
+
+
+def drift(
+    runs: Positional[tuple[Path, ...]],
+    /,
+    *,
+    detector: Path,
+    stratum: str | None = None,
+    delta: float = 0.01,
+) -> int:
+    """Say whether a calibration still holds for runs recorded since. Exit code 1: it is stale.
+
+    Args:
+        runs: run folders of the bare policy, oldest first.
+        detector: a calibrated detector.
+        stratum: which of its thresholds, where it has several.
+        delta: chance of calling a good calibration stale, however many episodes are looked at.
+    """
+    from mistjax.detect.drift import check_drift
+    from mistjax.rollouts.run import load_run
+
+    found = check_drift(detector, [load_run(run) for run in runs], stratum=stratum, delta=delta)
+    print(found.describe())
+    return int(found.monitor.stale)
 
 
 def detect_bench(

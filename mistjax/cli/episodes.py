@@ -123,6 +123,7 @@ def evaluate(
     env: str = "mistjax/Board-v0",
     suite: str | None = None,
     tasks: tuple[int, ...] = (),
+    stratum: str | None = None,
     preset: str | None = None,
     videos: int = 0,
     workers: int = 0,
@@ -144,6 +145,7 @@ def evaluate(
         env: gymnasium id.
         suite: a LIBERO suite in place of --env, e.g. libero_spatial.
         tasks: which tasks of the suite; all by default.
+        stratum: which threshold of the monitor, where it has several.
         preset: robot preset; the checkpoint's own by default.
         videos: how many of the first episodes to record as video.
         workers: processes that step the environments; 0 is this one.
@@ -167,6 +169,7 @@ def evaluate(
             env=env,
             suite=suite,
             tasks=tasks,
+            stratum=stratum,
             preset=preset,
             videos=videos,
             workers=workers,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def save_detector(
     detector: Any,
     provenance: Provenance,
     *,
-    threshold: Threshold | None = None,
+    threshold: Threshold | Mapping[str, Threshold] | None = None,
     notes: dict[str, Any] | None = None,
 ) -> None:
     """Write a detector, its threshold and what they were made with.
@@ -158,7 +159,7 @@ def save_detector(
         folder: created if absent.
         detector: any detector whose class is in `CLASSES`.
         provenance: fingerprints to be checked on loading.
-        threshold: its calibrated threshold.
+        threshold: its calibrated threshold, or one for each stratum.
         notes: JSON values for people: data, command, scores.
 
     Raises:
@@ -179,22 +180,30 @@ def save_detector(
     _replace(folder / "detector.json", text.encode())
 
 
-def load_detector(folder: Path | str, expected: Provenance) -> tuple[Any, Threshold | None]:
+def load_detector(
+    folder: Path | str, expected: Provenance, stratum: str | None = None
+) -> tuple[Any, Threshold | None]:
     """Read a detector and its threshold.
 
     Args:
         folder: what `save_detector` wrote.
         expected: what they are to be used with.
+        stratum: which threshold, where there is one for each stratum.
 
     Raises:
         FileNotFoundError: no artifact there.
         FingerprintError: made with another policy, tap or pooling.
-        ValueError: another format version, or an unknown class.
+        ValueError: another format version, an unknown class, or not a stratum that was calibrated.
     """
     document = read_card(folder)
     Provenance(**document["provenance"]).require(expected)
     arrays = load((Path(folder) / "detector.safetensors").read_bytes())
-    return _unpack(document["detector"], arrays), _unpack(document["threshold"], arrays)
+    threshold = _unpack(document["threshold"], arrays)
+    strata: dict[str | None, Any] = threshold if isinstance(threshold, dict) else {None: threshold}
+    if stratum not in strata:
+        has = "one threshold for everything" if None in strata else f"thresholds of {[*strata]}"
+        raise ValueError(f"{folder} has {has}; asked for stratum {stratum!r}.")
+    return _unpack(document["detector"], arrays), strata[stratum]
 
 
 def read_card(folder: Path | str) -> dict[str, Any]:

@@ -168,6 +168,17 @@ def modulation(
     return deviation[kept].max(0) + 1e-8
 
 
+def reference_rows(
+    n: int, band: Band, share: float = 0.3, seed: int = 0
+) -> tuple[Int[np.ndarray, " r"], Int[np.ndarray, " c"]]:
+    """Which of n successes give a band its shape, and which set its rank."""
+    if band == "constant":
+        return np.arange(0), np.arange(n)
+    order = np.random.default_rng(seed).permutation(n)
+    first = max(int(share * n), 2)
+    return order[:first], order[first:]
+
+
 def calibrate(
     scores: Shaped[Any, "n t"],
     mask: Shaped[Any, "n t"],
@@ -214,9 +225,7 @@ def calibrate(
         centre, h = np.zeros(t), np.ones(t)
     else:
         if reference is None:
-            order = np.random.default_rng(seed).permutation(len(scores))
-            first = order[: max(int(reference_share * len(order)), 2)]
-            rest = order[len(first) :]
+            first, rest = reference_rows(len(scores), band, reference_share, seed)
             reference, scores, mask = (scores[first], mask[first]), scores[rest], mask[rest]
         curves = extend(*reference)
         if len(curves) < 2 or not len(scores):
@@ -257,6 +266,15 @@ def calibrate_strata(
         return calibrate(part[0], part[1], part[2], alpha, **options)
 
     return {label.item(): one(labels == label) for label in np.unique(labels)}
+
+
+def excess(
+    threshold: Threshold, scores: Shaped[Any, "n t"], mask: Shaped[Any, "n t"]
+) -> Float[np.ndarray, " n"]:
+    """How far each episode's score rises above the limit at most; below 0 without an alarm."""
+    scores = np.asarray(scores, np.float64)
+    above = scores - np.asarray(threshold.at(jnp.arange(scores.shape[1])), np.float64)
+    return np.where(np.asarray(mask, bool), above, -np.inf).max(1)
 
 
 def any_alarm(

@@ -6,15 +6,23 @@ episodes: the promise of a threshold holds for successes that the detector was n
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from mistjax.detect.artifact import Provenance, load_detector, read_card, save_detector
-from mistjax.detect.conformal import Band, Threshold, calibrate
+from mistjax.detect.conformal import (
+    Band,
+    Threshold,
+    calibrate_strata,
+    excess,
+    reference_rows,
+)
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import score_episodes
 from mistjax.detect.features import DEFAULT_FEATURES, FeatureSpec
@@ -41,12 +49,7 @@ def episodes_from_runs(
     Raises:
         ValueError: no runs, runs of different policies, or taps that were not recorded.
     """
-    policies = {run.config["policy_fingerprint"] for run in runs}
-    if len(policies) != 1:
-        raise ValueError(
-            f"the runs are of {len(policies)} policies: give runs of one, a detector reads its "
-            "activations."
-        )
+    policy_of(runs)
     traces = [trace for run in runs for trace in run.traces()]
     groups = [group(trace) for trace in traces]
     names = sorted(set(groups))
@@ -56,6 +59,17 @@ def episodes_from_runs(
         [names.index(name) for name in groups],
         [trace.seed for trace in traces],
     )
+
+
+def policy_of(runs: Sequence[Run]) -> str:
+    """The fingerprint of the one policy that the runs are of; ValueError for none or several."""
+    policies = {run.config["policy_fingerprint"] for run in runs}
+    if len(policies) != 1:
+        raise ValueError(
+            f"the runs are of {len(policies)} policies: give runs of one, a detector reads its "
+            "activations."
+        )
+    return policies.pop()
 
 
 def provenance(policy_fingerprint: str, features: FeatureSpec) -> Provenance:
@@ -87,7 +101,7 @@ def train_detector(
         Its metrics on the training episodes themselves.
     """
     episodes = episodes_from_runs(runs, features, group=group)
-    fingerprint = runs[0].config["policy_fingerprint"]
+    fingerprint = policy_of(runs)
     detector = fit_detector(name, episodes, standardised=True, **options)
     scores = score_episodes(detector, episodes.features, episodes.mask)
     metrics = summary(np.asarray(scores), episodes)
@@ -110,8 +124,9 @@ def calibrate_detector(
     alpha: float = 0.1,
     band: Band = "stdev",
     group: Callable[[Trace], str] = lambda trace: trace.task,
+    strata: str | None = None,
     seed: int = 0,
-) -> tuple[Threshold, dict[str, float]]:
+) -> tuple[dict[str, Threshold], dict[str, float]]:
     """Calibrates a trained detector on the successes of other runs and writes its threshold.
 
     Args:
@@ -120,32 +135,87 @@ def calibrate_detector(
         alpha: bound on the chance of any alarm in a successful episode.
         band: shape of the threshold over time.
         group: tasks of similar length, for metrics by earliest stop.
+        strata: one threshold for each value of this key, see `stratum_of`: the promise then holds
+            within each. None is one threshold for all, under the name "".
         seed: which successes give the band its shape.
 
     Returns:
-        (threshold, the detector's metrics on these episodes).
+        (stratum -> threshold, the detector's metrics on these episodes).
 
     Raises:
         FingerprintError: the runs are of another policy.
+        ValueError: a stratum without successes; see `calibrate`.
     """
     card = read_card(folder)
     features = FeatureSpec.from_json(card["notes"]["features"])
-    fingerprint = runs[0].config["policy_fingerprint"]
+    fingerprint = policy_of(runs)
     detector, _ = load_detector(folder, provenance(fingerprint, features))
     episodes = episodes_from_runs(runs, features, group=group)
     scores = np.asarray(score_episodes(detector, episodes.features, episodes.mask))
-    threshold = calibrate(scores, episodes.mask, episodes.success, alpha, band=band, seed=seed)
+    labels = np.array([stratum_of(run, trace, strata) for run in runs for trace in run.traces()])
+    mask, success = np.asarray(episodes.mask), np.asarray(episodes.success)
+    thresholds = calibrate_strata(scores, mask, success, labels, alpha, band=band, seed=seed)
     metrics = summary(scores, episodes)
     notes = {
         **card["notes"],
         "calibrated_on": [str(run.path) for run in runs],
         "calibration_episodes": len(episodes),
         "calibration_metrics": _defined(metrics),
+        "calibration_excess": {
+            name: ranked(threshold, scores[rows], mask[rows], success[rows], seed)
+            for name, threshold in thresholds.items()
+            for rows in [labels == name]
+        },
     }
+    threshold = thresholds[""] if strata is None else thresholds
     save_detector(
         folder, detector, provenance(fingerprint, features), threshold=threshold, notes=notes
     )
-    return threshold, metrics
+    return thresholds, metrics
+
+
+def ranked(
+    threshold: Threshold,
+    scores: Float[np.ndarray, "n t"],
+    mask: Bool[np.ndarray, "n t"],
+    success: Bool[np.ndarray, " n"],
+    seed: int = 0,
+) -> list[float]:
+    """The numbers that later successes are compared with (see `drift`): how far the scores of the
+    successes that set the rank rise above the threshold. [] for a threshold of +inf.
+    """
+    _, rest = reference_rows(int(success.sum()), threshold.band, seed=seed)
+    values = excess(threshold, scores[success][rest], mask[success][rest])
+    return values.tolist() if np.isfinite(values).all() else []
+
+
+def stratum_of(run: Run, trace: Trace, key: str | None) -> str:
+    """What an episode's threshold is chosen by: a setting of its run, such as LIBERO's `suite`, a
+    key of a JSON task, or "task" for the task itself; "" without a key.
+
+    Raises:
+        ValueError: the episode has none of that.
+    """
+    if key is None:
+        return ""
+    return str(run.config[key]) if key in run.config else task_group(trace, key)
+
+
+def task_group(trace: Trace, key: str | None) -> str:
+    """The value of `key` in a JSON task; the whole task for "task" or None.
+
+    Raises:
+        ValueError: the task is no JSON object with that key.
+    """
+    if key in (None, "task"):
+        return trace.task
+    try:
+        return str(json.loads(trace.task)[key])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"the task {trace.task!r} of seed {trace.seed} has no {key!r}: leave the key out, or "
+            "name one of a JSON task."
+        ) from None
 
 
 def report_metrics(metrics: Mapping[str, float]) -> str:

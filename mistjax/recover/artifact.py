@@ -64,16 +64,17 @@ def load_remedy(folder: str | Path) -> RemedyConfig:
     return RemedyConfig(**{**data, "strengths": tuple(data["strengths"])})
 
 
-def load_monitor(folder: str | Path, policy: Any) -> Monitor:
-    """The monitor of a policy.
+def load_monitor(folder: str | Path, policy: Any, stratum: str | None = None) -> Monitor:
+    """The monitor of a policy, with the threshold of a stratum where it has several.
 
     Raises:
         FileNotFoundError: no detector there.
         FingerprintError: it was made with another policy.
-        ValueError: the detector has no threshold yet.
+        ValueError: the detector has no threshold yet, or none of that stratum.
     """
     features = FeatureSpec.from_json(read_card(folder)["notes"]["features"])
-    detector, threshold = load_detector(folder, provenance(policy.spec.fingerprint, features))
+    made_with = provenance(policy.spec.fingerprint, features)
+    detector, threshold = load_detector(folder, made_with, stratum)
     if threshold is None:
         raise ValueError(f"{folder} has no threshold: run `mistjax calibrate` on it first.")
     return Monitor(detector, threshold, features)
@@ -91,7 +92,14 @@ def make_remedy(policy: Any, steering: SteeringArtifact, config: RemedyConfig) -
     )
 
 
-def load_mist(folder: str | Path, policy: Any, arm: str = "mist", seed: int = 0) -> MistPolicy:
+def load_mist(
+    folder: str | Path,
+    policy: Any,
+    arm: str = "mist",
+    seed: int = 0,
+    *,
+    stratum: str | None = None,
+) -> MistPolicy:
     """A policy with the monitor, and the remedy of an arm.
 
     Args:
@@ -100,15 +108,16 @@ def load_mist(folder: str | Path, policy: Any, arm: str = "mist", seed: int = 0)
         arm: `mist`; `monitor` only watches; `random` steers along random directions of the same
             length at the same moments.
         seed: of the random directions.
+        stratum: which threshold, where it has several.
 
     Raises:
         FileNotFoundError: a file is missing.
         FingerprintError: made with another policy.
-        ValueError: unknown arm.
+        ValueError: unknown arm or stratum.
     """
     if arm not in ARMS:
         raise ValueError(f"no arm is called {arm!r}; choose one of {', '.join(ARMS)}.")
-    monitor = load_monitor(folder, policy)
+    monitor = load_monitor(folder, policy, stratum)
     if arm == "monitor":
         return MistPolicy(policy, monitor, None, arm)
     steering = load_steering(folder, policy.spec)

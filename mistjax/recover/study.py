@@ -1,8 +1,7 @@
 """A paired study: the bare policy and its monitored arms on the same seeds, a table and a report.
 
 Arms: `bare`; `monitor` watches only, so its actions must equal the bare ones; `random` steers at
-    the
-same alarms along random directions of the same length, the control for steering at all; `mist`.
+the same alarms along random directions of the same length, the control for steering at all; `mist`.
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mistjax.detect.drift import known_excess, watched_drift
 from mistjax.recover.artifact import ARMS, load_mist
 from mistjax.recover.explanation import alarm_explanations
-from mistjax.report.blocks import Table
+from mistjax.report.blocks import Table, Text
 from mistjax.report.build import build_report, explanations
 from mistjax.report.html import Section
 from mistjax.rollouts.collect import BOARD_ENV, collect, load_policy
@@ -40,6 +40,7 @@ class StudyConfig:
         env: gymnasium id.
         suite: a LIBERO suite in place of `env`; `episodes` are then of each task.
         tasks: which tasks of the suite; () is all.
+        stratum: which threshold of the monitor, where it has several.
         preset: robot preset of the policy; None is the checkpoint's own.
         videos: how many of the first episodes to record as video.
         num_envs: environments in lock-step; None is 8, or for LIBERO one a worker.
@@ -58,6 +59,7 @@ class StudyConfig:
     env: str = BOARD_ENV
     suite: str | None = None
     tasks: tuple[int, ...] = ()
+    stratum: str | None = None
     preset: str | None = None
     videos: int = 3
     num_envs: int | None = None
@@ -81,7 +83,7 @@ def run_study(config: StudyConfig) -> dict[str, Run]:
     if unknown or not config.arms:
         raise ValueError(f"arms are {config.arms}: choose some of {', '.join(ALL_ARMS)}.")
     bare = load_policy(config.policy, config.preset)
-    policies = {arm: _arm(bare, arm, config.mist) for arm in config.arms}
+    policies = {arm: _arm(bare, arm, config) for arm in config.arms}
     runs = {}
     for arm, policy in policies.items():
         print(f"{arm}:", flush=True)
@@ -113,18 +115,18 @@ def run_study(config: StudyConfig) -> dict[str, Run]:
         config.out / "report.html",
         title=config.title,
         subtitle=_subtitle(config, bare),
-        extra=[*_alarms(bare, runs), *tasks],
+        extra=[*_alarms(bare, runs), *_calibration(config, policies, runs), *tasks],
     )
     print(f"Report: {page}")
     return runs
 
 
-def _arm(bare: Any, arm: str, mist: Path | None) -> Any:
+def _arm(bare: Any, arm: str, config: StudyConfig) -> Any:
     if arm == "bare":
         return bare
-    if mist is None:
+    if config.mist is None:
         raise ValueError(f"arm {arm!r} needs a monitor: give the folder of one (`--mist`).")
-    return load_mist(mist, bare, arm)
+    return load_mist(config.mist, bare, arm, stratum=config.stratum)
 
 
 def _why(policy: Any) -> tuple[str, ...]:
@@ -137,6 +139,23 @@ def _alarms(policy: Any, runs: dict[str, Run]) -> list[Section]:
     """The report's section on what the alarms relied on; none if no remedy began on video."""
     shown = alarm_explanations(policy, runs["mist"]) if "mist" in runs else []
     return [explanations(shown)] if shown else []
+
+
+def _calibration(
+    config: StudyConfig, policies: dict[str, Any], runs: dict[str, Run]
+) -> list[Section]:
+    """What the threshold promises, and whether the watched successes still look like those that it
+    was calibrated on; none without the arm `monitor`.
+    """
+    if "monitor" not in runs:
+        return []
+    assert config.mist is not None
+    lines = [policies["monitor"].monitor.threshold.describe()]
+    successes = sum(bool(row["success"]) for row in runs["monitor"].finished)
+    if successes and known_excess(config.mist, config.stratum):
+        found = watched_drift(config.mist, runs["monitor"], stratum=config.stratum)
+        lines.append(found.describe())
+    return [Section("Calibration", [Text("\n\n".join(lines))])]
 
 
 def _subtitle(config: StudyConfig, policy: Any) -> str:

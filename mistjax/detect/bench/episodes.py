@@ -5,7 +5,6 @@ Traces are read once. Memory: what the detectors read, in float32.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,8 +15,8 @@ from mistjax.detect.bench.config import BenchConfig
 from mistjax.detect.bench.inputs import Case, cases
 from mistjax.detect.bench.readers import hidden_names, readers
 from mistjax.detect.data import Episodes, split_seeds
+from mistjax.detect.from_runs import task_group
 from mistjax.rollouts.run import load_run
-from mistjax.rollouts.trace import Trace
 
 
 class Split(NamedTuple):
@@ -102,23 +101,6 @@ def read_runs(config: BenchConfig, *, progress: bool = True) -> Recorded:
         },
     }
     return Recorded(rows, inputs, np.array(success, bool), task, np.array(seeds), split, about)
-
-
-def task_group(trace: Trace, key: str | None) -> str:
-    """The value of `key` in a JSON task, or the whole task.
-
-    Raises:
-        ValueError: the task is no JSON object with that key.
-    """
-    if key is None:
-        return trace.task
-    try:
-        return str(json.loads(trace.task)[key])
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"the task {trace.task!r} of seed {trace.seed} has no {key!r}: leave --group out, or "
-            "name a key of a JSON task."
-        ) from None
 
 
 def divide(seeds: np.ndarray, training: np.ndarray, config: BenchConfig) -> Split:
