@@ -8,15 +8,18 @@ turns, on the same split and for the same epochs:
 - ours       one head; CPU seconds cover all threads, compilation included
 - together   `--together` heads of one split (initialisations) as one vmapped program, per head
 - pytorch    `safe_torch`: the recipe in PyTorch, one thread
+- floor      its matrix products alone, at this machine's rate, see `detect_floor`
 
 Each runs in a process of its own, so that its peak memory is its own. On a busy machine only CPU
-seconds compare.
+seconds compare, and those only within one run: neighbours empty the caches. Another call replaces
+the results of its own detectors and keeps the others.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -29,6 +32,7 @@ import numpy as np
 import tyro
 
 from experiments.bench import safe_torch
+from experiments.bench.detect_floor import floor
 
 # case -> epochs, original's result file
 CASES: dict[str, tuple[int, str]] = {
@@ -39,7 +43,7 @@ CASES: dict[str, tuple[int, str]] = {
     "safe_mlp": (1000, "small_indep"),
     "safe_lstm": (1000, "small_lstm"),
 }
-Worker = Literal["ours", "together", "pytorch"]
+Worker = Literal["ours", "together", "pytorch", "floor"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Config:
             original always took 1000: its times are scaled, its AUCs are not.
         together: heads that are trained as one program; 0 leaves this out.
         pytorch: also train the heads in PyTorch.
-        out: CSV with the table.
+        out: JSON file of the results.
         worker: run the only case of the only seed in this process and print its result.
     """
 
@@ -64,7 +68,7 @@ class Config:
     epochs: int | None = None
     together: int = 8
     pytorch: bool = True
-    out: Path = Path("runs/bench_detect.csv")
+    out: Path = Path("experiments/results/bench_detect.json")
     worker: Worker | None = None
 
 
@@ -81,6 +85,9 @@ def run_one(config: Config) -> dict[str, float]:
     split = split_tasks(episodes.task_id, seed)
     training = episodes.take(split.train)
     count = config.together if config.worker == "together" else 1
+    epochs = epochs_of(case, config)
+    if config.worker == "floor":
+        return floor(case, training.dim, int(training.lengths.sum()), epochs)
 
     def fit(epochs: int) -> list[Callable[[Any], np.ndarray]]:
         if config.worker == "pytorch":
@@ -92,7 +99,6 @@ def run_one(config: Config) -> dict[str, float]:
             detectors = [fit_detector(case, training, accumulate="none")]
         return [lambda part, d=d: score_episodes(d, part.features, part.mask) for d in detectors]
 
-    epochs = epochs_of(case, config)
     wall, cpu = time.perf_counter(), time.process_time()
     fitted = fit(epochs)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -134,7 +140,9 @@ def epochs_of(case: str, config: Config) -> int:
 
 
 def original(data: Path, case: str, seed: int, epochs: int) -> dict[str, float]:
-    """The recorded original's numbers, its times scaled to `epochs`; NaN where not recorded."""
+    """The recorded original's numbers, its times scaled to `epochs`; NaN where not recorded. It
+    had one thread of a busy machine: its wall time is taken to be its CPU time, as on an idle one.
+    """
     full, stem = CASES[case]
     path = data / "peer" / f"{stem}_s{seed}.json"
     if not path.is_file():
@@ -144,7 +152,7 @@ def original(data: Path, case: str, seed: int, epochs: int) -> dict[str, float]:
     return {
         "seen": peer["final"][f"{key}seen"],
         "unseen": peer["final"][f"{key}unseen"],
-        "fit_wall_s": peer["train_s"] * scale,
+        "fit_wall_s": peer["train_cpu_s"] * scale,
         "fit_cpu_s": peer["train_cpu_s"] * scale,
         "peak_mb": peer["peak_rss_mb"],
     }
@@ -160,56 +168,58 @@ def measure(config: Config, case: str, seed: int, worker: Worker) -> dict[str, f
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(config: Config) -> list[dict[str, object]]:
-    """Runs every case, prints and writes the table."""
-    rows: list[dict[str, object]] = []
+def main(config: Config) -> dict[str, Any]:
+    """Runs every case; prints each number, and writes them with the ratios."""
+    found = json.loads(config.out.read_text()) if config.out.exists() else {}
     for case in config.detectors:
         trained = bool(CASES[case][0])
         wanted: dict[Worker, bool] = {
             "ours": True,
             "together": trained and config.together > 0,
             "pytorch": trained and config.pytorch,
+            "floor": trained,
         }
-        workers: list[Worker] = [worker for worker, yes in wanted.items() if yes]
         measured: dict[str, list[dict[str, float]]] = {}
+        loads = []
         for seed in config.seeds:
-            results = {worker: measure(config, case, seed, worker) for worker in workers}
+            loads.append(round(os.getloadavg()[0], 1))
+            results = {who: measure(config, case, seed, who) for who, yes in wanted.items() if yes}
             results["original"] = original(config.data, case, seed, epochs_of(case, config))
             for who, numbers in results.items():
                 measured.setdefault(who, []).append(numbers)
-                row = {"detector": case, "seed": seed, "who": who, **numbers}
-                rows.append(row)
-                print(" ".join(f"{k}={_shown(v)}" for k, v in row.items()), flush=True)
-        print(ratios(case, measured), flush=True)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    columns = list(rows[0])
-    lines = [",".join(columns)] + [",".join(str(r.get(c, "")) for c in columns) for r in rows]
-    config.out.write_text("\n".join(lines) + "\n")
-    return rows
+                shown = " ".join(f"{name}={value:.3f}" for name, value in numbers.items())
+                print(case, seed, who, shown, flush=True)
+        found[case] = {
+            "epochs": epochs_of(case, config),
+            "seeds": list(config.seeds),
+            "cores": os.cpu_count(),
+            "load_at_each_seed": loads,
+            "mean_per_head": {who: mean(numbers) for who, numbers in measured.items()},
+            "ratios": ratios(measured),
+            "by_seed": measured,
+        }
+        print(json.dumps({k: v for k, v in found[case].items() if k != "by_seed"}, indent=1))
+        config.out.write_text(json.dumps(found, indent=1) + "\n")
+    return found
 
 
-def ratios(case: str, measured: dict[str, list[dict[str, float]]]) -> str:
-    """Means over seeds, and each CPU and wall time relative to the others'."""
-
-    def mean(who: str, name: str) -> float:
-        return float(np.mean([numbers[name] for numbers in measured[who]]))
-
-    lines = [
-        f"{case}, {who}: unseen AUC {mean(who, 'unseen'):.3f}, peak {mean(who, 'peak_mb'):.0f} MB"
-        for who in measured
-    ]
-    for who in ("ours", "together"):
-        for peer in ("pytorch", "original"):
-            if who in measured and peer in measured:
-                cpu, wall = (
-                    mean(who, name) / mean(peer, name) for name in ("fit_cpu_s", "fit_wall_s")
-                )
-                lines.append(f"{case}, {who} / {peer}: CPU {cpu:.2f}, wall {wall:.2f} per head")
-    return "\n".join(lines)
+def mean(numbers: list[dict[str, float]]) -> dict[str, float]:
+    """Means over seeds."""
+    return {name: float(np.mean([row[name] for row in numbers])) for name in numbers[0]}
 
 
-def _shown(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def ratios(measured: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Mean CPU and wall time of a head relative to the others'; "floor / original" is the least
+    that any program could reach here.
+    """
+    pairs = [(who, peer) for who in ("ours", "together") for peer in ("pytorch", "original")]
+    pairs += [("ours", "floor"), ("pytorch", "floor"), ("floor", "original")]
+    times = ("fit_cpu_s", "fit_wall_s")
+    return {
+        f"{who} / {peer}": {t: mean(measured[who])[t] / mean(measured[peer])[t] for t in times}
+        for who, peer in pairs
+        if who in measured and peer in measured
+    }
 
 
 if __name__ == "__main__":
