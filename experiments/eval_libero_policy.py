@@ -8,8 +8,9 @@ it, about as far as places in them lie apart.
 
 Every episode is scored by a detector that did not see it: in turn one fifth is held out, one
 calibrates the alarm threshold and the other three train. The AUC compares episodes up to the
-shortest of their task, where the control, an episode's length, says nothing; alarms may come at any
-time, and there that control is hard to beat. Interrupt it at will: recorded episodes are kept.
+shortest of their task, where the control, an episode's length, says nothing. Alarms may come at any
+time: there the control finds every failure too, but late. Interrupt it at will: recorded episodes
+are kept.
 """
 
 from __future__ import annotations
