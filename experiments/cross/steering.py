@@ -30,9 +30,9 @@ from mistjax.steer import (
     find_concept,
     observation_group,
     top_names,
+    value_vectors,
 )
 from mistjax.steer.effects import action_statistics
-from mistjax.steer.value_vectors import ValueVectors
 
 AXES = {"speed": ("quickly", "slowly", "speed"), "height": ("high", "low", "dz")}
 """Modifier of the task -> towards, away, and the statistic that it should raise."""
@@ -69,17 +69,8 @@ def _mean(policy: Any, raw: list, statistic: str, key: Array) -> float:
     return float(action_statistics(actions, policy.spec)[statistic].mean())
 
 
-def read_value_vectors(policy: Any) -> ValueVectors:
-    """The VLM's value vectors of any of the board's policies."""
-    if hasattr(policy, "variables"):
-        from mistjax.steer import value_vectors
-    else:
-        from interop.openvla.value_vectors import value_vectors
-    return value_vectors(policy, "vlm")
-
-
 def _word_vector(policy: Any, plain: list, towards: str, away: str, key: Array) -> SteeringVector:
-    values = read_value_vectors(policy)
+    values = value_vectors(policy, "vlm")
     top = top_names(values, 1)
     a, b = (find_concept(values, top, w, [w], limit=NEURONS) for w in (towards, away))
     vector = concept_vector(values, a, against=b, tokens="text")

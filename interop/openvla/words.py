@@ -6,14 +6,19 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from interop.arrays import to_jax
 from interop.bridge import call_torch
+from interop.openvla import actions
 from interop.openvla.decoders import Decoder
 from interop.openvla.model import OpenVLA
 from interop.openvla.reader import Reader
 from mistjax.models.observation import Observation
 from mistjax.models.tokenizers import PromptTokenizer
+from mistjax.policies.protocol import PolicySpec
+from mistjax.steer.value_vectors import ValueVectors
 
 
 class Words:
@@ -22,6 +27,7 @@ class Words:
     model: OpenVLA
     decoder: Decoder
     reader: Reader
+    spec: PolicySpec
 
     @property
     def tokenizer(self) -> PromptTokenizer:
@@ -48,6 +54,31 @@ class Words:
 
         return dataclasses.replace(
             obs, prompt_embedding=call_torch(run, shape, obs.tokenized_prompt)
+        )
+
+    def value_vectors(self, stack: str = "vlm") -> ValueVectors:
+        """See `steer.value_vectors`; of the Llama, which reads and decodes with the same weights.
+        Actions are words of its vocabulary: ids of action bins are named by their normalised action
+        (`action[+0.51]`) in place of the rare piece whose id they took. Costs a copy of its down
+        projections.
+
+        Raises:
+            ValueError: a stack without a vocabulary.
+        """
+        if stack not in ("vlm", "action"):
+            raise ValueError(f"stack {stack!r} has no vocabulary: expected 'vlm' or 'action'.")
+        llama, config = self.model.language_model, self.model.config
+        known, first = self.tokenizer.vocab_size, config.action_vocab - config.n_action_bins
+        bins = actions.decode(np.arange(first, config.action_vocab), config.action_vocab)
+        names = [self.tokenizer.id_to_piece(i) if i < known else f"id[{i}]" for i in range(first)]
+        names += [f"action[{value:+.2f}]" for value in bins]
+        return ValueVectors(
+            stack,
+            self.spec.fingerprint,
+            to_jax(self.model.value_vectors()),
+            to_jax(llama.model.norm.weight),
+            to_jax(llama.lm_head.weight[: len(names)]),
+            tuple(names),
         )
 
     def decode_direction(self, direction: Float[Array, "*n d"]) -> Float[Array, "*n v"]:

@@ -76,6 +76,13 @@ class FastTokenizer:
         """Tokens of a written action that are not the action: `Action: `, `|`, end."""
         return len(self._head) + len(self._bar) + 1
 
+    def id_to_piece(self, index: int) -> str:
+        """A piece of the prompt's vocabulary, or `<action N>`."""
+        action = self.vocab_size - 1 - RESERVED - index
+        if 0 <= action < self.actions.vocab_size:
+            return f"<action {action}>"
+        return self.prompts.id_to_piece(index)
+
     @functools.cached_property
     def grammar(self) -> ActionGrammar:
         """What a whole action looks like."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mistjax.hooks.sites import Tap
-from mistjax.policies.pi import PiPolicy
+from mistjax.policies.protocol import Policy
 from mistjax.rollouts.run import Run, load_run
 from mistjax.steer.artifact import SteeringArtifact, save_steering
 from mistjax.steer.concepts import Concept, concept_table, find_concept
@@ -35,7 +36,7 @@ _ADDABLE = ("resid", "attn_out", "mlp_out")
 
 
 def build_vectors(
-    policy: PiPolicy,
+    policy: Policy,
     concepts: Mapping[str, Sequence[str]],
     *,
     opposites: Sequence[tuple[str, str]] = (),
@@ -92,7 +93,7 @@ def build_vectors(
     return SteeringArtifact(policy.spec.fingerprint, directions, causes or {}, notes)
 
 
-def _check_same_policy(run: Run, policy: PiPolicy) -> None:
+def _check_same_policy(run: Run, policy: Policy) -> None:
     recorded = {row["policy_fingerprint"] for row in run.finished}
     if recorded - {policy.spec.fingerprint}:
         raise ValueError(
@@ -102,7 +103,7 @@ def _check_same_policy(run: Run, policy: PiPolicy) -> None:
 
 
 def write_vectors(
-    policy: PiPolicy,
+    policy: Policy,
     out: str | Path,
     *,
     concepts: Mapping[str, Sequence[str]] | None = None,
@@ -117,7 +118,7 @@ def write_vectors(
     Args:
         policy: the policy.
         out: folder to write to.
-        concepts: name -> words; the board's own by default.
+        concepts: name -> words; by default those of the board that are in the vocabulary.
         run: run folder of the policy.
 
     Returns:
@@ -133,10 +134,14 @@ def write_vectors(
         answer = min(taps, key=lambda tap: tap.stack != "action")
         blamed = (*policy.spec.cameras, "text", "state")
         causes = {cause: (f"success@{answer.site}", 1.0) for cause in blamed}
+    opposites: Sequence[tuple[str, str]] = ()
+    if concepts is None:
+        concepts = known_concepts(policy, BOARD_CONCEPTS)
+        opposites = [pair for pair in BOARD_OPPOSITES if {*pair} <= {*concepts}]
     artifact = build_vectors(
         policy,
-        BOARD_CONCEPTS if concepts is None else concepts,
-        opposites=BOARD_OPPOSITES if concepts is None else (),
+        concepts,
+        opposites=opposites,
         run=recorded,
         taps=taps,
         top=1,
@@ -149,6 +154,19 @@ def write_vectors(
             scale = " ".join(f"{x:.2f}" for x in np.asarray(direction.scale))
             lines.append(f"{name:28} {direction.site:16} length by layer {scale}")
     return "\n".join(lines)
+
+
+def known_concepts(
+    policy: Policy, concepts: Mapping[str, Sequence[str]]
+) -> dict[str, Sequence[str]]:
+    """Those of which every word is in the policy's vocabulary and some neuron's top name."""
+    values = value_vectors(policy, "vlm")
+    names, known = top_names(values, 1), {}
+    for name, words in concepts.items():
+        with contextlib.suppress(ValueError):
+            find_concept(values, names, name, words)
+            known[name] = words
+    return known
 
 
 def _usable_taps(run: Run) -> list[Tap]:

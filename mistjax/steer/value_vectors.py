@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from mistjax.models.pi0 import Pi0
 from mistjax.policies.pi import PiPolicy
+from mistjax.policies.protocol import Policy
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,12 +50,20 @@ class ValueVectors:
         return jnp.matmul(scaled, self.rows.T, preferred_element_type=jnp.float32)
 
 
-def value_vectors(policy: PiPolicy, stack: str = "vlm") -> ValueVectors:
-    """Value vectors of a pi0 or pi0.5 policy; arrays are the policy's own, not copied.
+def value_vectors(policy: Policy, stack: str = "vlm") -> ValueVectors:
+    """Value vectors of a policy: what its own method `value_vectors` says, or those of a pi0,
+    pi0.5 or pi0-FAST, whose arrays are not copied.
 
     Raises:
-        ValueError: a stack without names to read it by.
+        ValueError: a stack without names to read it by, or a policy of another kind.
     """
+    if (own := getattr(policy, "value_vectors", None)) is not None:
+        return own(stack)
+    if not isinstance(policy, PiPolicy):
+        raise ValueError(
+            f"{type(policy).__name__} cannot say what its neurons write: give it a method "
+            "`value_vectors(stack)`."
+        )
     params = policy.variables["params"]
     llm = params["PaliGemma"]["llm"]
     if stack == "vlm":

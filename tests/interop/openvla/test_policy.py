@@ -10,9 +10,9 @@ from interop.openvla import checkpoints, processing
 from interop.openvla.decoders import TokenDecoder
 from interop.openvla.policy import OpenVLAPolicy
 from interop.openvla.reader import Reader
-from interop.openvla.value_vectors import value_vectors
 from mistjax.hooks import Add, Tap, tap_shapes
 from mistjax.policies.protocol import Policy
+from mistjax.steer import value_vectors
 
 KEY = jax.random.key(0)
 TAPS = (

@@ -1,0 +1,39 @@
+"""The main path from the command line, on every shipped JAX policy: record, detect, explain, steer.
+
+OpenVLA's is in `interop/openvla/test_command_line.py`.
+"""
+
+import pytest
+
+from mistjax.cli import main
+from mistjax.demo import SHIPPED
+
+
+def walk(policy: str, folder, episodes: int, capsys) -> None:
+    """Every step on a policy, each from what the one before left on disk."""
+    source, run, detector = str(SHIPPED / policy), str(folder / "run"), str(folder / "detector")
+
+    def step(*arguments: str) -> str:
+        assert main([*arguments]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    more = ["--episodes", str(episodes), "--first-seed", "10", "--videos", "1"]
+    step("collect", source, "--out", run, *more)
+    step("train-detector", run, "--out", detector, "--detector", "linear_probe")
+    assert "roc_auc" in step("calibrate", run, "--detector", detector, "--alpha", "0.5")
+    step("drift", run, "--detector", detector)
+    why = ["--policy", source, "--detector", detector, "--seed", "10"]
+    for method in ("gradient_x_input", "occlusion"):
+        page = folder / f"{method}.html"
+        said = step("explain", run, *why, "--method", method, "--out", str(page))
+        assert "failure score comes mostly from" in said
+        assert page.stat().st_size > 10_000
+    vectors = str(folder / "vectors")
+    assert "success@action.resid" in step("vectors", source, "--run", run, "--out", vectors)
+    steer = ["--steer", vectors, "success@action.resid", "1.0"]
+    step("collect", source, "--out", str(folder / "steered"), "--episodes", "1", *steer)
+
+
+@pytest.mark.parametrize(("policy", "episodes"), [("board_pi0", 16), ("board_fast", 16)])
+def test_the_main_path(policy, episodes, tmp_path, capsys):
+    walk(policy, tmp_path, episodes, capsys)
