@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.exp_cross_architecture import as_table
+from mistjax.rollouts.summary import Rate
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
@@ -117,6 +118,52 @@ def hooks(results: Mapping[str, Any]) -> str:
     )
 
 
+def libero(results: Mapping[str, Any]) -> str:
+    """Success of the tiny policy, by task and condition."""
+
+    def changed(part: Mapping[str, Any]) -> str:
+        changes = (f"{name} {value}" for name, value in part["perturbation"].items())
+        return ", ".join(changes) or "nominal"
+
+    parts = [results["nominal"], results["perturbed"]]
+    tasks = parts[0]["success"]
+    return markdown(
+        ["task", *map(changed, parts)],
+        (
+            (task.replace("_", " "), *(rate(part["success"][task]) for part in parts))
+            for task in tasks
+        ),
+    )
+
+
+def libero_detectors(results: Mapping[str, Any]) -> str:
+    """Out of fold, on the perturbed episodes."""
+
+    def auc(found: Mapping[str, Any]) -> str:
+        return f"{found['value']:.2f} {interval(found['bootstrap95'])}"
+
+    def row(name: str, r: Mapping[str, Any]) -> tuple:
+        rates = (r["false_alarms"], r["detected"], r["detected_by_earliest_stop"])
+        step = f"{r['median_alarm_step']:.0f}"
+        return name, auc(r["auc"]), auc(r["auc_task_mean"]), *map(rate, rates), step
+
+    head = [
+        "detector",
+        "AUC by earliest stop",
+        "mean over tasks",
+        "false alarms",
+        "detected",
+        "before the first success ends",
+        "median alarm, step",
+    ]
+    found = results["perturbed"]["detection"]["detectors"]
+    return markdown(head, (row(name, found[name]) for name in found))
+
+
+def rate(found: Mapping[str, Any]) -> str:
+    return str(Rate(found["k"], found["n"]))
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "full_mist": ("exp003_full_mist", full_mist),
     "repair": ("exp_repair", repair),
@@ -124,6 +171,8 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "architectures": ("exp_cross_architecture", as_table),
     "better_than_safe": ("exp_better_than_safe", better_than_safe),
     "board_detectors": ("exp_board_detector", board_detectors),
+    "libero": ("libero_policy", libero),
+    "libero_detectors": ("libero_policy", libero_detectors),
     "hooks": ("bench_hooks", hooks),
 }
 
