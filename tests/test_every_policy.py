@@ -28,10 +28,13 @@ def walk(policy: str, folder, episodes: int, capsys) -> None:
         said = step("explain", run, *why, "--method", method, "--out", str(page))
         assert "failure score comes mostly from" in said
         assert page.stat().st_size > 10_000
-    vectors = str(folder / "vectors")
-    assert "success@action.resid" in step("vectors", source, "--run", run, "--out", vectors)
-    steer = ["--steer", vectors, "success@action.resid", "1.0"]
+    assert "success@action.resid" in step("vectors", source, "--run", run, "--out", detector)
+    steer = ["--steer", detector, "success@action.resid", "1.0"]
     step("collect", source, "--out", str(folder / "steered"), "--episodes", "1", *steer)
+    step("remedy", detector, "--strengths", "1.0", "0.5", "0.0", "--cap", "0.1")
+    study = ["--mist", detector, "--arms", "bare", "monitor", "mist", "--episodes", "2"]
+    said = step("eval", source, *study, "--out", str(folder / "study"))
+    assert said.count("(k/n)") == 1 and "Report: " in said
 
 
 @pytest.mark.parametrize(("policy", "episodes"), [("board_pi0", 16), ("board_fast", 16)])

@@ -22,7 +22,7 @@ from mistjax.cli.detectors import (
 )
 from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, price, report
 from mistjax.cli.installation import cite, conformance, doctor, fetch
-from mistjax.cli.remedies import explain, vectors
+from mistjax.cli.remedies import explain, remedy, vectors
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "demo": demo,
@@ -35,6 +35,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "import-safe": import_safe,
     "export-safe": export_safe,
     "vectors": vectors,
+    "remedy": remedy,
     "explain": explain,
     "eval": evaluate,
     "report": report,

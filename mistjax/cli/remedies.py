@@ -65,3 +65,29 @@ def vectors(
 
     words = concepts and {name: text.split(",") for name, text in concepts.items()}
     print(write_vectors(load_policy(policy, preset), out, concepts=words, run=run))
+
+
+def remedy(
+    folder: Positional[Path],
+    /,
+    *,
+    strengths: tuple[float, ...] = (1.0,),
+    cap: float = 0.25,
+    weight: float = 1.0,
+    method: str = "gradient_x_input",
+) -> None:
+    """Say how far and how long to steer after an alarm along the directions of a folder.
+
+    Args:
+        folder: what `vectors` wrote; with a calibrated detector in it, it is what `eval --mist`
+            takes.
+        strengths: share of each direction's own strength at the first, second ... inference since
+            the alarm; the last one holds. 0 as the last ends the remedy until the next alarm.
+        cap: largest change of an action, as a share of its range.
+        weight: share of the steered chunk in the executed one.
+        method: attribution that finds the cause; see `explain`.
+    """
+    from mistjax.recover.artifact import RemedyConfig, save_remedy
+
+    save_remedy(folder, RemedyConfig(strengths, cap, weight, method))
+    print(f"{folder}/remedy.json")

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from mistjax.attribute.registry import ATTRIBUTIONS
 from mistjax.detect.artifact import load_detector, read_card
 from mistjax.detect.features import FeatureSpec
 from mistjax.detect.from_runs import provenance
@@ -48,6 +49,19 @@ class RemedyConfig:
 
 
 def save_remedy(folder: str | Path, config: RemedyConfig) -> None:
+    """Writes `remedy.json`.
+
+    Raises:
+        ValueError: a setting that no remedy can have.
+    """
+    for name, value in (("cap", config.cap), ("weight", config.weight)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}: it is a share, from 0 to 1.")
+    if not config.strengths or config.method not in ATTRIBUTIONS:
+        raise ValueError(
+            f"strengths are {config.strengths} and the method is {config.method!r}: give at least "
+            f"one strength, and one of {', '.join(ATTRIBUTIONS)}."
+        )
     Path(folder).mkdir(parents=True, exist_ok=True)
     with atomic(Path(folder) / "remedy.json") as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
@@ -55,7 +69,10 @@ def save_remedy(folder: str | Path, config: RemedyConfig) -> None:
 
 def load_remedy(folder: str | Path) -> RemedyConfig:
     """Reads `remedy.json`; ValueError names keys that a remedy does not have."""
-    data = json.loads((Path(folder) / "remedy.json").read_text())
+    path = Path(folder) / "remedy.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no remedy.json in {folder}; write one with `mistjax remedy`.")
+    data = json.loads(path.read_text())
     known = {field.name for field in dataclasses.fields(RemedyConfig)}
     if surplus := sorted(set(data) - known):
         raise ValueError(
