@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mistjax.cli import main
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"^```python run\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
@@ -27,3 +29,15 @@ def test_every_make_target_it_names_exists():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"make ([a-z-]+)", README):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_command_it_shows_parses(capsys):
+    shown = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE))
+    commands = [line.split("#")[0].split() for line in shown.splitlines() if "mistjax " in line]
+    assert len(commands) > 5
+    for _, name, *arguments in (words[words.index("mistjax") :] for words in commands):
+        with pytest.raises(SystemExit) as end:
+            main([name, *arguments, "--help"])
+        assert end.value.code == 0
+        known = capsys.readouterr().out
+        assert not [a for a in arguments if a.startswith("--") and a not in known], name
