@@ -36,7 +36,7 @@ def demo(
 
 
 def collect(
-    policy: Positional[Path],
+    policy: Positional[str],
     /,
     *,
     out: Path,
@@ -54,7 +54,7 @@ def collect(
     """Run a policy and record its episodes and activations.
 
     Args:
-        policy: checkpoint folder.
+        policy: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
         out: run folder; the same command goes on where it was interrupted.
         episodes: how many, of consecutive seeds.
         first_seed: the first seed.

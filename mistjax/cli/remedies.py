@@ -11,7 +11,7 @@ def explain(
     run: Positional[Path],
     /,
     *,
-    policy: Path,
+    policy: str,
     detector: Path,
     seed: int,
     inference: int | None = None,
@@ -24,7 +24,7 @@ def explain(
 
     Args:
         run: run folder with the episode, recorded as video.
-        policy: checkpoint folder.
+        policy: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
         detector: a calibrated detector.
         seed: which episode.
         inference: which inference; the first alarm by default, else the highest score.
@@ -43,7 +43,7 @@ def explain(
 
 
 def vectors(
-    policy: Positional[Path],
+    policy: Positional[str],
     /,
     *,
     out: Path,
@@ -54,7 +54,7 @@ def vectors(
     """Build steering vectors: from words, and from failure to success in a recorded run.
 
     Args:
-        policy: checkpoint folder.
+        policy: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
         out: folder to write them to.
         run: run folder of the policy.
         concepts: name and its words, comma-separated; the board's own by default.
