@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from tyro.conf import Positional
 
 
@@ -35,37 +37,62 @@ def demo(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Episodes:
+    """Which episodes are played, and where.
+
+    Attributes:
+        episodes: how many, of consecutive seeds; with --suite, of each task.
+        first_seed: the first seed; with --suite, the first fixed start of each task.
+        perturbation: what is changed in the environment, e.g. `camera_angle 0.5`; LIBERO has kinds
+            too, e.g. `position swap`.
+        env: gymnasium id.
+        suite: a LIBERO suite in place of --env, e.g. libero_spatial.
+        tasks: which tasks of the suite; all by default.
+        videos: how many of the first episodes to record as video.
+        workers: processes that step the environments; 0 is this one.
+        num_envs: environments in lock-step; 8 by default, with --suite one a worker.
+        executor: whether workers are processes of this machine or Ray actors.
+    """
+
+    episodes: int = 50
+    first_seed: int = 0
+    perturbation: dict[str, float | str] = dataclasses.field(default_factory=dict)
+    env: str = "mistjax/Board-v0"
+    suite: str | None = None
+    tasks: tuple[int, ...] = ()
+    videos: int = 0
+    workers: int = 0
+    num_envs: int | None = None
+    executor: Literal["process", "ray"] = "process"
+
+
+Played = Annotated[Episodes, tyro.conf.arg(name="")]  # its options have no prefix
+
+
 def collect(
     policy: Positional[str],
     /,
     *,
     out: Path,
-    episodes: int = 100,
-    first_seed: int = 0,
-    perturbation: dict[str, float] | None = None,
-    env: str = "mistjax/Board-v0",
+    played: Played = Episodes(),
     preset: str | None = None,
     taps: tuple[str, ...] = (),
     samples: int = 1,
     steer: tuple[Path, str, float] | None = None,
     onset: int = 0,
-    videos: int = 0,
 ) -> None:
     """Run a policy and record its episodes and activations.
 
     Args:
         policy: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
         out: run folder; the same command goes on where it was interrupted.
-        episodes: how many, of consecutive seeds.
-        first_seed: the first seed.
-        perturbation: what is changed in the environment, e.g. `camera_angle 0.5`.
-        env: gymnasium id.
+        played: which episodes.
         preset: robot preset; the checkpoint's own by default.
         taps: activations to record, e.g. vlm.resid@-1/text/mean; the detector's own by default.
         samples: chunks drawn at each inference, for detectors of disagreement; 1 draws no others.
         steer: folder of directions, the name of one and its strength: always in force, no monitor.
         onset: inferences of an episode before `steer`.
-        videos: how many of the first episodes to record as video.
     """
     from mistjax.detect.features import DEFAULT_FEATURES
     from mistjax.detect.resampled import Resampled
@@ -81,14 +108,10 @@ def collect(
     run = collect(
         bare if samples == 1 else Resampled(bare, samples),
         out,
-        episodes=episodes,
-        first_seed=first_seed,
-        env=env,
         env_options=env_options,
-        perturbation=perturbation,
         taps=[Tap.parse(text) for text in taps] or DEFAULT_FEATURES.taps,
         aux=() if samples == 1 else ("sampled_actions",),
-        videos=videos,
+        **vars(played),
     )
     print(f"success {summarize(run).success}; recorded in {out}")
 
@@ -117,18 +140,9 @@ def evaluate(
     out: Path,
     mist: Path | None = None,
     arms: tuple[str, ...] = ("bare",),
-    episodes: int = 50,
-    first_seed: int = 0,
-    perturbation: dict[str, float | str] | None = None,
-    env: str = "mistjax/Board-v0",
-    suite: str | None = None,
-    tasks: tuple[int, ...] = (),
     stratum: str | None = None,
+    played: Played = Episodes(),
     preset: str | None = None,
-    videos: int = 0,
-    workers: int = 0,
-    num_envs: int | None = None,
-    executor: Literal["process", "ray"] = "process",
 ) -> None:
     """Success of a policy, and of its monitored arms on the same seeds.
 
@@ -138,19 +152,9 @@ def evaluate(
         out: folder of the arms' runs and the report page; the same command goes on there.
         mist: folder of a monitor and remedy, for the arms other than bare.
         arms: of bare, monitor, random, mist.
-        episodes: how many, of consecutive seeds; with --suite, of each task.
-        first_seed: the first seed; with --suite, the first fixed start of each task.
-        perturbation: what is changed in the environment, e.g. `camera_angle 0.5`; LIBERO has
-            kinds too, e.g. `position swap`.
-        env: gymnasium id.
-        suite: a LIBERO suite in place of --env, e.g. libero_spatial.
-        tasks: which tasks of the suite; all by default.
         stratum: which threshold of the monitor, where it has several.
+        played: which episodes.
         preset: robot preset; the checkpoint's own by default.
-        videos: how many of the first episodes to record as video.
-        workers: processes that step the environments; 0 is this one.
-        num_envs: environments in lock-step; 8 by default, with --suite one a worker.
-        executor: whether workers are processes of this machine or Ray actors.
     """
     from mistjax.recover.study import StudyConfig, run_study
 
@@ -163,19 +167,10 @@ def evaluate(
             mist=mist,
             out=out,
             arms=arms,
-            episodes=episodes,
-            first_seed=first_seed,
-            perturbation=perturbation or {},
-            env=env,
-            suite=suite,
-            tasks=tasks,
             stratum=stratum,
             preset=preset,
-            videos=videos,
-            workers=workers,
-            num_envs=num_envs,
-            executor=executor,
             title="mistjax eval",
+            **vars(played),
         )
     )
 
