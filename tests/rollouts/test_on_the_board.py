@@ -11,7 +11,7 @@ from mistjax.models.config import TINY
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies import BOARD, random_policy
 from mistjax.rollouts import run_episodes, workers_ray
-from mistjax.rollouts.collect import BOARD_ENV, make_env
+from mistjax.rollouts.collect import BOARD_ENV, collect, make_env
 from mistjax.rollouts.workers_pool import EnvPool
 
 TAPS = (
@@ -61,6 +61,15 @@ def test_a_board_episode_is_recorded_in_full_and_repeats_bit_for_bit(policy, sam
     assert trace.frames.shape == (11, 64, 128, 3)
     assert np.isfinite(trace.info["placement_error_m"])
     same(trace, run(policy, [2, 1]).trace(1))
+
+
+def test_options_of_the_environment_are_part_of_what_a_run_is(policy, tmp_path):
+    small = {"image_size": 48, "max_steps": 4}
+    done = collect(policy, tmp_path, episodes=1, env_options=small, videos=1)
+    assert done.trace(0).images["observation/image"].shape[1:] == (48, 48, 3)
+    assert len(done.trace(0).actions) == 4
+    with pytest.raises(ValueError, match="image_size"):
+        collect(policy, tmp_path, episodes=1)
 
 
 @pytest.mark.slow
