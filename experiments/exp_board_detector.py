@@ -4,13 +4,18 @@
 
 Fitted on the training episodes of `detection_runs` and scored on its test episodes, which played
 no part in any choice. By earliest stop means up to the shortest episode with the same speed word:
-five or six inferences for two of the three words. So early, all of them are within each other's
-intervals; they come apart later (`roc_auc_at_inference_of_those_running`), where a score per step
-beats a summed one. `experiments.detection_bound` says how well it could be done at best.
+after four, seven or twelve inferences. So early, all of them but the length of the trajectory are
+within each other's intervals; they come apart later (`roc_auc_at_inference_of_those_running`),
+where a score per step beats a summed one. `experiments.detection_bound` says how well it could be
+done at best.
 
-Tried on folds of the training episodes and left out, none better than the probe: a small
+More sites, learning inside each look, and mixing kinds of detector are among the cases, and are no
+better. Tried on folds of the training episodes and left out, none better than the probe: a small
 multilayer perceptron on whitened features with dropout, boosted trees on principal components,
-tokens one by one, the vision tower, each camera apart, each flow step apart.
+tokens one by one, one site or one camera alone, each flow step apart, the spread between the flow
+steps beside their mean.
+
+A finished case is kept, so an interrupted call goes on; delete the results to begin anew.
 """
 
 from __future__ import annotations
@@ -38,6 +43,13 @@ from mistjax.rollouts.run import Run, load_run
 BOARD_FEATURES = FeatureSpec(
     (Tap("action.resid", None, "action", "mean"), Tap("vlm.resid", None, "text", "mean"))
 )
+FOUR_SITES = FeatureSpec(
+    (
+        *BOARD_FEATURES.taps,
+        Tap("vlm.resid", None, "image", "mean"),
+        Tap("vision.resid", None, "image", "mean"),
+    )
+)
 BOARD_PROBE = {"shrinkage": 0.2, "horizon": 15}
 SAFE_TRAINING = training_config("safe_mlp", epochs=60, batch_size=64)  # 1500 updates
 
@@ -59,42 +71,83 @@ class Config:
     out: Path = Path("experiments/results/exp_board_detector.json")
 
 
-def cases() -> dict[str, tuple[str, dict[str, Any]]]:
-    """What is compared on the board, all on the same z-scored features."""
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A detector, its options and what it reads.
+
+    Attributes:
+        name, options: of `fit_detector`.
+        features: taps of the runs.
+        by_look: tasks in training are speed words of one look, not speed words.
+    """
+
+    name: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    features: FeatureSpec = BOARD_FEATURES
+    by_look: bool = False
+
+
+def cases() -> dict[str, Case]:
+    """What is compared on the board, all on z-scored features."""
+    plain = {"shrinkage": 0.2}
     changes = {"name": "linear_probe", "shrinkage": 0.3, "horizon": 15, "baseline": 1}
+    distance = {"accumulate": "none", "ridge": 0.3}
+    clocked = {"name": "linear_probe", **BOARD_PROBE}
+    kinds = [{"name": "linear_probe", **plain}, {"name": "mahalanobis", **distance}]
     return {
-        "linear_probe": ("linear_probe", BOARD_PROBE),
-        "linear_probe without clock": ("linear_probe", {"shrinkage": 0.2}),
-        "ensemble": ("ensemble", {"members": [{"name": "linear_probe", **BOARD_PROBE}, changes]}),
-        "mahalanobis": ("mahalanobis", {}),
-        "mahalanobis, not summed": ("mahalanobis", {"accumulate": "none", "ridge": 0.3}),
-        "trajectory_length": ("trajectory_length", {}),
-        "safe_mlp": ("safe_mlp", {"training": SAFE_TRAINING}),
+        "linear_probe": Case("linear_probe", BOARD_PROBE),
+        "linear_probe without clock": Case("linear_probe", plain),
+        "linear_probe on four sites": Case("linear_probe", plain, FOUR_SITES),
+        "linear_probe within looks": Case(
+            "linear_probe", {**plain, "within_tasks": True}, by_look=True
+        ),
+        "ensemble": Case("ensemble", {"members": [clocked, changes]}),
+        "ensemble with mahalanobis": Case("ensemble", {"members": kinds}),
+        "mahalanobis": Case("mahalanobis"),
+        "mahalanobis, not summed": Case("mahalanobis", distance),
+        "trajectory_length": Case("trajectory_length"),
+        "safe_mlp": Case("safe_mlp", {"training": SAFE_TRAINING}),
     }
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Fits on the training runs, scores the test runs once, writes the table and learning curve."""
+    """Fits what is missing on the training runs, scores the test runs; table and learning curve."""
     runs = {c: load_run(config.runs / f"train_{c}") for c in CONDITIONS}
-    train = _join([_first(run, config.train) for run in runs.values()])
-    test = _join([load_run(config.runs / f"test_{c}") for c in CONDITIONS])
+    training = [_first(run, config.train) for run in runs.values()]
+    testing = [load_run(config.runs / f"test_{c}") for c in CONDITIONS]
+    train, test = _join(training), _join(testing)
+    curve, detectors = "linear_probe_by_training_episodes", {}
     result: dict[str, Any] = {
         "train": {"episodes": len(train), "failures": int((~train.success).sum())},
         "test": {"episodes": len(test), "failures": int((~test.success).sum())},
+        "perturbation": testing[-1].config["perturbation"],
         "features": BOARD_FEATURES.to_json(),
-        "detectors": {},
-        "linear_probe_by_training_episodes": {},
+        "detectors": detectors,
+        curve: {},
     }
+    if config.out.exists():
+        found = json.loads(config.out.read_text())
+        detectors |= {name: row for name, row in found["detectors"].items() if name in cases()}
+        result[curve] = found[curve]
     order = np.random.default_rng(0).permutation(len(train))
     for size in config.sizes:
-        part = train.take(order[:size])
-        row = _score(part, test, "linear_probe", BOARD_PROBE)
-        result["linear_probe_by_training_episodes"][str(size)] = row["roc_auc"]
-        print(size, row["roc_auc"], flush=True)
-    for case, (name, options) in cases().items():
-        result["detectors"][case] = _score(train, test, name, options)
-        print(case, result["detectors"][case], flush=True)
+        if str(size) not in result[curve]:
+            row = _score(train.take(order[:size]), test, cases()["linear_probe"])
+            result[curve][str(size)] = row["roc_auc"]
+            print(size, row["roc_auc"], flush=True)
+    for name, case in cases().items():
+        if name in detectors:
+            continue
+        seen, held = train, test
+        if case.features != BOARD_FEATURES:
+            seen, held = _join(training, case.features), _join(testing, case.features)
+        if case.by_look:
+            look = np.repeat(np.arange(len(training)), [len(run.finished) for run in training])
+            seen = dataclasses.replace(seen, task_id=seen.task_id * len(training) + look)
+        detectors[name] = _score(seen, held, case)
+        print(name, detectors[name], flush=True)
         config.out.write_text(json.dumps(result, indent=1) + "\n")
+    config.out.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -103,13 +156,13 @@ def _first(run: Run, episodes: int) -> Run:
     return dataclasses.replace(run, rows=run.rows[:episodes])
 
 
-def _join(runs: list[Run]) -> Episodes:
-    return episodes_from_runs(runs, BOARD_FEATURES, group=speed_word)
+def _join(runs: list[Run], features: FeatureSpec = BOARD_FEATURES) -> Episodes:
+    return episodes_from_runs(runs, features, group=speed_word)
 
 
-def _score(train: Episodes, test: Episodes, name: str, options: dict[str, Any]) -> dict[str, Any]:
+def _score(train: Episodes, test: Episodes, case: Case) -> dict[str, Any]:
     """Metrics on the test episodes, with the AUC's interval, and its value at each inference."""
-    detector = fit_detector(name, train, standardised=True, **options)
+    detector = fit_detector(case.name, train, standardised=True, **case.options)
     scores = np.asarray(score_episodes(detector, test.features, test.mask))
     failed, top = ~test.success, peak(scores, test.earliest_stop)
     low, high = bootstrap(lambda i: roc_auc(top[i], failed[i]), len(test))
