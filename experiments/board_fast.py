@@ -145,9 +145,8 @@ class FastData:
 def shared_numbers(state: Float[np.ndarray, "n s"]) -> NormStats:
     """Statistics that give each dimension of the state a range of the 256 numbers to itself.
 
-    A number then says which dimension it is of. Where all dimensions share the numbers, only its
-    place in the prompt says so, and a model this small did not learn to read it: it knew the
-    gripper's position to 16 mm, no better than from the pictures.
+    A number then says which dimension it is of; where all share the numbers, only its place in the
+    prompt does, which is harder to learn. Costs resolution: about 4 mm in x and y, 2 mm in z.
     """
     low, high, count = state.min(axis=0), state.max(axis=0), np.array(NUMBERS)
     unit = (high - low) / (count - 2)  # one spare number at each end
