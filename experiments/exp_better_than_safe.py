@@ -63,7 +63,7 @@ GOLDEN: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "cosine_knn": ("cosine_knn", fixed(accumulate="none")),
     "safe_mlp l2 0.01": ("safe_mlp", safe_head("safe_mlp", 1000, 1e-2)),
     "safe_mlp l2 0.1": ("safe_mlp", safe_head("safe_mlp", 1000, 1e-1)),
-    "safe_lstm l2 0.1": ("safe_lstm", safe_head("safe_lstm", 300, 1e-1)),
+    "safe_lstm l2 0.1": ("safe_lstm", safe_head("safe_lstm", 300, 1e-1)),  # as recorded
     "safe_lstm l2 0.01": ("safe_lstm", safe_head("safe_lstm", 1000, 1e-2)),
 }
 
@@ -72,6 +72,7 @@ OFFICIAL = {
     "official safe_mlp l2 0.01": "small_indep",
     "official safe_mlp l2 0.1": "small_indep_lam0.1",
     "official safe_lstm l2 0.01": "small_lstm",
+    "official safe_lstm l2 0.1": "small_lstm_lam0.1_ep300",
 }
 
 

@@ -104,6 +104,24 @@ def board_detectors(results: Mapping[str, Any]) -> str:
     return markdown(head, (row(name, rows[name]) for name in order))
 
 
+def detector_cost(results: Mapping[str, Any]) -> str:
+    """Heads only, times for the source's 1000 epochs; distances take milliseconds everywhere."""
+    arms = {"ours": "ours", "pytorch": "PyTorch here", "floor": "floor", "original": "original's"}
+
+    def row(name: str, found: Mapping[str, Any]) -> tuple:
+        means = found["mean_per_head"]
+        seconds = [means[arm]["fit_cpu_s"] * 1000 / found["epochs"] for arm in arms]
+        peaks = [f"{means[arm]['peak_mb']:.0f}" for arm in arms if arm != "floor"]
+        runs = f"{len(found['seeds'])} of {found['epochs']} epochs"
+        loads = found["load_at_each_seed"]
+        load = f"{min(loads):.0f} to {max(loads):.0f}"
+        return name, runs, load, *(f"{s:.0f}" for s in seconds), " / ".join(peaks)
+
+    head = ["head", "fits", "load", *(f"{arm}, CPU s" for arm in arms.values())]
+    head += ["peak MB: ours / PyTorch / original's"]
+    return markdown(head, (row(name, found) for name, found in results.items() if found["epochs"]))
+
+
 def hooks(results: Mapping[str, Any]) -> str:
     def ratio(found: Sequence[float]) -> str:
         return f"{found[0]:.3f} {interval(found[1:], 3)}"
@@ -173,6 +191,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "board_detectors": ("exp_board_detector", board_detectors),
     "libero": ("libero_policy", libero),
     "libero_detectors": ("libero_policy", libero_detectors),
+    "detector_cost": ("bench_detect", detector_cost),
     "hooks": ("bench_hooks", hooks),
 }
 
