@@ -33,7 +33,7 @@ from mistjax.detect.training import train
 from mistjax.detect.wrappers import Standardised, standardise
 
 SAFE_MLP_TRAINING = TrainConfig(learning_rate=1e-3, group=4)
-SAFE_LSTM_TRAINING = TrainConfig(learning_rate=3e-4, group=32)
+SAFE_LSTM_TRAINING = TrainConfig(learning_rate=3e-4)
 
 
 def _fit_head(
