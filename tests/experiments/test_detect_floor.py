@@ -20,7 +20,9 @@ def test_the_floor_of_the_mlp_is_little_less_than_what_its_gradient_computes():
         return loss_and_gradient(head, batch, jnp.ones(2), config, 1e-2, jax.random.key(0))
 
     lowered = jax.jit(gradient).lower(SafeMLP.create(jax.random.key(0), DIM), batch)
-    found = lowered.compile().cost_analysis()["flops"] / (EPISODES * STEPS)
+    costs = lowered.compile().cost_analysis()
+    assert costs is not None
+    found = costs["flops"] / (EPISODES * STEPS)
     assert 0.85 * found < operations("safe_mlp", DIM) <= found
 
 
