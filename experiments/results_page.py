@@ -182,6 +182,21 @@ def rate(found: Mapping[str, Any]) -> str:
     return str(Rate(found["k"], found["n"]))
 
 
+def workers(results: Mapping[str, Any]) -> str:
+    head = ["worker processes", "steps/s", "ratio to none (quartiles)"]
+    return markdown(
+        head,
+        (
+            (r["workers"], f"{r['steps_per_second']:.0f}", f"{r['ratio']:.2f} {quartiles(r)}")
+            for r in results["rows"]
+        ),
+    )
+
+
+def quartiles(row: Mapping[str, Any]) -> str:
+    return f"({row['low']:.2f} to {row['high']:.2f})"
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "full_mist": ("exp003_full_mist", full_mist),
     "repair": ("exp_repair", repair),
@@ -193,6 +208,8 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "libero_detectors": ("libero_policy", libero_detectors),
     "detector_cost": ("bench_detect", detector_cost),
     "hooks": ("bench_hooks", hooks),
+    "hooks_sequential": ("bench_hooks_sequential", hooks),
+    "workers": ("bench_workers", workers),
 }
 
 

@@ -119,6 +119,7 @@ def detect_bench(
     detectors: tuple[str, ...] = (),
     seed: int = 0,
     alpha: float = 0.1,
+    band: Literal["constant", "stdev", "tfunc"] = "stdev",
     epochs: int | None = None,
     networks: Literal["small", "source"] = "small",
 ) -> None:
@@ -135,6 +136,7 @@ def detect_bench(
         detectors: only these rows.
         seed: of the split and of training.
         alpha: bound on the chance of any alarm in a success.
+        band: shape of the thresholds over time, see `calibrate`.
         epochs: of the trained heads; the source's 1000 if left out.
         networks: "source" gives RND, logpZO, RND-OE and FIPER their original size (hours on a CPU).
     """
@@ -151,6 +153,7 @@ def detect_bench(
         detectors=detectors,
         seed=seed,
         alpha=alpha,
+        band=band,
         epochs=epochs,
         networks=networks,
     )

@@ -181,13 +181,13 @@ def test_taps_are_pooled_like_a_detectors_features(known):
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory):
-    """24 episodes of the shipped policy, short and under a perturbation that makes many fail."""
+    """40 episodes of the shipped policy under a perturbation that makes many fail."""
     folder = tmp_path_factory.mktemp("board")
     policy = Resampled(load_policy(SHIPPED / "board_pi0"), 3)
     return collect(
         policy,
         folder / "run",
-        episodes=24,
+        episodes=40,
         first_seed=9_000_000,
         perturbation={"stone_reflectivity": 1.0},
         taps=[Tap("action.resid", (-1,), "action", "mean")],
