@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mistjax.recover.study import StudyConfig
@@ -16,7 +17,7 @@ def shipped_study(
     episodes: int,
     first_seed: int,
     title: str,
-    perturbation: dict[str, float] | None = None,
+    perturbation: Mapping[str, float | str] | None = None,
     videos: int = 6,
 ) -> StudyConfig:
     """The shipped board policy in all four arms, under a perturbation that it often fails under.

@@ -14,7 +14,7 @@ def demo(
     *,
     out: Path = Path("runs/demo"),
     episodes: int = 24,
-    perturbation: dict[str, float] | None = None,
+    perturbation: dict[str, float | str] | None = None,
 ) -> None:
     """The whole path on the shipped board policy: four paired arms, a table, a report page.
 

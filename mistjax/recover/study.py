@@ -7,7 +7,7 @@ the same alarms along random directions of the same length, the control for stee
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class StudyConfig:
     arms: tuple[str, ...] = ALL_ARMS
     episodes: int = 50
     first_seed: int = 0
-    perturbation: dict[str, float | str] = dataclasses.field(default_factory=dict)
+    perturbation: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
     env: str = BOARD_ENV
     suite: str | None = None
     tasks: tuple[int, ...] = ()
