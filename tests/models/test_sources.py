@@ -285,7 +285,6 @@ def test_a_published_checkpoint_becomes_a_policy(server, tmp_path, pi_variables,
     from mistjax.models.normalize import NormStats, save_norm_stats
     from mistjax.models.tokenizers import train_word_tokenizer
     from mistjax.policies import PRESETS
-    from mistjax.policies.presets import preset_of
     from mistjax.rollouts.collect import load_policy
 
     config = dataclasses.replace(TINY, action_dim=32, action_horizon=10, pi05=True)
@@ -305,7 +304,7 @@ def test_a_published_checkpoint_becomes_a_policy(server, tmp_path, pi_variables,
     server.bucket["paligemma_tokenizer.model"] = words.read_bytes()
 
     source = f"gs://{BUCKET}/{ROOT}"
-    policy = load_policy(source, preset_of(source))
+    policy = load_policy(source)  # its name says the preset
     assert policy.name == "pi05_libero" and policy.config == config
     assert policy.spec.action_horizon == 10 and len(policy.spec.fingerprint) == 64
     jax.tree.map(np.testing.assert_array_equal, policy.variables["params"], params)
