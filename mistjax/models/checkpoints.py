@@ -59,6 +59,8 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(folder / "params", {"params": params})
+    # for buckets, which cannot rename; on a disk it only says where the folder was written
+    (folder / "params" / "commit_success.txt").unlink(missing_ok=True)
     save_norm_stats(folder / "assets" / asset_id / "norm_stats.json", norm_stats)
     (folder / "assets" / "tokenizer.model").write_bytes(tokenizer.serialized)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -128,6 +128,8 @@ def test_a_saved_policy_comes_back_whole(tmp_path, tokenizer):
     jax.tree.map(np.testing.assert_array_equal, load_assets(folder), STATS)
     assert Pi0Config.from_json(load_config(folder)) == TINY
     assert load_tokenizer(folder, 8) == tokenizer
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert not [path for path in written if str(tmp_path).encode() in path.read_bytes()]
 
 
 def test_saving_never_overwrites_parameters(tmp_path, tokenizer):
