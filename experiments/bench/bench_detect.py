@@ -76,8 +76,8 @@ def run_one(config: Config) -> dict[str, float]:
     """Fit and score one detector; the original's settings (batch 64, L2 1e-2, no accumulation for
     distances).
     """
+    from mistjax.conformance.safe.baselines import recorded_episodes
     from mistjax.detect import fit_detector, score_episodes, split_tasks
-    from mistjax.detect.conformance.baselines import recorded_episodes
     from mistjax.detect.metrics import summary
 
     (case,), (seed,) = config.detectors, config.seeds
@@ -119,9 +119,9 @@ def train_heads(case: str, training: Any, epochs: int, seed: int, count: int) ->
     """`count` initialisations of a head, trained as one program."""
     import jax
 
-    from mistjax.detect.heads import SafeLSTM, SafeMLP
+    from mistjax.detect.methods.safe.heads import SafeLSTM, SafeMLP
+    from mistjax.detect.methods.safe.training import train_many
     from mistjax.detect.registry import training_config
-    from mistjax.detect.training import train_many
 
     kind = {"safe_mlp": SafeMLP, "safe_lstm": SafeLSTM}[case]
     init, order = jax.random.split(jax.random.key(seed))

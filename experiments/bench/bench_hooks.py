@@ -37,8 +37,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.board_fast import fast_config
-from experiments.board_model import board_config
+from experiments.train.board_fast_model import fast_config
+from experiments.train.board_model import board_config
 from mistjax.hooks import POINTS, Add, Edit, Tap
 from mistjax.models.config import PI0, PI05, TINY, TINY_FAST, FastConfig, Pi0Config
 from mistjax.models.pi0 import example_observation

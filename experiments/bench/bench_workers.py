@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 
 from mistjax.rollouts.collect import BOARD_ENV, make_env
-from mistjax.rollouts.workers_pool import EnvPool
+from mistjax.rollouts.workers.pool import EnvPool
 
 
 @dataclasses.dataclass(frozen=True)

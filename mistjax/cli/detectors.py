@@ -99,7 +99,7 @@ def drift(
         stratum: which of its thresholds, where it has several.
         delta: chance of calling a good calibration stale, however many episodes are looked at.
     """
-    from mistjax.detect.drift import check_drift
+    from mistjax.detect.calibration.drift import check_drift
     from mistjax.rollouts.run import load_run
 
     found = check_drift(detector, [load_run(run) for run in runs], stratum=stratum, delta=delta)
@@ -176,7 +176,7 @@ def import_safe(
         policy: name of the policy that made them.
         pool: how hidden states are pooled, innermost axis first, e.g. `mean mean`; all if left out.
     """
-    from mistjax.detect.safe_rollouts import import_safe
+    from mistjax.rollouts.formats.safe import import_safe
     from mistjax.rollouts.summary import summarize
 
     run = import_safe(folder, out, policy=policy, pool=pool)
@@ -200,6 +200,6 @@ def export_safe(
             action.resid@-1/action/tokens.
         layout: of the files.
     """
-    from mistjax.detect.safe_rollouts import export_safe
+    from mistjax.rollouts.formats.safe import export_safe
 
     print(export_safe(run, out, feature=feature, layout=layout))

@@ -95,8 +95,8 @@ def collect(
         onset: inferences of an episode before `steer`.
     """
     from mistjax.detect.features import DEFAULT_FEATURES
-    from mistjax.detect.resampled import Resampled
     from mistjax.hooks.sites import Tap
+    from mistjax.policies.resampled import Resampled
     from mistjax.rollouts.collect import collect, load_policy
     from mistjax.rollouts.summary import summarize
     from mistjax.steer.policy import load_steered
@@ -211,7 +211,7 @@ def export_lerobot(
         pictures: only the episodes that were recorded as video, with pictures; else all, without.
         fps: control rate in Hz; needed without pictures.
     """
-    from mistjax.rollouts.lerobot import export_lerobot
+    from mistjax.rollouts.formats.lerobot import export_lerobot
     from mistjax.rollouts.run import load_run
 
     done = export_lerobot(load_run(run), out, pictures=pictures, fps=fps)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mistjax.conformance.runner import main
-from mistjax.detect.conformance import Row, conformance_safe
-from mistjax.detect.conformance.rows import table
+from mistjax.conformance.safe import Row, conformance_safe
+from mistjax.conformance.safe.rows import table
 
 
 def compare(

@@ -3,7 +3,7 @@ promise.
 """
 
 from mistjax.detect.artifact import Provenance, load_detector, save_detector
-from mistjax.detect.conformal import Threshold, calibrate
+from mistjax.detect.calibration.conformal import Threshold, calibrate
 from mistjax.detect.data import Episodes, split_seeds, split_tasks
 from mistjax.detect.detector import Detector, score_episodes
 from mistjax.detect.registry import DETECTORS, fit_detector

@@ -19,24 +19,28 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load, save
 
-from mistjax.detect.action_samples import ActionVariance, ChunkLayout, ClusterEntropy
-from mistjax.detect.conformal import Threshold
-from mistjax.detect.controls import TrajectoryLength
-from mistjax.detect.density import RND, LogpZO
-from mistjax.detect.embedding import (
+from mistjax.detect.calibration.conformal import Threshold
+from mistjax.detect.methods.combinators import Agreement, Standardised, Windowed
+from mistjax.detect.methods.controls import TrajectoryLength
+from mistjax.detect.methods.density.density import RND, LogpZO
+from mistjax.detect.methods.distance import (
     EmbeddingDetector,
     Mahalanobis,
     NearestCentroid,
     NearestNeighbours,
 )
-from mistjax.detect.ensemble import Ensemble
-from mistjax.detect.fiper import ActionChunkEntropy, ObservationNovelty
-from mistjax.detect.gates import SensitivityGate
-from mistjax.detect.heads import SafeLSTM, SafeMLP
-from mistjax.detect.linear import LinearProbe
-from mistjax.detect.temporal import TemporalConsistency
-from mistjax.detect.tokens import TokenUncertainty
-from mistjax.detect.wrappers import Agreement, Standardised, Windowed
+from mistjax.detect.methods.ensemble import Ensemble
+from mistjax.detect.methods.fiper.fiper import ActionChunkEntropy, ObservationNovelty
+from mistjax.detect.methods.linear import LinearProbe
+from mistjax.detect.methods.safe.heads import SafeLSTM, SafeMLP
+from mistjax.detect.methods.samples.action_samples import (
+    ActionVariance,
+    ChunkLayout,
+    ClusterEntropy,
+)
+from mistjax.detect.methods.samples.consistency import TemporalConsistency
+from mistjax.detect.methods.sensitivity import SensitivityGate
+from mistjax.detect.methods.tokens import TokenUncertainty
 
 CLASSES: dict[str, type] = {
     c.__name__: c

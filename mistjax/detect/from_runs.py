@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from mistjax.detect.artifact import Provenance, load_detector, read_card, save_detector
-from mistjax.detect.conformal import (
+from mistjax.detect.calibration.conformal import (
     Band,
     Threshold,
     calibrate_strata,

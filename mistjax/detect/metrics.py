@@ -9,24 +9,16 @@ accuracy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from scipy import stats
 from sklearn import metrics as sk
 
 from mistjax.detect.data import Episodes
 
 Scores = Shaped[Any, "n t"]
-
-
-class Interval(NamedTuple):
-    """A two-sided confidence interval."""
-
-    low: float
-    high: float
 
 
 def peak(scores: Scores, stop: Shaped[Any, " n"]) -> Float[np.ndarray, " n"]:
@@ -199,45 +191,6 @@ def summary(scores: Scores, episodes: Episodes) -> dict[str, float]:
         "auprc_full": auprc(full, failed),
         "roc_auc_task_mean": float(np.mean(per_task)) if per_task else float("nan"),
     }
-
-
-def bootstrap(
-    metric: Callable[[Int[np.ndarray, " n"]], float],
-    n: int,
-    *,
-    draws: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of `metric(index)` over episodes resampled with replacement; NaN draws
-    are left out.
-    """
-    rng = np.random.default_rng(seed)
-    values = np.array([metric(rng.integers(0, n, n)) for _ in range(draws)])
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return Interval(float("nan"), float("nan"))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
-
-
-def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
-    """Wilson score interval of a proportion; (0, 1) for n = 0."""
-    if n == 0:
-        return Interval(0.0, 1.0)
-    ci = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
-    return Interval(float(ci.low), float(ci.high))
-
-
-def mcnemar(a: Bool[np.ndarray, " n"], b: Bool[np.ndarray, " m"]) -> float:
-    """Exact two-sided p-value that paired outcomes `a` and `b` (same seeds) have the same success
-    rate.
-    """
-    a, b = np.asarray(a, bool), np.asarray(b, bool)
-    if a.shape != b.shape:
-        raise ValueError(f"McNemar's test needs paired outcomes; got {a.shape} and {b.shape}.")
-    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
-    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def action_group_error(

@@ -14,23 +14,23 @@ from typing import Any
 
 import jax
 
-from mistjax.detect.action_samples import ActionVariance, ClusterEntropy
-from mistjax.detect.controls import TrajectoryLength, shuffle_labels
 from mistjax.detect.data import Episodes
-from mistjax.detect.density import fit_logpzo, fit_rnd
 from mistjax.detect.detector import Detector
-from mistjax.detect.embedding import fit_embedding
-from mistjax.detect.ensemble import Ensemble, combine
-from mistjax.detect.fiper import fit_action_chunk_entropy, fit_observation_novelty
-from mistjax.detect.fiper_alarm import fit_fiper
-from mistjax.detect.gates import fit_sensitivity_gate
-from mistjax.detect.heads import SafeLSTM, SafeMLP
-from mistjax.detect.linear import fit_linear_probe
-from mistjax.detect.recipe import TrainConfig
-from mistjax.detect.temporal import TemporalConsistency
-from mistjax.detect.tokens import TokenUncertainty
-from mistjax.detect.training import train
-from mistjax.detect.wrappers import Standardised, standardise
+from mistjax.detect.methods.combinators import Standardised, standardise
+from mistjax.detect.methods.controls import TrajectoryLength, shuffle_labels
+from mistjax.detect.methods.density.density import fit_logpzo, fit_rnd
+from mistjax.detect.methods.distance import fit_embedding
+from mistjax.detect.methods.ensemble import Ensemble, combine
+from mistjax.detect.methods.fiper.alarm import fit_fiper
+from mistjax.detect.methods.fiper.fiper import fit_action_chunk_entropy, fit_observation_novelty
+from mistjax.detect.methods.linear import fit_linear_probe
+from mistjax.detect.methods.safe.heads import SafeLSTM, SafeMLP
+from mistjax.detect.methods.safe.recipe import TrainConfig
+from mistjax.detect.methods.safe.training import train
+from mistjax.detect.methods.samples.action_samples import ActionVariance, ClusterEntropy
+from mistjax.detect.methods.samples.consistency import TemporalConsistency
+from mistjax.detect.methods.sensitivity import fit_sensitivity_gate
+from mistjax.detect.methods.tokens import TokenUncertainty
 
 SAFE_MLP_TRAINING = TrainConfig(learning_rate=1e-3, group=4)
 SAFE_LSTM_TRAINING = TrainConfig(learning_rate=3e-4)

@@ -3,7 +3,7 @@
 
 import gymnasium as gym
 
-gym.register("mistjax/Board-v0", "mistjax.envs.board:BoardEnv", disable_env_checker=True)
+gym.register("mistjax/Board-v0", "mistjax.envs.board.env:BoardEnv", disable_env_checker=True)
 for _name in ("", "Spatial", "Object", "Goal", "10", "90"):
     gym.register(
         f"mistjax/Libero{_name}-v0",

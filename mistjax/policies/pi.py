@@ -29,8 +29,8 @@ from mistjax.models.sampling import Prefix, denoise, prefill
 from mistjax.models.stacks import token_layouts
 from mistjax.models.tokenizers import PaddedTokens, PromptTokenizer
 from mistjax.models.transforms import Cameras, DeltaActions, flatten
-from mistjax.policies.presets_base import RobotPreset
-from mistjax.policies.presets_check import check_model, check_statistics
+from mistjax.policies.presets.base import RobotPreset
+from mistjax.policies.presets.check import check_model, check_statistics
 from mistjax.policies.protocol import PolicySpec, RawObs, Sample, StackSpec
 
 

@@ -20,10 +20,10 @@ from mistjax.attribute.registry import ATTRIBUTIONS
 from mistjax.detect.artifact import load_detector, read_card
 from mistjax.detect.features import FeatureSpec
 from mistjax.detect.from_runs import provenance
+from mistjax.detect.monitor import Monitor
+from mistjax.files import atomic
 from mistjax.recover.fusion import FusionLimits
 from mistjax.recover.mist import MistPolicy, Remedy
-from mistjax.recover.monitor import Monitor
-from mistjax.rollouts.store import atomic
 from mistjax.steer.artifact import SteeringArtifact, load_steering
 from mistjax.steer.schedules import Schedule
 

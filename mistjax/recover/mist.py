@@ -26,13 +26,13 @@ from mistjax.attribute.inputs import PatchSize, Regions
 from mistjax.attribute.localiser import localise
 from mistjax.attribute.readouts import FailureScore
 from mistjax.attribute.registry import attribute
+from mistjax.detect.monitor import Monitor, MonitorState
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap, split_site
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import PolicySpec, Sample
 from mistjax.policies.wrapper import Wrapper
 from mistjax.recover.fusion import FusionLimits, fuse
-from mistjax.recover.monitor import Monitor, MonitorState
 from mistjax.steer.schedules import Schedule
 from mistjax.steer.table import CauseTable
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mistjax.detect.drift import known_excess, watched_drift
+from mistjax.detect.calibration.drift import known_excess, watched_drift
 from mistjax.recover.artifact import ARMS, load_mist
 from mistjax.recover.explanation import alarm_explanations
 from mistjax.report.blocks import Table, Text
@@ -20,7 +20,7 @@ from mistjax.report.html import Section
 from mistjax.rollouts.collect import BOARD_ENV, collect, load_policy
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.summary import stand_ins, table, task_table
-from mistjax.rollouts.workers_pool import Executor
+from mistjax.rollouts.workers.pool import Executor
 
 ALL_ARMS = ("bare", *ARMS)
 

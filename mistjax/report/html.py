@@ -12,9 +12,9 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
+from mistjax.files import atomic
 from mistjax.report.blocks import Block, inline
 from mistjax.report.style import DARK, LIGHT
-from mistjax.rollouts.store import atomic
 
 
 @dataclasses.dataclass(frozen=True)

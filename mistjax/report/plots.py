@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mistjax.report.style import ARMS, FONT_SIZE, LIGHT, label, legend, new_axes
-from mistjax.rollouts.summary import Rate
 from mistjax.rollouts.trace import Trace
+from mistjax.stats import Rate
 
 _HEAT = LinearSegmentedColormap.from_list(
     "heat", ["#2b0a4d", "#8b1a6b", "#e0453f", "#fb9f2b", "#fdf3a3"]

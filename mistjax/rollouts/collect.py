@@ -12,11 +12,11 @@ import gymnasium as gym
 from mistjax.hooks.sites import Tap
 from mistjax.models.sources import fetch
 from mistjax.policies import PRESETS
-from mistjax.policies.kinds import read_policy
+from mistjax.policies.load import read_policy
 from mistjax.policies.presets import preset_of
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.runner import run_episodes
-from mistjax.rollouts.workers_pool import Executor
+from mistjax.rollouts.workers.pool import Executor
 
 BOARD_ENV = "mistjax/Board-v0"
 LIBERO_ENV = "mistjax/Libero-v0"

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from mistjax.policies.protocol import Policy, RawObs
 from mistjax.rollouts.recorder import Inference, Recorder, Recording, robot_state
 from mistjax.rollouts.trace import Json, Trace
-from mistjax.rollouts.workers_host import Reply
-from mistjax.rollouts.workers_pool import EnvPool
+from mistjax.rollouts.workers.host import Reply
+from mistjax.rollouts.workers.pool import EnvPool
 
 _ATTEMPTS = 2  # at an episode that kills its worker
 

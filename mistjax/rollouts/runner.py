@@ -26,8 +26,8 @@ from mistjax.rollouts.recorder import Recording
 from mistjax.rollouts.run import Run, load_run, memory_run
 from mistjax.rollouts.store import RunWriter
 from mistjax.rollouts.trace import Json, Trace
-from mistjax.rollouts.workers_host import MakeEnv
-from mistjax.rollouts.workers_pool import EnvPool, Executor
+from mistjax.rollouts.workers.host import MakeEnv
+from mistjax.rollouts.workers.pool import EnvPool, Executor
 
 _GIVE_UP_AFTER = 8
 

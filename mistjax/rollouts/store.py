@@ -9,20 +9,18 @@ without its trace files still loads.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import importlib.metadata
 import json
-import os
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save
 
+from mistjax.files import atomic
 from mistjax.rollouts.mp4 import enlarge, write_mp4
 from mistjax.rollouts.run import FORMAT, JSON_COLUMNS, read_header, read_rows
 from mistjax.rollouts.trace import Json, Trace, episode_name, to_json
@@ -49,24 +47,6 @@ _SCHEMA = pa.schema(
         ("info", pa.string()),
     ]
 )
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it, durably, when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class RunWriter:

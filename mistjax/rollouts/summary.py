@@ -10,30 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mistjax.detect.metrics import Interval, mcnemar, wilson
 from mistjax.rollouts.run import Run
-
-
-@dataclasses.dataclass(frozen=True)
-class Rate:
-    """k out of n, with the Wilson 95% interval. n = 0 gives NaN and the interval (0, 1)."""
-
-    k: int
-    n: int
-
-    @property
-    def value(self) -> float:
-        return self.k / self.n if self.n else float("nan")
-
-    @property
-    def interval(self) -> Interval:
-        return wilson(self.k, self.n)
-
-    def __str__(self) -> str:
-        if not self.n:
-            return "–"
-        low, high = self.interval
-        return f"{self.value:.0%} [{low:.0%}, {high:.0%}] ({self.k}/{self.n})"
+from mistjax.stats import Rate, mcnemar
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,9 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from mistjax.detect.artifact import FingerprintError
+from mistjax.files import atomic
 from mistjax.hooks.sites import split_site
 from mistjax.policies.protocol import PolicySpec
-from mistjax.rollouts.store import atomic
 from mistjax.steer.affine import AffineMap
 from mistjax.steer.table import CauseTable, Steering, cause_table
 from mistjax.steer.vectors import NeuronOverwrite, Provenance, SteeringVector

@@ -7,7 +7,7 @@ import pytest
 from mistjax.attribute import FailureScore, attribute
 from mistjax.attribute.gradients import QUADRATURES
 from mistjax.detect.features import FeatureSpec
-from mistjax.detect.heads import SafeMLP
+from mistjax.detect.methods.safe.heads import SafeMLP
 from mistjax.hooks import Tap
 
 

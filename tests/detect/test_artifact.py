@@ -14,7 +14,7 @@ from mistjax.detect import (
     score_episodes,
 )
 from mistjax.detect.artifact import FingerprintError, read_card
-from mistjax.detect.wrappers import Windowed
+from mistjax.detect.methods.combinators import Windowed
 
 PROVENANCE = Provenance(policy="ab12", tap="vlm.mlp_out[8] text mean", pooling="mean")
 

@@ -14,8 +14,8 @@ from mistjax.demo import SHIPPED
 from mistjax.detect import DETECTORS
 from mistjax.detect.bench import BenchConfig, run_bench
 from mistjax.detect.bench.readers import hidden_names, readers
-from mistjax.detect.resampled import Resampled
 from mistjax.hooks import Tap
+from mistjax.policies.resampled import Resampled
 from mistjax.rollouts.collect import collect, load_policy
 from mistjax.rollouts.run import load_run
 from mistjax.rollouts.store import RunWriter

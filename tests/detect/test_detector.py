@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mistjax.detect import DETECTORS, Detector, fit_detector, score_episodes
-from mistjax.detect.heads import SafeLSTM, SafeMLP
+from mistjax.detect.methods.safe.heads import SafeLSTM, SafeMLP
 from mistjax.detect.metrics import peak, roc_auc, summary
 from mistjax.detect.registry import training_config
 

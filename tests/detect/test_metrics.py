@@ -5,16 +5,14 @@ from scipy import stats
 from mistjax.detect.metrics import (
     action_group_error,
     alarm_rates,
-    bootstrap,
     detection_latency,
     first_alarm,
-    mcnemar,
     peak,
     relative_detection_time,
     roc_auc,
     time_weighted_accuracy,
-    wilson,
 )
+from mistjax.stats import bootstrap, mcnemar, wilson
 
 ALARMS = np.array([[0, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]], bool)
 

@@ -16,13 +16,17 @@ from mistjax.detect import (
     save_detector,
     score_episodes,
 )
-from mistjax.detect.action_samples import ActionVariance, ChunkLayout, ward_cluster_sizes
-from mistjax.detect.controls import TrajectoryLength
-from mistjax.detect.gates import directional_sensitivity
+from mistjax.detect.methods.combinators import Agreement, Windowed
+from mistjax.detect.methods.controls import TrajectoryLength
+from mistjax.detect.methods.samples.action_samples import (
+    ActionVariance,
+    ChunkLayout,
+    ward_cluster_sizes,
+)
+from mistjax.detect.methods.samples.consistency import TemporalConsistency, squared_mmd
+from mistjax.detect.methods.sensitivity import directional_sensitivity
 from mistjax.detect.metrics import summary
 from mistjax.detect.pooling import pool
-from mistjax.detect.temporal import TemporalConsistency, squared_mmd
-from mistjax.detect.wrappers import Agreement, Windowed
 
 LAYOUT = ChunkLayout(samples=4, horizon=3, dim=7)
 TINY_UNET = {"channels": (8, 8), "step_dim": 8, "epochs": 3, "batch_size": 64}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import mistjax.envs  # noqa: F401 (registers the environment)
-from mistjax.envs.board import BoardEnv
+from mistjax.envs.board.env import BoardEnv
 
 
 class BlindBoard(BoardEnv):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import board_fast
-from experiments.board_data import Shards
-from experiments.board_fast import (
+from experiments.train import board_fast_model as board_fast
+from experiments.train.board_data import Shards
+from experiments.train.board_fast_model import (
     FastData,
     fast_config,
     fast_loss,
@@ -18,8 +18,8 @@ from experiments.board_fast import (
     renumbered,
     shared_numbers,
 )
-from experiments.board_model import init_layout_head
-from mistjax.envs import demos
+from experiments.train.board_model import init_layout_head
+from mistjax.envs.board import demos
 from mistjax.models.normalize import Quantile
 from mistjax.models.tokenizers import EOS, discretize_state
 from mistjax.policies import BOARD, BOARD_FAST, FastPolicy, PiPolicy

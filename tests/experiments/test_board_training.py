@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import board_training
-from experiments.board_training import Training, train
+from experiments.train import board_training
+from experiments.train.board_training import Training, train
 
 TARGET = jnp.array([1.0, -2.0, 0.5])
 

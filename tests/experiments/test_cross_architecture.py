@@ -2,11 +2,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.cross import attribution
-from experiments.cross.attribution import ExecutedChange, agreement, over_seeds, stone_overlap
-from experiments.cross.scenes import CAMERAS, Scene, kept_scenes
-from experiments.exp_cross_architecture import as_table
-from mistjax.envs.instructions import Task
+from experiments.studies.cross import attribution
+from experiments.studies.cross.attribution import (
+    ExecutedChange,
+    agreement,
+    over_seeds,
+    stone_overlap,
+)
+from experiments.studies.cross.scenes import CAMERAS, Scene, kept_scenes
+from experiments.studies.cross_architecture import as_table
+from mistjax.envs.board.instructions import Task
 from mistjax.policies.protocol import Sample
 
 SEEDS = np.repeat(np.arange(40), 2)
@@ -76,7 +81,7 @@ def test_a_map_of_the_stone_lies_on_the_stone():
 
 def test_kept_scenes_are_those_that_were_made(tmp_path, monkeypatch):
     made = scenes(np.random.default_rng(6))
-    monkeypatch.setattr("experiments.cross.scenes.expert_scenes", lambda *args: made)
+    monkeypatch.setattr("experiments.studies.cross.scenes.expert_scenes", lambda *args: made)
     file = tmp_path / "new" / "scenes.safetensors"
     for _ in range(2):
         for scene, kept in zip(made, kept_scenes(file, 40, 0), strict=True):
@@ -84,7 +89,7 @@ def test_kept_scenes_are_those_that_were_made(tmp_path, monkeypatch):
             assert scene.raw["prompt"] == kept.raw["prompt"]
             np.testing.assert_array_equal(scene.raw["image"], kept.raw["image"])
             np.testing.assert_array_equal(scene.stone[CAMERAS[1]], kept.stone[CAMERAS[1]])
-        monkeypatch.setattr("experiments.cross.scenes.expert_scenes", None)
+        monkeypatch.setattr("experiments.studies.cross.scenes.expert_scenes", None)
 
 
 def test_only_executed_actions_and_real_dimensions_count():

@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench.detect_floor import floor, operations
-from mistjax.detect.heads import SafeMLP
-from mistjax.detect.losses import LossConfig, loss_and_gradient
+from mistjax.detect.methods.safe.heads import SafeMLP
+from mistjax.detect.methods.safe.losses import LossConfig, loss_and_gradient
 
 EPISODES, STEPS, DIM = 16, 20, 64
 

@@ -16,8 +16,8 @@ from mistjax.models.normalize import NormStats
 from mistjax.models.tokenizers import PromptTokenizer
 from mistjax.policies import BOARD_FAST, PRESETS, PiPolicy, Sample
 from mistjax.policies.presets import preset_of
-from mistjax.policies.presets_aloha import AlohaUnits
-from mistjax.policies.presets_check import check_model, kind
+from mistjax.policies.presets.aloha import AlohaUnits
+from mistjax.policies.presets.check import check_model, kind
 from mistjax.rollouts.collect import load_policy
 
 LIBERO = ("pi0_libero", "pi0_fast_libero", "pi05_libero")

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mistjax.detect.conformal import Threshold
+from mistjax.detect.calibration.conformal import Threshold
 from mistjax.detect.features import FeatureSpec
-from mistjax.detect.heads import SafeMLP
+from mistjax.detect.methods.safe.heads import SafeMLP
+from mistjax.detect.monitor import Monitor
 from mistjax.hooks import Add, Tap
 from mistjax.models.config import TINY
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies import BOARD, random_policy
 from mistjax.recover.fusion import FusionLimits
 from mistjax.recover.mist import MistPolicy, Remedy
-from mistjax.recover.monitor import Monitor
 from mistjax.steer.schedules import constant
 from mistjax.steer.table import CauseTable
 

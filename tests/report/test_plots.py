@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from mistjax.report import plots
-from mistjax.rollouts.summary import Rate
+from mistjax.stats import Rate
 
 matplotlib.use("svg")
 

@@ -10,9 +10,10 @@ from mistjax.hooks.sites import Tap
 from mistjax.models.config import TINY
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies import BOARD, random_policy
-from mistjax.rollouts import run_episodes, workers_ray
+from mistjax.rollouts import run_episodes
 from mistjax.rollouts.collect import BOARD_ENV, collect, make_env
-from mistjax.rollouts.workers_pool import EnvPool
+from mistjax.rollouts.workers import ray as workers_ray
+from mistjax.rollouts.workers.pool import EnvPool
 
 TAPS = (
     Tap("vlm.resid", (1,), "all", "mean"),

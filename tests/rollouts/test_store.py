@@ -5,9 +5,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from mistjax.files import atomic
 from mistjax.rollouts import RunWriter, Trace, load_run, run_episodes
 from mistjax.rollouts.mp4 import read_mp4
-from mistjax.rollouts.store import atomic
 
 CONFIG = {"policy": "p", "perturbation": {"light": 0.5}}
 

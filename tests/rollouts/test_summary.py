@@ -5,8 +5,9 @@ import pytest
 
 from mistjax.rollouts import compare, summarize, table
 from mistjax.rollouts.run import memory_run
-from mistjax.rollouts.summary import Rate, by_task, task_table
+from mistjax.rollouts.summary import by_task, task_table
 from mistjax.rollouts.trace import Trace
+from mistjax.stats import Rate
 
 
 def make_run(outcomes, alarms=None, tasks=None):

@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mistjax.rollouts import load_run, run_episodes, workers, workers_pool, workers_ray
-from mistjax.rollouts.workers import InlineWorker, WorkerLost
-from mistjax.rollouts.workers_pool import EnvPool
+from mistjax.rollouts import load_run, run_episodes
+from mistjax.rollouts.workers import pool as workers_pool
+from mistjax.rollouts.workers import ray as workers_ray
+from mistjax.rollouts.workers import worker as workers
+from mistjax.rollouts.workers.pool import EnvPool
+from mistjax.rollouts.workers.worker import InlineWorker, WorkerLost
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from mistjax.detect.conformal import Band
+from mistjax.detect.calibration.conformal import Band
 
 
 @dataclasses.dataclass(frozen=True)

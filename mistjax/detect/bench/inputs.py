@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from mistjax.detect.action_samples import ChunkLayout
 from mistjax.detect.bench.config import BenchConfig
 from mistjax.detect.bench.readers import Reader
+from mistjax.detect.methods.samples.action_samples import ChunkLayout
 from mistjax.detect.registry import DETECTORS, training_config
 from mistjax.rollouts.trace import Trace
 

@@ -18,20 +18,19 @@ import numpy as np
 from mistjax.detect.bench.config import BenchConfig
 from mistjax.detect.bench.episodes import Recorded, Split
 from mistjax.detect.bench.inputs import Case
-from mistjax.detect.conformal import CalibrationWarning, Threshold, calibrate
+from mistjax.detect.calibration.conformal import CalibrationWarning, Threshold, calibrate
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import score_episodes
 from mistjax.detect.metrics import (
     accuracy_time_tradeoff,
     alarm_rates,
     auprc,
-    bootstrap,
     peak,
     relative_detection_time,
     roc_auc,
-    wilson,
 )
 from mistjax.detect.registry import fit_detector
+from mistjax.stats import bootstrap, wilson
 
 RANKING = ("roc_auc", "auprc", "roc_auc_full", "auprc_full", "roc_auc_task_mean")
 ALARMS = ("bal_acc", "detected", "false_alarms", "detection_time")

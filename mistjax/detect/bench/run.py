@@ -12,7 +12,7 @@ from mistjax.detect.bench.episodes import read_runs
 from mistjax.detect.bench.page import write_page
 from mistjax.detect.bench.rows import Row, evaluate
 from mistjax.detect.bench.table import by_auc, text_table, write_csv
-from mistjax.rollouts.store import atomic
+from mistjax.files import atomic
 from mistjax.rollouts.trace import to_json
 
 

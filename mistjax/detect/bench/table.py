@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mistjax.detect.bench.rows import ALARMS, COSTS, RANKING, Row
-from mistjax.rollouts.store import atomic
+from mistjax.files import atomic
 
 TITLES = {
     "roc_auc": "ROC-AUC",

@@ -221,7 +221,7 @@ def test_an_object_that_libero_lacks_is_named(env, bddl):
 def test_episodes_run_and_are_recorded_like_the_boards(tmp_path):
     import dataclasses
 
-    from experiments.libero_model import LIBERO_TINY, libero_config, word_tokenizer
+    from experiments.train.libero_model import LIBERO_TINY, libero_config, word_tokenizer
     from mistjax.policies import random_policy
     from mistjax.rollouts import run_episodes
 

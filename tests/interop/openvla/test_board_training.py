@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from experiments.board_openvla import LossWeights, board_loss
-from experiments.train_board_openvla import Config, Training
+from experiments.train.board_openvla import Config, Training
+from experiments.train.board_openvla_model import LossWeights, board_loss
 
 FRAMES = 24
 

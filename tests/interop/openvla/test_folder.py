@@ -11,7 +11,7 @@ from interop.openvla.decoders import ChunkDecoder
 from interop.openvla.model import OpenVLA
 from interop.openvla.policy import OpenVLAPolicy
 from interop.openvla.reader import Reader
-from mistjax.policies.kinds import read_policy
+from mistjax.policies.load import read_policy
 
 KEY = jax.random.key(0)
 

@@ -1,0 +1,1 @@
+"""What is made once: shipped monitors, recorded runs, the page of results."""

@@ -1,0 +1,228 @@
+"""The tables of docs/results.md, made from the results files that the experiments wrote.
+
+    python -m experiments.build.results_page
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; the text around it is by hand. A
+test fails when a table is not what its file says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.studies.cross_architecture import as_table
+from mistjax.stats import Rate
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "results.md"
+BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table; None is an empty cell."""
+    lines = [head, ["---"] * len(head)]
+    lines += [["" if cell is None else str(cell) for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def interval(found: Sequence[float], digits: int = 2) -> str:
+    low, high = found
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def full_mist(results: Mapping[str, Any]) -> str:
+    rows = results["table"]
+    return markdown(list(rows[0]), (row.values() for row in rows))
+
+
+def repair(results: Mapping[str, Any]) -> str:
+    head = ["look", "edit", "change left in the tower", "success", "repaired / broken", "p"]
+    return markdown(
+        head,
+        (
+            (
+                r["look"],
+                r["edit"],
+                r["left"],
+                r["success"],
+                f"{r['repaired']} / {r['broken']}",
+                r["p"],
+            )
+            for r in results["rows"]
+        ),
+    )
+
+
+def dose(results: Mapping[str, Any]) -> str:
+    """Every vector over all layers; those of single layers are in the file."""
+
+    def row(r: Mapping[str, Any]) -> tuple:
+        z = r.get("z")
+        return (
+            r["vector"],
+            r["site"],
+            r["statistic"],
+            f"{r['at -1']:+.3f} to {r['at +1']:+.3f}",
+            None if z is None else f"{z:.1f}",
+        )
+
+    head = ["vector", "site", "statistic", "change at -1 to +1", "z against random vectors"]
+    return markdown(head, (row(r) for r in results["rows"] if ", layer" not in r["vector"]))
+
+
+def better_than_safe(results: Mapping[str, Any]) -> str:
+    def row(name: str, r: Mapping[str, Any]) -> tuple:
+        gap = r.get("ensemble_minus_this")
+        spread = r["unseen_spread"]
+        return (
+            name,
+            r["splits"],
+            f"{r['unseen']:.3f}" + ("" if spread is None else f" ± {spread:.3f}"),
+            f"{r['seen']:.3f}",
+            None if gap is None else f"{gap:+.3f} {interval(r['its_interval'], 3)}",
+            None if gap is None else f"{r['splits_won']} of {r['splits']}",
+        )
+
+    table = results["reported"]["table"]
+    order = sorted(table, key=lambda name: -table[name]["unseen"])
+    head = ["detector", "splits", "unseen tasks", "seen tasks", "ensemble - this", "splits won"]
+    return markdown(head, (row(name, table[name]) for name in order))
+
+
+def board_detectors(results: Mapping[str, Any]) -> str:
+    def row(name: str, r: Mapping[str, Any]) -> tuple:
+        early = f"{r['roc_auc']:.3f} {interval(r['roc_auc_interval'])}"
+        return name, early, f"{r['roc_auc_task_mean']:.3f}", f"{r['roc_auc_full']:.3f}"
+
+    rows = results["detectors"]
+    order = sorted(rows, key=lambda name: -rows[name]["roc_auc"])
+    head = ["detector", "by earliest stop", "mean over speed words", "whole episodes"]
+    return markdown(head, (row(name, rows[name]) for name in order))
+
+
+def detector_cost(results: Mapping[str, Any]) -> str:
+    """Heads only, times for the source's 1000 epochs; distances take milliseconds everywhere."""
+    arms = {"ours": "ours", "pytorch": "PyTorch here", "floor": "floor", "original": "original's"}
+
+    def row(name: str, found: Mapping[str, Any]) -> tuple:
+        means = found["mean_per_head"]
+        seconds = [means[arm]["fit_cpu_s"] * 1000 / found["epochs"] for arm in arms]
+        peaks = [f"{means[arm]['peak_mb']:.0f}" for arm in arms if arm != "floor"]
+        runs = f"{len(found['seeds'])} of {found['epochs']} epochs"
+        loads = found["load_at_each_seed"]
+        load = f"{min(loads):.0f} to {max(loads):.0f}"
+        return name, runs, load, *(f"{s:.0f}" for s in seconds), " / ".join(peaks)
+
+    head = ["head", "fits", "load", *(f"{arm}, CPU s" for arm in arms.values())]
+    head += ["peak MB: ours / PyTorch / original's"]
+    return markdown(head, (row(name, found) for name, found in results.items() if found["epochs"]))
+
+
+def hooks(results: Mapping[str, Any]) -> str:
+    def ratio(found: Sequence[float]) -> str:
+        return f"{found[0]:.3f} {interval(found[1:], 3)}"
+
+    head = ["model", "arm", "ms", "wall, ratio to bare", "CPU, ratio to bare"]
+    return markdown(
+        head,
+        (
+            (r["model"], r["arm"], f"{r['milliseconds']:.3f}", ratio(r["wall"]), ratio(r["cpu"]))
+            for r in results["rows"]
+        ),
+    )
+
+
+def libero(results: Mapping[str, Any]) -> str:
+    """Success of the tiny policy, by task and condition."""
+
+    def changed(part: Mapping[str, Any]) -> str:
+        changes = (f"{name} {value}" for name, value in part["perturbation"].items())
+        return ", ".join(changes) or "nominal"
+
+    parts = [results["nominal"], results["perturbed"]]
+    tasks = parts[0]["success"]
+    return markdown(
+        ["task", *map(changed, parts)],
+        (
+            (task.replace("_", " "), *(rate(part["success"][task]) for part in parts))
+            for task in tasks
+        ),
+    )
+
+
+def libero_detectors(results: Mapping[str, Any]) -> str:
+    """Out of fold, on the perturbed episodes."""
+
+    def auc(found: Mapping[str, Any]) -> str:
+        return f"{found['value']:.2f} {interval(found['bootstrap95'])}"
+
+    def row(name: str, r: Mapping[str, Any]) -> tuple:
+        rates = (r["false_alarms"], r["detected"], r["detected_by_earliest_stop"])
+        step = f"{r['median_alarm_step']:.0f}"
+        return name, auc(r["auc"]), auc(r["auc_task_mean"]), *map(rate, rates), step
+
+    head = [
+        "detector",
+        "AUC by earliest stop",
+        "mean over tasks",
+        "false alarms",
+        "detected",
+        "before the first success ends",
+        "median alarm, step",
+    ]
+    found = results["perturbed"]["detection"]["detectors"]
+    return markdown(head, (row(name, found[name]) for name in found))
+
+
+def rate(found: Mapping[str, Any]) -> str:
+    return str(Rate(found["k"], found["n"]))
+
+
+def workers(results: Mapping[str, Any]) -> str:
+    head = ["worker processes", "steps/s", "ratio to none (quartiles)"]
+    return markdown(
+        head,
+        (
+            (r["workers"], f"{r['steps_per_second']:.0f}", f"{r['ratio']:.2f} {quartiles(r)}")
+            for r in results["rows"]
+        ),
+    )
+
+
+def quartiles(row: Mapping[str, Any]) -> str:
+    return f"({row['low']:.2f} to {row['high']:.2f})"
+
+
+TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "full_mist": ("full_mist", full_mist),
+    "repair": ("repair", repair),
+    "dose": ("steering_dose", dose),
+    "architectures": ("cross_architecture", as_table),
+    "better_than_safe": ("better_than_safe", better_than_safe),
+    "board_detectors": ("board_detector", board_detectors),
+    "libero": ("libero_policy", libero),
+    "libero_detectors": ("libero_policy", libero_detectors),
+    "detector_cost": ("bench_detect", detector_cost),
+    "hooks": ("bench_hooks", hooks),
+    "hooks_sequential": ("bench_hooks_sequential", hooks),
+    "workers": ("bench_workers", workers),
+}
+
+
+def filled(text: str, folder: Path = ROOT / "experiments" / "results") -> str:
+    """The page with every table from its file; KeyError for a table that is not in `TABLES`."""
+
+    def table(match: re.Match[str]) -> str:
+        file, make = TABLES[match[2]]
+        results = json.loads((folder / f"{file}.json").read_text())
+        return f"{match[1]}{make(results)}\n{match[3]}"
+
+    return BLOCK.sub(table, text)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text()))

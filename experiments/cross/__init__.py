@@ -1,1 +1,0 @@
-"""The parts of `exp_cross_architecture`: one module for each question."""

@@ -1,0 +1,1 @@
+"""Studies: one module for each question, with a frozen config and `main(config) -> table`."""

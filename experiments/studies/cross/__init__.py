@@ -1,0 +1,1 @@
+"""The parts of `cross_architecture`: one module for each question."""

@@ -1,0 +1,203 @@
+"""Success of the tiny LIBERO policy, as it was taught and with objects moved, and its detectors.
+
+    python -m experiments.studies.libero_policy --workers 2
+
+Nominal are the fixed start states. The policy hardly fails there, so detectors are compared where
+LIBERO-PRO's position perturbation moves the asked object by 2.4 cm from where demonstrations had
+it, about as far as places in them lie apart.
+
+Every episode is scored by a detector that did not see it: in turn one fifth is held out, one
+calibrates the alarm threshold and the other three train. The AUC compares episodes up to the
+shortest of their task, where the control, an episode's length, says nothing. Alarms may come at any
+time: there the control finds every failure too, but late. Interrupt it at will: recorded episodes
+are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Bool, Float
+
+from mistjax.compilation import enable_cache
+from mistjax.detect.calibration.conformal import calibrate
+from mistjax.detect.data import Episodes
+from mistjax.detect.detector import score_episodes
+from mistjax.detect.features import DEFAULT_FEATURES
+from mistjax.detect.from_runs import episodes_from_runs
+from mistjax.detect.metrics import first_alarm, peak, roc_auc
+from mistjax.detect.registry import fit_detector
+from mistjax.envs.libero.env import LiberoEnv
+from mistjax.envs.libero.episodes import STARTS
+from mistjax.policies import LIBERO_TINY, PiPolicy
+from mistjax.rollouts import Run, run_episodes
+from mistjax.rollouts.summary import by_task
+from mistjax.stats import Rate, bootstrap
+
+DETECTORS = ("safe_mlp", "linear_probe", "trajectory_length")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is evaluated.
+
+    Attributes:
+        policy: checkpoint of `train_libero_policy`.
+        out: folder of the two runs.
+        results: where the numbers are kept.
+        suite, tasks: which tasks; those that were demonstrated.
+        starts: nominal episodes of each: its first so many fixed start states.
+        perturbation: what is changed in the others.
+        drawn: perturbed episodes of each task, from drawn starts.
+        folds: parts that are held out in turn.
+        alpha: promised bound on the chance of an alarm in a success.
+        workers: processes that step the environments; 0 is this one.
+    """
+
+    policy: Path = Path("runs/libero_tiny")
+    out: Path = Path("runs/libero_eval")
+    results: Path = Path("experiments/results/libero_policy.json")
+    suite: str = "libero_object"
+    tasks: tuple[int, ...] = (0, 2)
+    starts: int = 25
+    perturbation: dict[str, float] = dataclasses.field(default_factory=lambda: {"position": 0.2})
+    drawn: int = 50
+    folds: int = 5
+    alpha: float = 0.2
+    workers: int = 0
+
+
+def record(config: Config, name: str, perturbation: Mapping[str, float], starts: int) -> Run:
+    """The episodes of a condition, recorded where they are not yet; all tasks take turns."""
+    policy: Any = PiPolicy.load(config.policy, LIBERO_TINY)
+    make_env = functools.partial(
+        LiberoEnv,
+        config.suite,
+        picture_every=policy.preset.execute_steps,
+        **policy.preset.env_options,
+    )
+    return run_episodes(
+        policy,
+        make_env,
+        [STARTS * task + start for start in range(starts) for task in config.tasks],
+        out=config.out / name,
+        taps=DEFAULT_FEATURES.taps,
+        perturbation=perturbation,
+        num_envs=max(config.workers, 1),
+        workers=config.workers,
+    )
+
+
+def cross_fit(
+    name: str, episodes: Episodes, folds: int, alpha: float
+) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, "n t"]]:
+    """Each episode's highest score up to its task's shortest episode, and its alarms, by detectors
+    and thresholds that did not see it. Folds hold the same share of successes."""
+    success = np.asarray(episodes.success)
+    order = np.random.default_rng(0).permutation(len(episodes))
+    order = order[np.argsort(success[order], kind="stable")]
+    fold = np.empty(len(episodes), int)
+    fold[order] = np.arange(len(episodes)) % folds
+    peaks, alarms = np.empty(len(episodes)), np.zeros(episodes.mask.shape, bool)
+    for part in range(folds):
+        held, calibrating = fold == part, fold == (part + 1) % folds
+        detector = fit_detector(name, episodes.take(~held & ~calibrating), standardised=True)
+        scores = score_episodes(detector, episodes.features, jnp.asarray(episodes.mask))
+        own = episodes.take(calibrating)
+        threshold = calibrate(scores[calibrating], own.mask, own.success, alpha, band="constant")
+        peaks[held] = peak(scores[held], episodes.earliest_stop[held])
+        alarms[held] = threshold.alarms(scores, jnp.asarray(episodes.mask))[held]
+    return peaks, alarms
+
+
+def detection(config: Config, run: Run) -> dict[str, Any]:
+    """What each detector makes of a run's episodes."""
+    episodes = episodes_from_runs([run], DEFAULT_FEATURES)
+    failed = ~np.asarray(episodes.success)
+    counts = {"n": len(episodes), "failures": int(failed.sum())}
+    if min(failed.sum(), (~failed).sum()) < config.folds:
+        return counts | {"reason": f"no detectors: fewer than {config.folds} of one outcome"}
+    table = {}
+    for name in DETECTORS:
+        peaks, alarms = cross_fit(name, episodes, config.folds, config.alpha)
+        first = first_alarm(alarms)
+        caught = failed & (first >= 0)
+        early = caught & (first < episodes.earliest_stop)
+        table[name] = {
+            "auc": _auc(lambda i, p=peaks: roc_auc(p[i], failed[i]), len(failed)),
+            "auc_task_mean": _auc(
+                lambda i, p=peaks: _task_mean(p[i], failed[i], episodes.task_id[i]), len(failed)
+            ),
+            "false_alarms": _rate(Rate(int((first >= 0)[~failed].sum()), int((~failed).sum()))),
+            "detected": _rate(Rate(int(caught.sum()), int(failed.sum()))),
+            "detected_by_earliest_stop": _rate(Rate(int(early.sum()), int(failed.sum()))),
+            "median_alarm_step": (
+                float(np.median(first[caught])) * LIBERO_TINY.execute_steps
+                if caught.any()
+                else None
+            ),
+        }
+    return counts | {"alpha": config.alpha, "folds": config.folds, "detectors": table}
+
+
+def _auc(metric: Callable[[np.ndarray], float], n: int) -> dict[str, Any]:
+    return {"value": metric(np.arange(n)), "bootstrap95": bootstrap(metric, n)}
+
+
+def _task_mean(score: np.ndarray, failed: np.ndarray, task: np.ndarray) -> float:
+    """The mean of the tasks' AUCs, to which knowing that one task is harder adds nothing."""
+    return float(np.mean([roc_auc(score[task == k], failed[task == k]) for k in np.unique(task)]))
+
+
+def _rate(rate: Rate) -> dict[str, Any]:
+    return {"k": rate.k, "n": rate.n, "wilson95": rate.interval}
+
+
+def condition(config: Config, run: Run) -> dict[str, Any]:
+    """All numbers of one run."""
+    for task, rate in by_task(run).items():
+        print(f"{task}: {rate}")
+    result = {
+        "perturbation": run.config["perturbation"],
+        "errors": len(run.rows) - len(run.finished),
+        "success": {task: _rate(rate) for task, rate in by_task(run).items()},
+        "detection": detection(config, run),
+    }
+    print(json.dumps(result["detection"], indent=1))
+    return result
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Evaluates, prints and writes the numbers."""
+    runs = {
+        "nominal": record(config, "nominal", {}, config.starts),
+        "perturbed": record(config, "perturbed", config.perturbation, config.drawn),
+    }
+    stand_ins = any(row["info"]["stand_in_assets"] for run in runs.values() for row in run.finished)
+    note = "stand-in assets: not comparable to published scores" if stand_ins else ""
+    print(note)
+    command = shlex.join(["python", "-m", "experiments.studies.libero_policy", *sys.argv[1:]])
+    result = {
+        "command": command,
+        "note": note,
+        "policy_fingerprint": runs["nominal"].config["policy_fingerprint"],
+        **{name: condition(config, run) for name, run in runs.items()},
+    }
+    config.results.parent.mkdir(parents=True, exist_ok=True)
+    config.results.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    enable_cache()
+    main(tyro.cli(Config))

@@ -1,0 +1,157 @@
+"""The tiny pi0 of the LIBERO experiment: its sizes, data and loss.
+
+Next to flow matching, the loss regresses where the object and the place to put it are from the
+pooled prompt states, which teaches a small network to look; that head is no part of the policy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+from safetensors.numpy import load_file
+
+from experiments.train.board_data import BoardData
+from experiments.train.board_model import layout_error
+from mistjax.models.config import IMAGE_KEYS, GemmaConfig, Pi0Config, SiglipConfig
+from mistjax.models.normalize import NormStats, ZScore, pad_to
+from mistjax.models.observation import Observation
+from mistjax.models.pi0 import Pi0, flow_loss, flow_noise
+from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
+from mistjax.policies import LIBERO_TINY
+
+PROMPT_LEN = 20
+LAYOUT_UNIT = 0.1
+PICTURES = ("image", "wrist_image")
+
+
+def libero_config(vocab_size: int) -> Pi0Config:
+    """0.9 M parameters: two 64 px cameras in 16 patches each, four layers, chunks of 8 actions."""
+    return Pi0Config(
+        siglip=SiglipConfig(width=96, depth=2, mlp_dim=256, num_heads=4, patch_size=(16, 16)),
+        vlm=GemmaConfig(96, 4, 256, num_heads=4, num_kv_heads=1, head_dim=24),
+        action_expert=GemmaConfig(64, 4, 192, num_heads=4, num_kv_heads=1, head_dim=24),
+        vocab_size=vocab_size,
+        image_size=LIBERO_TINY.env_options["image_size"],
+        image_keys=IMAGE_KEYS[:2],
+        action_dim=8,
+        action_horizon=8,
+        max_token_len=PROMPT_LEN,
+        dtype="float32",
+        remat=False,
+    )
+
+
+def word_tokenizer(prompts: Sequence[str]) -> PromptTokenizer:
+    """One piece for each word of the prompts."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "words.model"
+        train_word_tokenizer(sorted(set(prompts)), (), path)
+        return PromptTokenizer.from_file(path, PROMPT_LEN)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LiberoData:
+    """Demonstrations of `mistjax.envs.libero.demos` in memory.
+
+    Attributes:
+        data: pictures and normalised arrays.
+        tokenizer: of their prompts.
+    """
+
+    data: BoardData
+    tokenizer: PromptTokenizer
+
+    @classmethod
+    def load(cls, folder: Path) -> LiberoData:
+        """Every shard of a folder; FileNotFoundError when it holds none."""
+        shards = sorted(folder.glob("shard_*.safetensors"))
+        if not shards:
+            raise FileNotFoundError(
+                f"{folder} holds no demonstrations: write some with "
+                f"`python -m mistjax.envs.libero.demos --out {folder}`."
+            )
+        parts = [load_file(path) for path in shards]
+        columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        prompts = [
+            p
+            for path in shards
+            for p in json.loads(path.with_suffix(".json").read_text())["prompt"]
+        ]
+        tokenizer = word_tokenizer(prompts)
+        stats = {key: NormStats.of(columns[key]) for key in ("state", "actions")}
+        width = libero_config(tokenizer.vocab_size).action_dim
+        encode = functools.cache(lambda prompt: tokenizer.encode_pi0(prompt)[0])
+        arrays = {
+            key: np.asarray(pad_to(ZScore(stats[key]).normalize(columns[key]), width))
+            for key in stats
+        }
+        arrays |= {
+            "layout": columns["aux"] / LAYOUT_UNIT,
+            "prompt": np.stack([encode(prompt) for prompt in prompts]),
+        }
+        images = {key: columns[name] for key, name in zip(IMAGE_KEYS, PICTURES, strict=False)}
+        return cls(BoardData(images, arrays, stats), tokenizer)
+
+    def batch(self, rng: np.random.Generator, size: int) -> Batch:
+        """Examples under light of random brightness, within 15%."""
+        obs, arrays = self.data.draw(rng, size)
+        gain = rng.uniform(0.85, 1.15, (size, 1, 1, 1)).astype(np.float32)
+        images = {k: np.clip((v + 1) * gain - 1, -1, 1) for k, v in obs.images.items()}
+        obs = dataclasses.replace(obs, images=images)
+        return Batch(obs, arrays["actions"], arrays["layout"])  # pyright: ignore[reportArgumentType]
+
+
+@flax.struct.dataclass
+class Batch:
+    """Training examples, normalised.
+
+    Attributes:
+        obs: what the policy sees.
+        actions: the expert's chunk.
+        layout: positions (m / 0.1) of the object and of the place to put it.
+    """
+
+    obs: Observation
+    actions: Float[Array, "b h a"]
+    layout: Float[Array, "b 6"]
+
+
+def libero_loss(
+    params,
+    batch: Batch,
+    key: PRNGKeyArray,
+    *,
+    config: Pi0Config,
+    flow_samples: int,
+    layout_weight: float,
+) -> tuple[Array, dict[str, Array]]:
+    """Total loss and its parts; `flow_samples` noise draws share one prefix."""
+    model, variables = Pi0(config), {"params": params["model"]}
+    obs = batch.obs
+    cache, valid, hidden = model.apply(variables, obs, method=Pi0.prefill)  # pyright: ignore[reportAssignmentType]
+
+    def repeat(x, axis=0):
+        return jnp.repeat(x, flow_samples, axis=axis)
+
+    actions = repeat(batch.actions)
+    noise, t = flow_noise(key, actions)
+    x_t = t[:, None, None] * noise + (1 - t[:, None, None]) * actions
+    cache = jax.tree.map(lambda leaf: repeat(leaf, 1), cache)
+    inputs = cache, repeat(valid), repeat(obs.state), x_t, t
+    velocity, _ = model.apply(variables, *inputs, method=Pi0.velocity)
+    flow = jnp.mean(flow_loss(velocity, noise, actions))
+    prompt = hidden[:, config.num_image_tokens : config.prefix_len]
+    layout = layout_error(params["layout_head"], prompt, obs, batch.layout)
+    item, place = 1000 * LAYOUT_UNIT * jnp.sqrt(layout.reshape(2, 3).mean(axis=1))
+    total = flow + layout_weight * jnp.mean(layout)
+    return total, {"flow": flow, "item_mm": item, "place_mm": place}

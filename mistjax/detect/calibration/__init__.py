@@ -1,0 +1,1 @@
+"""Thresholds with a promise, and whether the promise still holds."""

@@ -1,0 +1,1 @@
+"""Failure detectors, one module or folder a family."""

@@ -1,0 +1,1 @@
+"""Novelty of features by learned densities."""

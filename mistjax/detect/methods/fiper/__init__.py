@@ -1,0 +1,1 @@
+"""FIPER: novelty of observations and entropy of action chunks, and its alarm."""

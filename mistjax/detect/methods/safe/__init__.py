@@ -1,0 +1,1 @@
+"""SAFE heads: their losses, recipe and training."""

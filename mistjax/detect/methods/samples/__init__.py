@@ -1,0 +1,1 @@
+"""Disagreement of several action chunks drawn for one observation."""

@@ -1,0 +1,72 @@
+"""`Monitor`: a detector, its threshold and what it reads, stepping beside a policy.
+
+Fail-safe: a NaN or Inf in the score or in the actions, or a sample that its policy reports as
+undecodable, raises the alarm. The state belongs to one episode and has a leading batch axis.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mistjax.detect.calibration.conformal import Threshold
+from mistjax.detect.features import FeatureSpec
+from mistjax.policies.protocol import Sample
+
+
+@flax.struct.dataclass
+class MonitorState:
+    """What a monitor remembers of each row's episode.
+
+    Attributes:
+        detector: the detector's own state.
+        step: inferences so far.
+    """
+
+    detector: Any
+    step: Int[Array, " b"]
+
+
+@flax.struct.dataclass
+class Reading:
+    """What a monitor says of one inference: failure score, its threshold, and whether it alarms."""
+
+    score: Float[Array, " b"]
+    threshold: Float[Array, " b"]
+    alarm: Bool[Array, " b"]
+
+
+@flax.struct.dataclass
+class Monitor:
+    """Scores every inference of a policy.
+
+    Attributes:
+        detector: what scores.
+        threshold: the calibrated limit of the score at each inference.
+        features: what the detector reads (static).
+    """
+
+    detector: Any
+    threshold: Threshold
+    features: FeatureSpec = flax.struct.field(pytree_node=False)
+
+    def initial_state(self, batch: int) -> MonitorState:
+        return MonitorState(self.detector.init_state(batch), jnp.zeros(batch, jnp.int32))
+
+    def step(self, state: MonitorState, sample: Sample) -> tuple[MonitorState, Reading]:
+        """Reads one sample, whose taps hold `features.taps`."""
+        features = self.features.live(sample.taps)
+        detector, score = self.detector.step(state.detector, features)
+        broken = ~jnp.all(jnp.isfinite(sample.actions), axis=(1, 2))
+        if "decode_ok" in sample.aux:
+            broken |= ~sample.aux["decode_ok"]
+        alarm = self.threshold.alarm(state.step, score) | broken
+        reading = Reading(score, self.threshold.at(state.step), alarm)
+        return MonitorState(detector, state.step + 1), reading
+
+    def logit(self, state: MonitorState, sample: Sample) -> Float[Array, " b"]:
+        """Differentiable failure evidence of one sample: what attribution explains."""
+        return self.detector.logit(state.detector, self.features.live(sample.taps))

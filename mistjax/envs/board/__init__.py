@@ -1,0 +1,1 @@
+"""Go stones on a board: MuJoCo physics, a JAX ray-caster, perturbations and a scripted expert."""

@@ -1,0 +1,6 @@
+"""Robot presets: cameras, state, action units and normalisation of each robot."""
+
+from mistjax.policies.presets.base import RobotPreset
+from mistjax.policies.presets.registry import BOARD, BOARD_FAST, LIBERO_TINY, PRESETS, preset_of
+
+__all__ = ["BOARD", "BOARD_FAST", "LIBERO_TINY", "PRESETS", "RobotPreset", "preset_of"]

@@ -1,0 +1,53 @@
+"""Robot presets by name: the simulated board, and the robots of openpi's checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path, PurePosixPath
+
+from mistjax.models.config import IMAGE_KEYS
+from mistjax.policies.presets.base import RobotPreset
+from mistjax.policies.presets.openpi import OPENPI, PI0_LIBERO
+
+BOARD = RobotPreset(
+    name="board",
+    cameras={
+        IMAGE_KEYS[0]: "observation/image",
+        IMAGE_KEYS[1]: "observation/wrist_image",
+    },
+    state_key="observation/state",
+    state_dim=5,
+    action_names=("dx", "dy", "dz", "gripper"),
+    action_low=(-1.0,) * 4,
+    action_high=(1.0,) * 4,
+    gripper_index=3,
+    execute_steps=4,
+)
+
+# pi0-FAST writes the state into the prompt and the actions as tokens: both in quantile units.
+BOARD_FAST = dataclasses.replace(BOARD, name="board_fast", normalizer="quantile")
+
+# LIBERO's robot with the two cameras that it has, small pictures, and actions as they are executed.
+LIBERO_TINY = dataclasses.replace(
+    PI0_LIBERO,
+    name="libero_tiny",
+    cameras={name: key for name, key in PI0_LIBERO.cameras.items() if key is not None},
+    delta=(),
+    asset=None,
+    model=None,
+    env_options={"image_size": 64, "reflections": False},
+)
+
+PRESETS = {preset.name: preset for preset in (BOARD, BOARD_FAST, LIBERO_TINY, *OPENPI)}
+
+
+def preset_of(source: str | Path, folder: Path) -> str:
+    """The preset that a checkpoint's path names, else that of its statistics, else "board".
+
+    Args:
+        source: what the user named, e.g. gs://openpi-assets/checkpoints/pi05_libero.
+        folder: where it lies on this machine.
+    """
+    parts = reversed(PurePosixPath(str(source).split("@")[0]).parts)
+    statistics = sorted(path.parent.name for path in folder.glob("assets/*/norm_stats.json"))
+    return next((name for name in (*parts, *statistics) if name in PRESETS), BOARD.name)

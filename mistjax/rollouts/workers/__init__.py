@@ -1,0 +1,1 @@
+"""Environments here, in worker processes or in Ray actors, behind one pool."""

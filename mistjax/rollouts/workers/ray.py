@@ -1,0 +1,100 @@
+"""`RayWorker`: a host of environments in a Ray actor, on this machine or another of the cluster.
+
+Needs the extra `mistjax[ray]`. A cluster is joined when Ray finds one (`RAY_ADDRESS`), else Ray is
+started on this machine for as long as this process lives.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from mistjax.rollouts.workers import worker as workers
+from mistjax.rollouts.workers.host import Host, MakeEnv, Request
+from mistjax.rollouts.workers.worker import WorkerLost
+
+START_ATTEMPTS = 4
+
+
+def connect(count: int) -> None:
+    """Joins or starts Ray.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: the cluster has fewer CPUs than workers are wanted; they would wait for ever.
+    """
+    ray = _ray()
+    if not ray.is_initialized():
+        start()
+    available = int(ray.cluster_resources().get("CPU", 0))
+    if count > available:
+        raise ValueError(
+            f"{count} Ray workers need a CPU each, and the cluster has {available}: use fewer "
+            "workers, or more machines."
+        )
+
+
+def start(**options: Any) -> None:
+    """`ray.init`, quietly. Ray gives up after 30 s, which a busy machine may need: on this machine
+    it is started up to `START_ATTEMPTS` times."""
+    ray, attempts = _ray(), 1
+    if "RAY_ADDRESS" not in os.environ:
+        options, attempts = {"include_dashboard": False, **options}, START_ATTEMPTS
+    quiet = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
+    for attempt in range(1, attempts + 1):
+        try:
+            with warnings.catch_warnings():  # Ray forks only to start its own programs
+                warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+                ray.init(**quiet, **options)
+            return
+        except Exception:
+            ray.shutdown()
+            if attempt == attempts:
+                raise
+
+
+class _ActorHost(Host):
+    """A host whose process is an actor."""
+
+    def __init__(self, make_env: MakeEnv):
+        workers.cpu_only()
+        super().__init__(make_env)
+
+
+class RayWorker:
+    """The line to one actor; see `Worker`."""
+
+    def __init__(self, make_env: MakeEnv):
+        actor = _ray().remote(num_cpus=1, max_restarts=0)(_ActorHost)
+        self._actor = actor.remote(make_env)
+        self._pending: collections.deque[Any] = collections.deque()
+
+    def send(self, requests: Sequence[Request]) -> None:
+        for method, arguments in requests:
+            self._pending.append(getattr(self._actor, method).remote(*arguments))
+
+    def receive(self) -> Any:
+        exceptions = _ray().exceptions
+        try:
+            return _ray().get(self._pending.popleft(), timeout=workers.PATIENCE_S)
+        except exceptions.GetTimeoutError:
+            raise WorkerLost(f"a Ray worker said nothing for {workers.PATIENCE_S:g} s") from None
+        except exceptions.RayActorError as error:
+            raise WorkerLost(f"a Ray worker died ({str(error).splitlines()[0]})") from None
+        except exceptions.RayTaskError as error:
+            raise (error.cause or error) from None
+
+    def close(self) -> None:
+        if _ray().is_initialized():
+            _ray().kill(self._actor)
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("Ray workers need Ray: pip install 'mistjax[ray]'.") from error
+    return ray

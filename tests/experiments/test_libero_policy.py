@@ -1,0 +1,82 @@
+"""What the LIBERO evaluation makes of episodes: detectors that did not see what they score."""
+
+import numpy as np
+
+from experiments.studies import libero_policy
+from experiments.studies.libero_policy import Config, cross_fit, detection
+from mistjax.detect.data import Episodes
+from mistjax.detect.metrics import roc_auc
+
+FIRST_END = 12  # inferences of a success; a failure takes 21
+
+
+def recorded(n, apart, width=3):
+    """n episodes of one task; every other one fails, and is `apart` from the first step on."""
+    rng, success = np.random.default_rng(0), np.arange(n) % 2 == 0
+    lengths = np.where(success, FIRST_END, 21)
+    own = rng.normal(0, 1, (n, width)) + apart * ~success[:, None]
+    features = [x + rng.normal(0, 0.1, (t, width)) for x, t in zip(own, lengths, strict=True)]
+    return Episodes.from_sequences(features, success)
+
+
+def auc(name, episodes):
+    peaks, _ = cross_fit(name, episodes, 5, 0.2)
+    return roc_auc(peaks, ~episodes.success)
+
+
+def test_what_tells_outcomes_apart_from_the_start_is_found():
+    assert auc("linear_probe", recorded(60, 4.0)) > 0.95
+
+
+def test_no_episode_is_scored_by_a_detector_that_saw_it():
+    wide = recorded(60, 0.0, width=80)  # enough directions to know every episode by heart
+    assert 0.25 < auc("linear_probe", wide) < 0.75
+
+
+def test_length_says_nothing_before_the_first_episode_ends():
+    assert auc("trajectory_length", recorded(60, 4.0)) == 0.5
+
+
+def test_an_alarm_that_only_waits_is_never_false_and_never_early():
+    episodes = recorded(60, 0.0)
+    _, alarms = cross_fit("trajectory_length", episodes, 5, 0.2)
+    assert not alarms[episodes.success].any()
+    assert (alarms[~episodes.success].argmax(axis=1) == FIRST_END).all()
+
+
+def test_the_promise_holds_for_scores_without_meaning():
+    episodes = recorded(400, 0.0)
+    _, alarms = cross_fit("linear_probe", episodes, 5, 0.2)
+    assert 0.1 < alarms[episodes.success].any(axis=1).mean() < 0.3
+
+
+def test_a_task_that_always_takes_longer_adds_nothing_to_the_mean_over_tasks():
+    failed, task = np.array([0, 1, 0, 1, 1, 1], bool), np.array([0, 0, 0, 1, 1, 1])
+    score = task + np.array([0.2, 0.1, 0.0, 0, 0, 0])
+    assert roc_auc(score, failed) > 0.8
+    assert np.isnan(libero_policy._task_mean(score, failed, task))
+    first = task == 0
+    assert libero_policy._task_mean(score[first], failed[first], task[first]) == 0.5
+
+
+def test_too_few_failures_are_said_and_not_scored(monkeypatch):
+    episodes = recorded(60, 4.0).take(np.r_[0:60:2, 1:9:2])
+    monkeypatch.setattr(libero_policy, "episodes_from_runs", lambda *_: episodes)
+    found = detection(Config(), run=None)
+    assert found == {
+        "n": 34,
+        "failures": 4,
+        "reason": "no detectors: fewer than 5 of one outcome",
+    }
+
+
+def test_rates_and_steps_of_alarms(monkeypatch):
+    episodes = recorded(60, 4.0)
+    monkeypatch.setattr(libero_policy, "episodes_from_runs", lambda *_: episodes)
+    monkeypatch.setattr(libero_policy, "DETECTORS", ("linear_probe", "trajectory_length"))
+    found = detection(Config(), run=None)
+    assert (found["n"], found["failures"]) == (60, 30)
+    probe, length = found["detectors"].values()
+    assert probe["detected_by_earliest_stop"]["k"] > 25 > length["detected_by_earliest_stop"]["k"]
+    assert probe["auc"]["bootstrap95"][0] > 0.9
+    assert length["detected"]["k"] == 30 and length["median_alarm_step"] == 5 * FIRST_END
