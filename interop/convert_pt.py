@@ -22,7 +22,7 @@ def convert(source: str | Path, target: str | Path) -> None:
         ValueError: the file holds more than arrays, or is damaged; says what PyTorch reported.
     """
     result = subprocess.run(
-        [sys.executable, "-m", "interop.convert_pt", str(source), str(target)],
+        [sys.executable, "-m", "mistjax.interop.convert_pt", str(source), str(target)],
         capture_output=True,
         text=True,
         check=False,

@@ -14,6 +14,6 @@ try:
     import transformers  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        f"interop.openvla needs PyTorch and transformers, and {error.name!r} is not installed: "
+        f"OpenVLA needs PyTorch and transformers, and {error.name!r} is not installed: "
         "pip install 'mistjax[openvla]'."
     ) from error

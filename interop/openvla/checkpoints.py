@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from interop.openvla.config import OpenVLAConfig
-from interop.openvla.model import OpenVLA
+from mistjax.interop.openvla.config import OpenVLAConfig
+from mistjax.interop.openvla.model import OpenVLA
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from interop.openvla.processing import PROMPT, square
+from mistjax.interop.openvla.processing import PROMPT, square
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from interop.openvla import actions, generation, processing
-from interop.openvla.edits import EditSite
-from interop.openvla.recordings import (
+from mistjax.hooks.edits import Add, SetNeurons
+from mistjax.hooks.sites import Tap
+from mistjax.interop.openvla import actions, generation, processing
+from mistjax.interop.openvla.edits import EditSite
+from mistjax.interop.openvla.recordings import (
     Recordings,
     error,
     levels,
@@ -19,8 +21,6 @@ from interop.openvla.recordings import (
     recorded_model,
     wrong,
 )
-from mistjax.hooks.edits import Add, SetNeurons
-from mistjax.hooks.sites import Tap
 
 TOLERANCE = {"sdpa": 1e-5, "eager": 2e-5}
 """For float32."""

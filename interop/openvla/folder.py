@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from interop.openvla import actions, checkpoints
-from interop.openvla.decoders import ChunkDecoder, Decoder, TokenDecoder
-from interop.openvla.model import OpenVLA
-from interop.openvla.oft import OFTParts
-from interop.openvla.oft_components import load_component
+from mistjax.interop.openvla import actions, checkpoints
+from mistjax.interop.openvla.decoders import ChunkDecoder, Decoder, TokenDecoder
+from mistjax.interop.openvla.model import OpenVLA
+from mistjax.interop.openvla.oft import OFTParts
+from mistjax.interop.openvla.oft_components import load_component
 from mistjax.models.tokenizers import PromptTokenizer
 
 HEAD, PROPRIO, TOKENIZER = (

@@ -50,7 +50,7 @@ def compare(
 def openvla_rows(folder: Path) -> list[Row]:
     """Every recorded output of OpenVLA; its group is the file it was recorded in."""
     try:
-        from interop.openvla.conformance import conformance_openvla, tolerance
+        from mistjax.interop.openvla.conformance import conformance_openvla, tolerance
     except ImportError as error:
         raise ImportError(
             f"OpenVLA runs in PyTorch, which does not import here ({error}): "

@@ -29,7 +29,7 @@ def read_policy(folder: str | Path, preset: RobotPreset) -> Any:
         return published.load(folder, preset)
     config = checkpoints.load_config(folder)
     if config.get("model_type") == "openvla":
-        from interop.openvla.policy import OpenVLAPolicy
+        from mistjax.interop.openvla.policy import OpenVLAPolicy
 
         return OpenVLAPolicy.load(folder, preset)
     return (FastPolicy if "max_decoding_steps" in config else PiPolicy).load(folder, preset)

@@ -58,6 +58,6 @@ def test_none_or_several_recordings_are_refused(given, capsys):
 
 
 def test_without_pytorch_the_extra_is_named(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "interop.openvla.conformance", None)
+    monkeypatch.setitem(sys.modules, "mistjax.interop.openvla.conformance", None)
     assert cli.main(["conformance", "--openvla", str(GOLDENS)]) == 2
     assert "mistjax[openvla]" in capsys.readouterr().err

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from interop.openvla.conformance import COMPARISONS, conformance_openvla, tolerance
-from interop.openvla.recordings import Recordings, recorded_model
+from mistjax.interop.openvla.conformance import COMPARISONS, conformance_openvla, tolerance
+from mistjax.interop.openvla.recordings import Recordings, recorded_model
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

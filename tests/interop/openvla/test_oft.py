@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from interop.convert_pt import convert
-from interop.openvla import generation, oft
-from interop.openvla.decoders import ChunkDecoder
-from interop.openvla.hooks import Hooks, token_layouts
-from interop.openvla.model import OpenVLA
-from interop.openvla.oft_components import load_component, load_film
-from interop.openvla.policy import OpenVLAPolicy
-from interop.openvla.reader import Reader
 from mistjax.hooks import Add, Tap
+from mistjax.interop.convert_pt import convert
+from mistjax.interop.openvla import generation, oft
+from mistjax.interop.openvla.decoders import ChunkDecoder
+from mistjax.interop.openvla.hooks import Hooks, token_layouts
+from mistjax.interop.openvla.model import OpenVLA
+from mistjax.interop.openvla.oft_components import load_component, load_film
+from mistjax.interop.openvla.policy import OpenVLAPolicy
+from mistjax.interop.openvla.reader import Reader
 
 KEY = jax.random.key(0)
 CHUNK = 2
@@ -148,7 +148,7 @@ def test_a_file_with_code_in_it_is_refused(tmp_path):
 def test_film_that_neither_scales_nor_shifts_changes_nothing(model, goldens, tmp_path):
     from safetensors.torch import save_file
 
-    from interop.openvla.recordings import recorded_model
+    from mistjax.interop.openvla.recordings import recorded_model
 
     film = recorded_model(goldens)
     weights = {}
