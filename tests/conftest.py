@@ -1,7 +1,10 @@
 """Settings of the whole test run; they must be in place before JAX starts a backend."""
 
 import inspect
+import io
 import os
+import pathlib
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -117,3 +120,62 @@ def fast_variables():
 def observation():
     """`observation(config, batch=2, seed=0)`: see `random_observation`."""
     return random_observation
+
+
+class Killed(BaseException):
+    """The process died here."""
+
+
+@pytest.fixture
+def kill_at_every_call(monkeypatch):
+    """`kill_at_every_call(save)`: runs `save()` again and again, each time killed one call to the
+    system later, and yields after each death; ends with a whole one. A dead process does nothing
+    more: every further call dies too. A file's content is cut in half by a death in its write.
+    """
+
+    def deaths(save):
+        calls, fatal, thread = 0, 0, threading.get_ident()
+
+        def dies():
+            nonlocal calls
+            calls += threading.get_ident() == thread
+            return calls >= fatal and threading.get_ident() == thread
+
+        def deadly(function, writes=lambda *args, **kwargs: True):
+            def call(*args, **kwargs):
+                if writes(*args, **kwargs) and dies():
+                    raise Killed
+                return function(*args, **kwargs)
+
+            return call
+
+        def to_write(file, mode="r", *args, **kwargs):
+            return any(letter in mode for letter in "wax+")
+
+        def halved(function):
+            def call(path, content, *args, **kwargs):
+                if dies():
+                    if calls == fatal:
+                        function(path, content[: len(content) // 2], *args, **kwargs)
+                    raise Killed
+                return function(path, content, *args, **kwargs)
+
+            return call
+
+        while True:
+            fatal, calls = fatal + 1, 0
+            with monkeypatch.context() as patch:
+                for name in ("replace", "rename", "fsync", "unlink", "mkdir", "rmdir"):
+                    patch.setattr(os, name, deadly(getattr(os, name)))
+                for name in ("write_bytes", "write_text"):
+                    patch.setattr(pathlib.Path, name, halved(getattr(pathlib.Path, name)))
+                patch.setattr(io, "open", deadly(io.open, to_write))
+                try:
+                    save()
+                except Killed:
+                    pass
+                else:
+                    return
+            yield fatal
+
+    return deaths

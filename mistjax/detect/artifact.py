@@ -9,15 +9,13 @@ refused, because its scores would mean nothing.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from mistjax.detect.calibration.conformal import Threshold
 from mistjax.detect.methods.combinators import Agreement, Standardised, Windowed
@@ -41,6 +39,7 @@ from mistjax.detect.methods.samples.action_samples import (
 from mistjax.detect.methods.samples.consistency import TemporalConsistency
 from mistjax.detect.methods.sensitivity import SensitivityGate
 from mistjax.detect.methods.tokens import TokenUncertainty
+from mistjax.files import load_together, read_tensors, save_together
 
 CLASSES: dict[str, type] = {
     c.__name__: c
@@ -72,6 +71,7 @@ CLASSES: dict[str, type] = {
 }
 
 VERSION = 1
+_CARD, _ARRAYS = "detector.json", "detector.safetensors"
 
 
 class FingerprintError(ValueError):
@@ -143,12 +143,6 @@ def _unpack(spec: Any, arrays: dict[str, np.ndarray]) -> Any:
     return CLASSES[spec["class"]](**{k: _unpack(v, arrays) for k, v in spec["fields"].items()})
 
 
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-
-
 def save_detector(
     folder: Path | str,
     detector: Any,
@@ -169,7 +163,6 @@ def save_detector(
     Raises:
         TypeError: a class that artifacts do not hold.
     """
-    folder = Path(folder)
     arrays: dict[str, np.ndarray] = {}
     document = {
         "version": VERSION,
@@ -178,10 +171,7 @@ def save_detector(
         "threshold": _pack(threshold, "threshold", arrays),
         "notes": notes or {},
     }
-    text = json.dumps(document, indent=1, allow_nan=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "detector.safetensors", save(arrays))
-    _replace(folder / "detector.json", text.encode())
+    save_together(Path(folder) / _CARD, document, {_ARRAYS: save(arrays)})
 
 
 def load_detector(
@@ -199,9 +189,9 @@ def load_detector(
         FingerprintError: made with another policy, tap or pooling.
         ValueError: another format version, an unknown class, or not a stratum that was calibrated.
     """
-    document = read_card(folder)
+    document, content = _read(folder)
     Provenance(**document["provenance"]).require(expected)
-    arrays = load((Path(folder) / "detector.safetensors").read_bytes())
+    arrays = read_tensors(Path(folder) / _ARRAYS, content)
     threshold = _unpack(document["threshold"], arrays)
     strata: dict[str | None, Any] = threshold if isinstance(threshold, dict) else {None: threshold}
     if stratum not in strata:
@@ -212,13 +202,18 @@ def load_detector(
 
 def read_card(folder: Path | str) -> dict[str, Any]:
     """The artifact's JSON (version, provenance, notes, structure) without its arrays."""
-    path = Path(folder) / "detector.json"
+    return _read(folder)[0]
+
+
+def _read(folder: Path | str) -> tuple[dict[str, Any], bytes]:
+    """The card, and the file of the arrays that belongs to it."""
+    path = Path(folder) / _CARD
     if not path.is_file():
-        raise FileNotFoundError(f"no detector.json in {folder}; write one with save_detector(...).")
-    document = json.loads(path.read_text())
+        raise FileNotFoundError(f"no {_CARD} in {folder}; write one with save_detector(...).")
+    document, files = load_together(path, [_ARRAYS])
     if document["version"] != VERSION:
         raise ValueError(
             f"{path} has format version {document['version']}; this release reads {VERSION}. Save "
             "it again."
         )
-    return document
+    return document, files[_ARRAYS]

@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
+from mistjax.files import atomic, read_json
 from mistjax.models.normalize import NormStats, load_norm_stats, save_norm_stats
 from mistjax.models.sources import fetch
 from mistjax.models.tokenizers import PromptTokenizer
@@ -40,7 +41,7 @@ def save_checkpoint(
     asset_id: str,
     tokenizer: PromptTokenizer,
 ) -> None:
-    """Writes a whole policy.
+    """Writes a whole policy; a write that dies leaves no checkpoint, and can be repeated.
 
     Args:
         folder: created when needed.
@@ -56,14 +57,16 @@ def save_checkpoint(
     folder = Path(folder).resolve()
     if (folder / "params").exists():
         raise ValueError(f"{folder} already holds parameters: choose another folder or remove it.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(folder / "params", {"params": params})
-    # for buckets, which cannot rename; on a disk it only says where the folder was written
-    (folder / "params" / "commit_success.txt").unlink(missing_ok=True)
     save_norm_stats(folder / "assets" / asset_id / "norm_stats.json", norm_stats)
-    (folder / "assets" / "tokenizer.model").write_bytes(tokenizer.serialized)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    with atomic(folder / "assets" / "tokenizer.model") as temporary:
+        temporary.write_bytes(tokenizer.serialized)
+    with atomic(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
+    with atomic(folder / "params") as temporary:  # last: without it there is no checkpoint
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(temporary, {"params": params})
+        # for buckets, which cannot rename; on a disk it only says where the folder was written
+        (temporary / "commit_success.txt").unlink(missing_ok=True)
 
 
 def load_params(
@@ -162,7 +165,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: pass the model's configuration yourself.")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def load_assets(folder: str | Path, asset_id: str | None = None) -> dict[str, NormStats]:

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mistjax.files import atomic, read_json
+
 EPSILON = 1e-6
 FIELDS = ("mean", "std", "q01", "q99")
 
@@ -128,7 +130,8 @@ def save_norm_stats(path: str | Path, stats: Mapping[str, NormStats]) -> None:
         for name, s in stats.items()
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps({"norm_stats": content}, indent=2) + "\n")
+    with atomic(Path(path)) as temporary:
+        temporary.write_text(json.dumps({"norm_stats": content}, indent=2) + "\n")
 
 
 def load_norm_stats(path: str | Path) -> dict[str, NormStats]:
@@ -138,8 +141,8 @@ def load_norm_stats(path: str | Path) -> dict[str, NormStats]:
         FileNotFoundError: no such file.
         ValueError: the content is not such a file, or its arrays disagree in length.
     """
-    content = json.loads(Path(path).read_text())
-    if not isinstance(content, dict) or not isinstance(content.get("norm_stats"), dict):
+    content = read_json(Path(path))
+    if not isinstance(content.get("norm_stats"), dict):
         raise ValueError(f'{path}: expected {{"norm_stats": {{"state": ..., "actions": ...}}}}.')
     return {name: _parse(f"{path}: {name}", entry) for name, entry in content["norm_stats"].items()}
 

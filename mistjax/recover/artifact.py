@@ -10,7 +10,6 @@ All of it was made with one policy and refuses to load for another.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from mistjax.detect.artifact import load_detector, read_card
 from mistjax.detect.features import FeatureSpec
 from mistjax.detect.from_runs import provenance
 from mistjax.detect.monitor import Monitor
-from mistjax.files import atomic
+from mistjax.files import read_json, save_together
 from mistjax.recover.fusion import FusionLimits
 from mistjax.recover.mist import MistPolicy, Remedy
 from mistjax.steer.artifact import SteeringArtifact, load_steering
@@ -62,9 +61,7 @@ def save_remedy(folder: str | Path, config: RemedyConfig) -> None:
             f"strengths are {config.strengths} and the method is {config.method!r}: give at least "
             f"one strength, and one of {', '.join(ATTRIBUTIONS)}."
         )
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with atomic(Path(folder) / "remedy.json") as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+    save_together(Path(folder) / "remedy.json", dataclasses.asdict(config))
 
 
 def load_remedy(folder: str | Path) -> RemedyConfig:
@@ -72,7 +69,7 @@ def load_remedy(folder: str | Path) -> RemedyConfig:
     path = Path(folder) / "remedy.json"
     if not path.exists():
         raise FileNotFoundError(f"no remedy.json in {folder}; write one with `mistjax remedy`.")
-    data = json.loads(path.read_text())
+    data = read_json(path)
     known = {field.name for field in dataclasses.fields(RemedyConfig)}
     if surplus := sorted(set(data) - known):
         raise ValueError(

@@ -7,7 +7,6 @@ refuses to load for another fingerprint.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from mistjax.detect.artifact import FingerprintError
-from mistjax.files import atomic
+from mistjax.files import load_together, read_tensors, save_together
 from mistjax.hooks.sites import split_site
 from mistjax.policies.protocol import PolicySpec
 from mistjax.steer.affine import AffineMap
@@ -26,6 +25,7 @@ from mistjax.steer.table import CauseTable, Steering, cause_table
 from mistjax.steer.vectors import NeuronOverwrite, Provenance, SteeringVector
 
 VERSION = 1
+_CARD, _ARRAYS = "steering.json", "steering.safetensors"
 _KINDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "SteeringVector": (SteeringVector, ("direction", "scale", "gate")),
     "AffineMap": (AffineMap, ("weight", "bias", "gate")),
@@ -99,13 +99,7 @@ def save_steering(folder: str | Path, artifact: SteeringArtifact) -> None:
         "causes": dict(artifact.causes),
         "notes": dict(artifact.notes),
     }
-    text = json.dumps(document, indent=1, allow_nan=False)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / "steering.safetensors") as temporary:
-        temporary.write_bytes(save(arrays))
-    with atomic(folder / "steering.json") as temporary:
-        temporary.write_text(text + "\n")
+    save_together(Path(folder) / _CARD, document, {_ARRAYS: save(arrays)})
 
 
 def load_steering(folder: str | Path, spec: PolicySpec) -> SteeringArtifact:
@@ -117,9 +111,9 @@ def load_steering(folder: str | Path, spec: PolicySpec) -> SteeringArtifact:
         ValueError: another format version, or arrays that do not fit the policy's stacks.
     """
     folder = Path(folder)
-    if not (folder / "steering.json").is_file():
-        raise FileNotFoundError(f"no steering.json in {folder}: write one with save_steering(...).")
-    document = json.loads((folder / "steering.json").read_text())
+    if not (folder / _CARD).is_file():
+        raise FileNotFoundError(f"no {_CARD} in {folder}: write one with save_steering(...).")
+    document, files = load_together(folder / _CARD, [_ARRAYS])
     if document["version"] != VERSION:
         raise ValueError(
             f"{folder} has steering format {document['version']}, this release reads {VERSION}: "
@@ -131,7 +125,7 @@ def load_steering(folder: str | Path, spec: PolicySpec) -> SteeringArtifact:
             f"{spec.name!r} ({spec.fingerprint[:12]}): build them for this policy with "
             "`mistjax vectors`."
         )
-    arrays = load((folder / "steering.safetensors").read_bytes())
+    arrays = read_tensors(folder / _ARRAYS, files[_ARRAYS])
     directions = {
         name: _read(name, entry, arrays, spec) for name, entry in document["directions"].items()
     }

@@ -45,6 +45,23 @@ def test_an_artifact_made_with_something_else_is_refused_by_name(saved, field):
         load_detector(saved[0], dataclasses.replace(PROVENANCE, **{field: "other"}))
 
 
+def test_a_save_that_dies_leaves_the_old_detector_or_the_new_one(saved, kill_at_every_call):
+    folder, detector, threshold = saved
+    changed, seen = jax.tree.map(lambda leaf: leaf + 1, detector), set()
+
+    def save(detector, threshold):
+        save_detector(folder, detector, PROVENANCE, threshold=threshold)
+
+    for _ in kill_at_every_call(lambda: save(changed, None)):
+        loaded, its_threshold = load_detector(folder, PROVENANCE)
+        expected = changed if its_threshold is None else detector
+        jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+        seen.add(its_threshold is None)
+        save(detector, threshold)
+    assert seen == {True, False}
+    assert len(list(folder.iterdir())) == 2
+
+
 def test_a_file_cannot_name_a_class_of_its_own(saved):
     path = saved[0] / "detector.json"
     document = json.loads(path.read_text())

@@ -1,6 +1,7 @@
 """Checkpoints in openpi's layout load, and those that do not fit say why."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,28 @@ def test_parameters_load_as_they_were_saved(tmp_path, value):
     loaded = load_params(tmp_path, shapes(params()))
     assert jax.tree.structure(loaded) == jax.tree.structure(params())
     jax.tree.map(np.testing.assert_array_equal, loaded, params())
+
+
+@pytest.mark.slow
+def test_a_save_that_dies_leaves_no_checkpoint_or_a_whole_one(
+    tmp_path, tokenizer, kill_at_every_call
+):
+    folder, found = tmp_path / "policy", []
+
+    def save():
+        about = {"config": {"a": 1}, "norm_stats": STATS, "asset_id": "robot"}
+        save_checkpoint(folder, params(), **about, tokenizer=tokenizer)
+
+    for _ in kill_at_every_call(save):
+        found.append((folder / "params").exists())
+        if found[-1]:
+            loaded = load_params(folder, shapes(params()))
+            jax.tree.map(np.testing.assert_array_equal, loaded, params())
+            assert load_config(folder) == {"a": 1} and load_assets(folder).keys() == STATS.keys()
+            assert load_tokenizer(folder, 8).serialized == tokenizer.serialized
+            shutil.rmtree(folder)
+    assert found == sorted(found) and set(found) == {True, False}
+    assert sorted(f.name for f in folder.iterdir()) == ["assets", "config.json", "params"]
 
 
 def test_parameters_load_in_the_dtype_asked_for(tmp_path):

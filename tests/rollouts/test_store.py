@@ -5,7 +5,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mistjax.files import atomic
 from mistjax.rollouts import RunWriter, Trace, load_run, run_episodes
 from mistjax.rollouts.mp4 import read_mp4
 
@@ -84,16 +83,6 @@ def test_a_reader_sees_stored_episodes_before_the_table_does(tmp_path):
     writer.add(make_trace(2))
     assert pq.read_table(tmp_path / "episodes.parquet").num_rows == 1
     assert load_run(tmp_path).seeds == (1, 2)
-
-
-def test_a_write_that_dies_leaves_what_was_there(tmp_path):
-    target = tmp_path / "file"
-    target.write_text("old")
-    with pytest.raises(OSError, match="disk full"), atomic(target) as temporary:
-        temporary.write_text("ne")
-        raise OSError("disk full")
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_half_written_episodes_are_invisible(tmp_path):

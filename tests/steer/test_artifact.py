@@ -64,6 +64,26 @@ def test_an_artifact_comes_back_as_it_was(artifact, planted, tmp_path):
     np.testing.assert_allclose(loaded.table().select(cause).strength, 1.5)
 
 
+def test_a_save_that_dies_leaves_the_old_directions_or_the_new_ones(
+    artifact, planted, tmp_path, kill_at_every_call
+):
+    slow = artifact.directions["slow"]
+    old, new = slow, dataclasses.replace(slow, direction=-slow.direction)
+    other = dataclasses.replace(
+        artifact, directions={**artifact.directions, "slow": new}, notes={"turned": True}
+    )
+    save_steering(tmp_path, artifact)
+    seen = set()
+    for _ in kill_at_every_call(lambda: save_steering(tmp_path, other)):
+        loaded = load_steering(tmp_path, planted.spec)
+        expected = new if "turned" in loaded.notes else old
+        np.testing.assert_array_equal(loaded.directions["slow"].direction, expected.direction)
+        seen.add("turned" in loaded.notes)
+        save_steering(tmp_path, artifact)
+    assert seen == {True, False}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_another_policy_is_refused_in_one_sentence(artifact, policy, tmp_path):
     save_steering(tmp_path, artifact)
     with pytest.raises(
