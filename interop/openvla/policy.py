@@ -32,6 +32,7 @@ from mistjax.interop.openvla.spec import fingerprint, policy_spec, stack_specs, 
 from mistjax.interop.openvla.traced import Prefix, leaves, pick
 from mistjax.interop.openvla.words import Words
 from mistjax.models.observation import Observation
+from mistjax.models.transforms import flatten
 from mistjax.policies.presets import RobotPreset
 from mistjax.policies.protocol import PolicySpec, RawObs, Sample, StackSpec
 
@@ -200,9 +201,10 @@ class OpenVLAPolicy(Words):
         return Sample(chosen, {**prefix.taps, **found}, report)
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
-        """See `Policy.finish`."""
-        chosen = self._to_env(np.asarray(sample.actions, np.float64))
-        return np.clip(chosen, self.preset.action_low, self.preset.action_high).astype(np.float32)
+        """See `Policy.finish`; a token that is no action is the nearest one, as in the original."""
+        chosen = np.asarray(sample.actions, np.float64)
+        broken = np.any(~np.isfinite(chosen), axis=(1, 2))
+        return self.preset.bounded(self._to_env(chosen), broken, [flatten(r) for r in raw])
 
     def objective(
         self,

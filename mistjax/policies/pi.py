@@ -251,15 +251,18 @@ class PiPolicy:
         return _sample(self.model, self.variables, obs, key, tuple(edits), tuple(taps), prefix)
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
-        p = self.preset
+        """See `Policy.finish`; ValueError where a chunk is no action and the preset has no
+        fallback.
+        """
+        p, raw = self.preset, [flatten(r) for r in raw]
         actions = np.asarray(sample.actions, np.float32)[..., : p.action_dim]
         actions = np.asarray(self.action_normalizer.unnormalize(actions))
         if p.delta:
-            state = np.stack([p.state(flatten(r)) for r in raw])
+            state = np.stack([p.state(r) for r in raw])
             actions = DeltaActions(p.delta).to_absolute(actions, state)
         if p.units is not None:
             actions = p.units.to_robot_actions(actions)
-        return np.clip(actions, p.action_low, p.action_high).astype(np.float32)
+        return p.bounded(actions, np.asarray(sample.broken), raw)
 
     def objective(
         self,

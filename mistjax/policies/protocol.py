@@ -13,8 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap, TokenLayout
@@ -96,6 +97,12 @@ class Sample:
     aux: dict[str, Any]
     state: Any = ()
 
+    @property
+    def broken(self) -> Bool[Array | np.ndarray, " b"]:
+        """Rows whose chunk is no action: not finite, or of tokens that stand for none."""
+        broken = ~jnp.all(jnp.isfinite(self.actions), axis=(1, 2))
+        return broken | ~self.aux["decode_ok"] if "decode_ok" in self.aux else broken
+
 
 @runtime_checkable
 class Policy(Protocol):
@@ -136,7 +143,9 @@ class Policy(Protocol):
         ...
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
-        """Actions in the env's units [B,H,action_dim], inside their bounds."""
+        """Actions in the env's units [B,H,action_dim], finite and inside their bounds: a chunk that
+        is no action holds the robot still (`RobotPreset.fallback`).
+        """
         ...
 
     def objective(

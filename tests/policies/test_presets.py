@@ -245,3 +245,48 @@ def test_an_aloha_policy_reads_openpis_nested_observations(write):
     np.testing.assert_allclose(still[0, 0, [6, 13]], gripper, atol=1e-5)
     with pytest.raises(ValueError, match="no 'prompt'"):
         PRESETS["pi0_aloha"].prompt(raw)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_fallback_of_every_robot_is_an_action_inside_its_bounds(name):
+    preset = PRESETS[name]
+    raw = observation(preset, np.random.default_rng(0))
+    state = preset.raw_state(raw)
+    state[-1] = np.nan
+    for numbers in (preset.raw_state(raw), state):
+        held = np.asarray(preset.fallback(numbers))
+        assert held.shape == (preset.action_dim,)
+        assert ((held >= preset.action_low) & (held <= preset.action_high)).all()
+        np.testing.assert_allclose(jax.jit(preset.fallback)(numbers), held, atol=1e-6)
+
+
+def test_the_fallback_leaves_joints_and_grippers_as_they_are():
+    board, droid, aloha = (PRESETS[name] for name in ("board", "pi0_droid", "pi0_aloha"))
+    assert board.fallback(np.array([0.1, 0.2, 0.3, 0.01, 1.0])).tolist() == [0, 0, 0, 1]
+    np.testing.assert_allclose(droid.fallback(np.arange(8) / 10), [0] * 7 + [0.7], atol=1e-6)
+    state = np.linspace(0.1, 0.9, 14)
+    held = aloha.fallback(state)
+    joints = np.delete(np.arange(14), [6, 13])
+    np.testing.assert_allclose(held[joints], state[joints], atol=1e-6)
+    seen = aloha.units.to_model_state(state.copy())[6]  # a share of the models' range of angles
+    angle = 0.5476 + seen * (1.6296 - 0.5476)
+    np.testing.assert_allclose(held[6], (angle + 0.6213) / (1.4910 + 0.6213), atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_chunk_that_is_no_action_holds_the_robot_still_and_its_neighbours_go_on(bad):
+    preset = PRESETS["board"]
+    raw = [{"observation/state": np.array([0, 0, 0.1, 0.01, grip])} for grip in (1.0, -1.0, 1.0)]
+    chunks = np.random.default_rng(0).normal(size=(3, 8, 4))
+    fine = preset.bounded(chunks, np.zeros(3, bool), raw)
+    chunks[1, 3, 2] = bad
+    bounded = preset.bounded(chunks, np.array([False, False, True]), raw)
+    assert np.array_equal(bounded[0], fine[0])
+    assert (bounded[1] == [0, 0, 0, -1]).all()
+    assert (bounded[2] == [0, 0, 0, 1]).all()
+
+
+def test_a_robot_that_nobody_can_hold_still_says_so():
+    preset = dataclasses.replace(PRESETS["board"], fallback=None)
+    with pytest.raises(ValueError, match="give RobotPreset a `fallback`"):
+        preset.bounded(np.zeros((1, 8, 4)), np.array([True]), [{}])

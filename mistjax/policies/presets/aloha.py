@@ -12,9 +12,15 @@ the models' training data, which is 0.5476 to 1.6296 rad.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+
+from mistjax.models.normalize import AnyArray
+from mistjax.policies.presets.base import Fallback
 
 LINEAR = 0.01844, 0.05800
 JOINT = -0.6213, 1.4910
@@ -30,9 +36,7 @@ class AlohaUnits:
 
     def to_model_state(self, state: Float[np.ndarray, "*b 14"]) -> Float[np.ndarray, "*b 14"]:
         state = state * SIGNS
-        opening = _stretch(state[..., GRIPPERS], *LINEAR)
-        sine = (HORN**2 + opening**2 - ARM**2) / (2 * HORN * opening)
-        state[..., GRIPPERS] = _share(np.arcsin(np.clip(sine, -1, 1)), *MODEL)
+        state[..., GRIPPERS] = _share(_angle(state[..., GRIPPERS]), *MODEL)
         return state
 
     def to_model_actions(self, actions: Float[np.ndarray, "*b 14"]) -> Float[np.ndarray, "*b 14"]:
@@ -46,9 +50,26 @@ class AlohaUnits:
         return actions
 
 
-def _share(x: np.ndarray, low: float, high: float) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class AlohaFallback(Fallback):
+    """Both arms' joints as they are, and the grippers commanded to the angle that they are at."""
+
+    def __call__(self, state):
+        xp = jnp if isinstance(state, jax.Array) else np
+        grippers = xp.isin(xp.arange(state.shape[-1]), xp.array(GRIPPERS))
+        return super().__call__(xp.where(grippers, _share(_angle(state, xp), *JOINT), state))
+
+
+def _angle(share: AnyArray, xp: Any = np) -> AnyArray:
+    """The joint's angle of a gripper from the share of its linear opening."""
+    opening = _stretch(share, *LINEAR)
+    sine = (HORN**2 + opening**2 - ARM**2) / (2 * HORN * opening)
+    return xp.arcsin(xp.clip(sine, -1, 1))
+
+
+def _share(x: AnyArray, low: float, high: float) -> AnyArray:
     return (x - low) / (high - low)
 
 
-def _stretch(x: np.ndarray, low: float, high: float) -> np.ndarray:
+def _stretch(x: AnyArray, low: float, high: float) -> AnyArray:
     return x * (high - low) + low

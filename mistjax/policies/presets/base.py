@@ -8,13 +8,16 @@ state (in the model's units), then put into the robot's units and kept inside it
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mistjax.models.config import FastConfig, Pi0Config
+from mistjax.models.normalize import AnyArray
 
 
 @runtime_checkable
@@ -28,6 +31,29 @@ class RobotUnits(Protocol):
         ...
 
     def to_robot_actions(self, actions: Float[np.ndarray, "*b a"]) -> Float[np.ndarray, "*b a"]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Fallback:
+    """The action that holds a robot still, in its own units: what goes out where a policy has none.
+
+    Attributes:
+        action: of each action dimension; 0 where actions are velocities or changes of position.
+        from_state: (action dimension, entry of the raw state) of what is commanded as a position
+            and stays as it was: a gripper, joints. An entry that is not finite gives `action`'s.
+    """
+
+    action: tuple[float, ...]
+    from_state: tuple[tuple[int, int], ...] = ()
+
+    def __call__(self, state: Float[AnyArray, "*b s"]) -> Float[AnyArray, "*b a"]:
+        """The action for a raw state; NumPy and JAX arrays alike, inside jit too."""
+        xp = jnp if isinstance(state, jax.Array) else np
+        columns = [xp.full(state.shape[:-1], value, xp.float32) for value in self.action]
+        for dimension, entry in self.from_state:
+            read = state[..., entry].astype(xp.float32)
+            columns[dimension] = xp.where(xp.isfinite(read), read, columns[dimension])
+        return xp.stack(columns, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +79,7 @@ class RobotPreset:
         model: the model that this preset's published checkpoint holds; None for any.
         default_prompt: what to do when an observation has no prompt.
         env_options: options of the simulator that show a policy what it was trained on.
+        fallback: the action that holds the robot still; None where nobody has said which.
     """
 
     name: str
@@ -72,6 +99,7 @@ class RobotPreset:
     model: Pi0Config | FastConfig | None = None
     default_prompt: str | None = None
     env_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fallback: Fallback | None = None
 
     @property
     def action_dim(self) -> int:
@@ -87,6 +115,11 @@ class RobotPreset:
         Raises:
             ValueError: a key is missing, or the state has another width.
         """
+        state = self.raw_state(raw)
+        return state if self.units is None else self.units.to_model_state(state)
+
+    def raw_state(self, raw: Mapping[str, Any]) -> Float[np.ndarray, " s"]:
+        """The state of a raw observation in the robot's units; ValueError as `state`."""
         keys = (self.state_key,) if isinstance(self.state_key, str) else self.state_key
         if missing := [key for key in keys if key not in raw]:
             raise ValueError(
@@ -99,7 +132,36 @@ class RobotPreset:
                 f"{' + '.join(keys)} has {len(state)} entries; preset {self.name!r} has "
                 f"{self.state_dim}."
             )
-        return state if self.units is None else self.units.to_model_state(state)
+        return state
+
+    def bounded(
+        self,
+        actions: Float[np.ndarray, "b h a"],
+        broken: Bool[np.ndarray, " b"],
+        raw: Sequence[Mapping[str, Any]],
+    ) -> Float[np.ndarray, "b h a"]:
+        """Actions in the robot's units as they may go out: finite, and inside the bounds.
+
+        Args:
+            actions: chunks in the robot's units.
+            broken: rows whose chunk is no action; so is one that is not finite. The robot holds
+                still for the whole chunk there, see `Fallback`.
+            raw: the flat raw observations.
+
+        Raises:
+            ValueError: a row is broken, and the preset has no fallback.
+        """
+        broken = broken | ~np.isfinite(actions).all(axis=(1, 2))
+        actions = np.clip(actions, self.action_low, self.action_high).astype(np.float32)
+        for row in np.flatnonzero(broken):
+            if self.fallback is None:
+                raise ValueError(
+                    f"the chunk of row {row} is no action, and preset {self.name!r} does not say "
+                    "what holds the robot still: give RobotPreset a `fallback`."
+                )
+            held = np.asarray(self.fallback(self.raw_state(raw[int(row)])))
+            actions[row] = np.clip(held, self.action_low, self.action_high)
+        return actions
 
     def prompt(self, raw: Mapping[str, Any]) -> str:
         """What an observation asks for.

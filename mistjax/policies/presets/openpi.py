@@ -15,8 +15,8 @@ import math
 
 from mistjax.models.config import FAST_IMAGE_KEYS, IMAGE_KEYS, PI0, PI05, FastConfig
 from mistjax.models.transforms import delta_mask
-from mistjax.policies.presets.aloha import AlohaUnits
-from mistjax.policies.presets.base import RobotPreset
+from mistjax.policies.presets.aloha import AlohaFallback, AlohaUnits
+from mistjax.policies.presets.base import Fallback, RobotPreset
 
 _replace = dataclasses.replace
 
@@ -38,6 +38,7 @@ PI0_LIBERO = RobotPreset(
     delta=delta_mask(6, -1),
     asset="physical-intelligence/libero",
     model=PI0,
+    fallback=Fallback((0.0,) * 7),  # a gripper command of 0 leaves robosuite's gripper as it was
 )
 PI0_FAST_LIBERO = _replace(
     PI0_LIBERO,
@@ -66,6 +67,7 @@ PI0_DROID = RobotPreset(
     gripper_index=7,
     execute_steps=8,
     asset="droid",
+    fallback=Fallback((0.0,) * 8, from_state=((7, 7),)),
     model=_replace(PI0, action_horizon=10),
 )
 PI0_FAST_DROID = _replace(
@@ -102,6 +104,7 @@ PI0_ALOHA = RobotPreset(
     units=AlohaUnits(),
     asset="trossen",
     model=PI0,
+    fallback=AlohaFallback((0.0,) * 14, from_state=tuple((i, i) for i in range(14))),
 )
 PI05_ALOHA = _replace(
     PI0_ALOHA, name="pi05_aloha", normalizer="quantile", state_in_prompt=True, model=PI05

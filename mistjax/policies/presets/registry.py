@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path, PurePosixPath
 
 from mistjax.models.config import IMAGE_KEYS
-from mistjax.policies.presets.base import RobotPreset
+from mistjax.policies.presets.base import Fallback, RobotPreset
 from mistjax.policies.presets.openpi import OPENPI, PI0_LIBERO
 
 BOARD = RobotPreset(
@@ -22,6 +22,7 @@ BOARD = RobotPreset(
     action_high=(1.0,) * 4,
     gripper_index=3,
     execute_steps=4,
+    fallback=Fallback((0.0, 0.0, 0.0, -1.0), from_state=((3, 4),)),
 )
 
 # pi0-FAST writes the state into the prompt and the actions as tokens: both in quantile units.
