@@ -168,7 +168,7 @@ def _initial_positions(episode: Episode, strength: float, rng: Rng) -> Episode:
     )
 
 
-def _content_words(prompt: str) -> dict[str, int]:
+def content_words(prompt: str) -> dict[str, int]:
     """Where the words stand that say which stone and which cell."""
     words = prompt.split()
     return {
@@ -182,7 +182,7 @@ def _rewrite(
     episode: Episode, strength: float, rng: Rng, new: Callable[[str, str], str]
 ) -> Episode:
     """Replace one to three of the content words, more with strength."""
-    words, places = episode.prompt.split(), _content_words(episode.prompt)
+    words, places = episode.prompt.split(), content_words(episode.prompt)
     for name in rng.permutation(list(places))[: math.ceil(len(places) * strength)]:
         words[places[name]] = new(str(name), words[places[name]])
     return dataclasses.replace(episode, prompt=" ".join(words))

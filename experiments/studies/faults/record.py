@@ -1,0 +1,132 @@
+"""Records the board policy under the fault battery, with all that detectors of inputs read.
+
+    python -m experiments.studies.faults.record
+
+Episodes of each purpose have seeds of their own (`envs.faults.splits`). Interrupt it at will: what
+is recorded is kept. Some 2,500 episodes; 0.1 s each on an idle core.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import tyro
+
+from mistjax.compilation import enable_cache
+from mistjax.detect.features import DEFAULT_FEATURES
+from mistjax.detect.novelty.reading import FIELDS, Reads
+from mistjax.envs.faults.battery import FAULTS, Mixture
+from mistjax.envs.faults.make import make_faulty
+from mistjax.envs.faults.splits import SEEDS, SEEN_KINDS, mixtures, strengths
+from mistjax.rollouts.collect import BOARD_ENV, load_policy
+from mistjax.rollouts.run import Run
+from mistjax.rollouts.runner import run_episodes
+
+CLEAN = Mixture()
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is recorded, and how much.
+
+    Attributes:
+        policy: the bare policy.
+        out: folder of the runs.
+        purposes: of `PURPOSES`.
+        fitting, calibration, clean: clean episodes to fit to, to calibrate on and to test on.
+        tuning: episodes of each fault that may be looked at.
+        each: test episodes of each fault and strength.
+        mixture: test episodes of each mixture.
+        pictures: test episodes of each fault of which pictures are kept.
+    """
+
+    policy: str = "checkpoints/board_pi0"
+    out: Path = Path("runs/faults")
+    purposes: tuple[str, ...] = ("fitting", "calibration", "tuning", "test")
+    fitting: int = 400
+    calibration: int = 600
+    clean: int = 400
+    tuning: int = 20
+    each: int = 40
+    mixture: int = 300
+    pictures: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One run: its name, its mixture, its seeds and how many of them keep pictures."""
+
+    name: str
+    mixture: Mixture
+    seeds: range
+    pictures: int = 0
+
+
+def parts(config: Config) -> Iterator[Part]:
+    """All runs, clean ones of a purpose first."""
+    first = {purpose: seeds.start for purpose, seeds in SEEDS.items()}
+
+    def block(purpose: str, number: int, episodes: int) -> range:
+        start = first[purpose] + 1000 * number
+        return range(start, start + episodes)
+
+    if "fitting" in config.purposes:
+        yield Part("fitting/clean", CLEAN, block("fitting", 0, config.fitting))
+    if "calibration" in config.purposes:
+        yield Part("calibration/clean", CLEAN, block("calibration", 0, config.calibration))
+    if "tuning" in config.purposes:
+        yield Part("tuning/clean", CLEAN, block("tuning", 0, 100))
+        for number, name in enumerate(SEEN_KINDS, 1):
+            mixture = Mixture.single(name, max(strengths(name)))
+            yield Part(f"tuning/{name}", mixture, block("tuning", number, config.tuning))
+    if "test" in config.purposes:
+        yield Part("test/clean", CLEAN, block("test", 0, config.clean))
+        for number, (name, mixture) in enumerate(mixtures().items(), 1):
+            yield Part(f"test/{name}", mixture, block("test", number, config.mixture))
+        for number, name in enumerate(FAULTS, 10):
+            seeds = block("test", number, config.each)
+            mixture = Mixture.single(name, max(strengths(name)))
+            yield Part(f"test/{name}", mixture, seeds, config.pictures)
+            if unseen := strengths(name, unseen=True):
+                other = Mixture.single(name, min(unseen))
+                seeds = range(seeds.start + 500, seeds.start + 500 + config.each)
+                yield Part(f"test/{name}_unseen_strength", other, seeds)
+
+
+def record(config: Config, part: Part) -> Run:
+    """One run; goes on where it stopped."""
+    policy = _policy(config.policy)
+    return run_episodes(
+        policy,
+        functools.partial(
+            make_faulty, BOARD_ENV, part.mixture.to_json(), policy.spec.execute_steps
+        ),
+        part.seeds,
+        out=config.out / part.name,
+        taps=DEFAULT_FEATURES.taps,
+        aux=(*FIELDS, "velocity"),
+        record_video=part.seeds[: part.pictures],
+        num_envs=16,
+        settings={"faults": part.mixture.to_json()},
+        progress=False,
+    )
+
+
+@functools.cache
+def _policy(source: str) -> Reads:
+    return Reads(load_policy(source))
+
+
+def main(config: Config) -> None:
+    for part in parts(config):
+        run = record(config, part)
+        successes = sum(row["success"] for row in run.finished)
+        print(f"{part.name}: {successes}/{len(run.finished)} succeed", flush=True)
+
+
+if __name__ == "__main__":
+    enable_cache()
+    main(tyro.cli(Config))

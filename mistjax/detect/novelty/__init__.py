@@ -1,0 +1,1 @@
+"""Whether an input is unsound: its own novelty, its own change, its disagreement with others."""

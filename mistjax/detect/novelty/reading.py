@@ -1,0 +1,111 @@
+"""What a policy saw at one inference, in numbers that fit into a bounded memory.
+
+The vision tower's tokens come from a tap, everything else from the observation, so that nothing is
+computed twice. Cost: one pass over the pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mistjax.hooks.edits import Edit
+from mistjax.hooks.sites import Tap
+from mistjax.models.observation import Observation
+from mistjax.policies.protocol import Sample
+from mistjax.policies.wrapper import Wrapper
+
+CELLS = 8
+TOKENS = Tap("vision.resid", (-1,), "image")
+"""What the vision tower makes of every patch of every camera."""
+
+
+@flax.struct.dataclass
+class Reading:
+    """Of each row (C cameras in the model's order, N patches a camera).
+
+    Attributes:
+        tokens: the vision tower's output.
+        grid: mean colour in [-1, 1] of 8 by 8 cells.
+        detail: log of the mean difference between neighbouring pixels, by cell.
+        state: normalised state.
+        prompt: token ids, 0 where there is none.
+    """
+
+    tokens: Float[Array, "b c n d"]
+    grid: Float[Array, "b c 8 8 3"]
+    detail: Float[Array, "b c 8 8"]
+    state: Float[Array, "b s"]
+    prompt: Int[Array, "b l"]
+
+
+def read(obs: Observation, tokens: Float[Array, "1 b t d"], state_dim: int) -> Reading:
+    """What was seen.
+
+    Args:
+        obs: the observation.
+        tokens: value of the tap `TOKENS`.
+        state_dim: entries of the state that are not padding.
+
+    Raises:
+        ValueError: a picture smaller than 8 pixels.
+    """
+    pictures = [jnp.asarray(picture) for picture in obs.images.values()]
+    cells = [_cells(picture) for picture in pictures]
+    rows = tokens.shape[1]
+    return Reading(
+        tokens=tokens[0].reshape(rows, len(pictures), -1, tokens.shape[-1]),
+        grid=jnp.stack([grid for grid, _ in cells], axis=1),
+        detail=jnp.stack([detail for _, detail in cells], axis=1),
+        state=jnp.asarray(obs.state)[:, :state_dim],
+        prompt=jnp.where(obs.tokenized_prompt_mask, obs.tokenized_prompt, 0),
+    )
+
+
+def _cells(
+    picture: Float[Array, "b h w 3"],
+) -> tuple[Float[Array, "b 8 8 3"], Float[Array, "b 8 8"]]:
+    """(mean colour, log of the mean difference between neighbours) of each cell."""
+    b, h, w, _ = picture.shape
+    if min(h, w) < CELLS:
+        raise ValueError(f"pictures are {h} by {w} pixels: expected at least {CELLS}.")
+    tall, wide = h // CELLS, w // CELLS
+    picture = picture[:, : tall * CELLS, : wide * CELLS].astype(jnp.float32)
+    blocks = picture.reshape(b, CELLS, tall, CELLS, wide, 3)
+    down = jnp.abs(jnp.diff(blocks, axis=2)).mean((2, 4, 5)) if tall > 1 else 0.0
+    along = jnp.abs(jnp.diff(blocks, axis=4)).mean((2, 4, 5)) if wide > 1 else 0.0
+    return blocks.mean((2, 4)), jnp.log(down + along + 1e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reads(Wrapper):
+    """A policy whose samples also say what it read, as `aux["read/<field>"]`: to fit detectors of
+    its inputs to recorded runs. Its actions are the bare policy's.
+    """
+
+    policy: Any
+
+    def sample(
+        self,
+        obs: Observation,
+        key: Array,
+        *,
+        state: Any = (),
+        edits: Sequence[Edit] = (),
+        taps: Sequence[Tap] = (),
+        prefix: Any = None,
+    ) -> Sample:
+        """See `Policy.sample`."""
+        every = tuple(dict.fromkeys((*taps, TOKENS)))
+        sample = self.policy.sample(obs, key, state=state, edits=edits, taps=every, prefix=prefix)
+        reading = read(obs, sample.taps[str(TOKENS)], self.policy.preset.state_dim)
+        values = {f"read/{f.name}": getattr(reading, f.name) for f in dataclasses.fields(reading)}
+        return dataclasses.replace(sample, aux={**sample.aux, **values})
+
+
+FIELDS = tuple(f"read/{field.name}" for field in dataclasses.fields(Reading))
