@@ -5,14 +5,11 @@
     python -m experiments.bench.bench_hooks --size full    # 3 B parameters in bfloat16: a GPU
     XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false python -m ...  # see below
 
-The arms take turns in a new order each time, so that other load on the machine hits all of them
-alike. A turn is a burst of calls after some that are not timed: a program of 0.5 ms that was not
-the last to run is up to 20% slower for its cold caches. A ratio is the median over the turns of one
-arm's time to the bare sampler's in the same turn, its interval a 95% bootstrap over turns. Two
-clocks: the wall's, and the time that the process computed on any core, which other processes
-disturb far less (on a GPU it says nothing). `bare again` is the bare sampler compiled once more:
-how far it is from 1 is what the machine adds. Weights are constant: a flow's time does not depend
-on them, and pi0-FAST then writes to its last step.
+The arms take turns (`turns`): a program of 0.5 ms that was not the last to run is up to 20% slower
+for its cold caches. Two clocks: the wall's, and the time that the process computed on any core,
+which other processes disturb far less (on a GPU it says nothing). `bare again` is the bare sampler
+compiled once more: how far it is from 1 is what the machine adds. Weights are constant: a flow's
+time does not depend on them, and pi0-FAST then writes to its last step.
 
 On a CPU, XLA hands independent operations to a pool of threads. A decoding step of the tests'
 pi0-FAST is a chain of operations of a microsecond, and one that branches off it, as a tap or an
@@ -27,7 +24,6 @@ import functools
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from experiments.bench.turns import Ratio, ratio, take_turns
 from experiments.train.board_fast_model import fast_config
 from experiments.train.board_model import board_config
 from mistjax.hooks import POINTS, Add, Edit, Tap
@@ -124,8 +121,8 @@ class Row:
     model: str
     arm: str
     milliseconds: float
-    wall: tuple[float, float, float]
-    cpu: tuple[float, float, float]
+    wall: Ratio
+    cpu: Ratio
 
 
 def time_arms(config: Config, name: str) -> list[Row]:
@@ -136,30 +133,12 @@ def time_arms(config: Config, name: str) -> list[Row]:
         arm: functools.partial(sample, arm, *edits_and_taps)
         for arm, edits_and_taps in arms(sizes).items()
     }
-    taken = {arm: np.empty((config.turns, 2)) for arm in calls}
-    for turn in range(config.turns):
-        for arm in rng.permutation(list(calls)):
-            _call(calls[arm], config.warm)
-            start = np.array([time.perf_counter(), time.process_time()])
-            _call(calls[arm], config.burst)
-            spent = [time.perf_counter(), time.process_time()] - start
-            taken[arm][turn] = spent / config.burst
-    drawn = rng.integers(0, config.turns, (1000, config.turns))
+    taken = take_turns(calls, turns=config.turns, burst=config.burst, warm=config.warm, rng=rng)
     rows = []
     for arm, seconds in taken.items():
-        ratios = seconds / taken["bare"]
-        middle = np.median(ratios, axis=0)
-        low, high = np.quantile(np.median(ratios[drawn], axis=1), (0.025, 0.975), axis=0)
-        wall, cpu = (
-            (float(m), float(a), float(b)) for m, a, b in zip(middle, low, high, strict=True)
-        )
+        wall, cpu = (ratio(seconds[:, i], taken["bare"][:, i], rng) for i in (0, 1))
         rows.append(Row(name, arm, 1e3 * float(np.median(seconds[:, 0])), wall, cpu))
     return rows
-
-
-def _call(sampler: Callable[[], Any], times: int) -> None:
-    for _ in range(times):
-        jax.block_until_ready(sampler())
 
 
 def main(config: Config) -> list[Row]:
@@ -184,7 +163,7 @@ def main(config: Config) -> list[Row]:
 
 
 def _print(rows: Sequence[Row]) -> None:
-    def text(ratio: tuple[float, float, float]) -> str:
+    def text(ratio: Ratio) -> str:
         return "x {:.3f} [{:.3f}, {:.3f}]".format(*ratio)
 
     for row in rows:
