@@ -127,7 +127,8 @@ class OpenVLAPolicy(Words):
     @functools.cached_property
     def spec(self) -> PolicySpec:
         """Computing the fingerprint reads every weight once: a minute for 7B."""
-        unit = self._to_env(np.ones(self.chunk_width)) - self._to_env(np.zeros(self.chunk_width))
+        zero = self._to_env(np.zeros(self.chunk_width))
+        unit = self._to_env(np.ones(self.chunk_width)) - zero
         said = f"{self.unnorm_key} {self.bounds} {self.reader.template}".encode()
         modules = [self.model, *self.decoder.extra_modules]
         written = fingerprint(self.model.config, modules, said + self.tokenizer.serialized)
@@ -140,6 +141,7 @@ class OpenVLAPolicy(Words):
             horizon=self.decoder.horizon,
             steps=self.decoder.steps,
             action_scale=tuple(unit.tolist()),
+            action_offset=tuple(zero.tolist()),
         )
 
     def initial_state(self, batch: int) -> tuple:

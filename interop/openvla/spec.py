@@ -46,6 +46,7 @@ def policy_spec(
     horizon: int,
     steps: int,
     action_scale: tuple[float, ...],
+    action_offset: tuple[float, ...],
 ) -> PolicySpec:
     """A policy on a robot; never executes more actions than a chunk has."""
     return PolicySpec(
@@ -59,6 +60,7 @@ def policy_spec(
         action_high=preset.action_high,
         gripper_index=preset.gripper_index,
         action_scale=action_scale,
+        action_offset=action_offset,
         cameras={camera: key for camera, key in cameras.items() if key is not None},
         stacks=stacks,
         num_steps=steps,

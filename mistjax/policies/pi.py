@@ -141,8 +141,9 @@ class PiPolicy:
             name: StackSpec(e.depth, e.width, e.mlp_dim, e.num_heads, e.head_dim, layouts[name])
             for name, e in (("vlm", c.vlm), ("action", c.experts[-1]))
         }
-        p, to_env = self.preset, self.action_normalizer.unnormalize
-        unit = to_env(np.ones(p.action_dim)) - to_env(np.zeros(p.action_dim))
+        p = self.preset
+        zero = self._to_robot(np.zeros(p.action_dim))
+        relative = np.pad(np.array(p.delta, bool), (0, p.action_dim - len(p.delta)))
         return PolicySpec(
             name=self.name,
             fingerprint=checkpoints.fingerprint(
@@ -155,10 +156,13 @@ class PiPolicy:
             action_low=p.action_low,
             action_high=p.action_high,
             gripper_index=p.gripper_index,
-            action_scale=tuple(unit.tolist()),
+            action_scale=tuple((self._to_robot(np.ones(p.action_dim)) - zero).tolist()),
             cameras={name: key for name, key in p.cameras.items() if key is not None},
             stacks={"vision": vision, **experts},
             num_steps=c.num_steps,
+            action_offset=tuple(
+                None if follows else float(at) for at, follows in zip(zero, relative, strict=True)
+            ),
         )
 
     @property
@@ -256,13 +260,19 @@ class PiPolicy:
         """
         p, raw = self.preset, [flatten(r) for r in raw]
         actions = np.asarray(sample.actions, np.float32)[..., : p.action_dim]
-        actions = np.asarray(self.action_normalizer.unnormalize(actions))
-        if p.delta:
-            state = np.stack([p.state(r) for r in raw])
-            actions = DeltaActions(p.delta).to_absolute(actions, state)
-        if p.units is not None:
-            actions = p.units.to_robot_actions(actions)
+        state = np.stack([p.state(r) for r in raw]) if p.delta else None
+        actions = self._to_robot(actions, state)
         return p.bounded(actions, np.asarray(sample.broken), raw)
+
+    def _to_robot(
+        self, actions: Float[np.ndarray, "*b a"], state: Float[np.ndarray, "b s"] | None = None
+    ) -> Float[np.ndarray, "*b a"]:
+        """Model units to the robot's, relative to the state if one is given."""
+        actions = np.asarray(self.action_normalizer.unnormalize(actions))
+        if state is not None:
+            actions = DeltaActions(self.preset.delta).to_absolute(actions, state)
+        units = self.preset.units
+        return actions if units is None else units.to_robot_actions(actions)
 
     def objective(
         self,

@@ -54,6 +54,8 @@ class PolicySpec:
         cameras: model camera name -> key of the raw observation.
         stacks: stack name -> sizes.
         num_steps: flow steps or decoded tokens of one inference.
+        action_offset: env units at 0 model units; None where they follow the state. () where
+            nobody has said.
     """
 
     name: str
@@ -69,6 +71,7 @@ class PolicySpec:
     cameras: Mapping[str, str]
     stacks: Mapping[str, StackSpec]
     num_steps: int
+    action_offset: tuple[float | None, ...] = ()
 
     def wrapped(self, name: str, parts: Any) -> PolicySpec:
         """The spec of a policy around this one: its fingerprint also covers the arrays of
