@@ -26,7 +26,7 @@ from mistjax.models.tokenizers import (
     PaddedTokens,
     PromptTokenizer,
     clean_prompt,
-    discretize_state,
+    written_state,
 )
 
 RESERVED = 128  # PaliGemma's last ids, which stand for image segments
@@ -98,10 +98,9 @@ class FastTokenizer:
         """The prefix `Task: {text}, State: {bins};` with the normalised, unpadded state.
 
         Raises:
-            ValueError: it needs more tokens than the policy takes.
+            ValueError: it needs more tokens than the policy takes, or the state is not finite.
         """
-        bins = " ".join(str(b) for b in discretize_state(state))
-        text = f"Task: {clean_prompt(prompt.lower())}, State: {bins};\n"
+        text = f"Task: {clean_prompt(prompt.lower())}, State: {written_state(state)};\n"
         return self.prompts.pad([BOS, *self.prompts.encode(text)])
 
     def encode_actions(self, chunk: Float[np.ndarray, "h a"]) -> list[int]:

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -22,6 +23,10 @@ import numpy as np
 import scipy.fft
 import tokenizers
 from jaxtyping import Array, Bool, Float, Int
+
+from mistjax.files import read_json
+
+RAISED = 0.2  # most that a value may change when coefficients are raised to `min_token`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +38,9 @@ class ActionTokenizer:
         horizon, action_dim: shape of a chunk.
         scale: what coefficients are multiplied with before rounding.
         min_token: the smallest coefficient, which becomes character 0.
+
+    Raises:
+        ValueError: not such a BPE, or numbers that describe no chunk.
     """
 
     serialized: str = dataclasses.field(repr=False)
@@ -40,6 +48,20 @@ class ActionTokenizer:
     action_dim: int
     scale: float = 10.0
     min_token: int = 0
+
+    def __post_init__(self):
+        if min(self.horizon, self.action_dim) < 1:
+            raise ValueError(
+                f"chunks of {(self.horizon, self.action_dim)} numbers: expected at least one."
+            )
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"scale is {self.scale}: expected a number above 0.")
+        try:
+            vocabulary = self._bpe.get_vocab()
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"the byte pairs are no tokenizer.json ({error}).") from None
+        if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+            raise ValueError(f"the {len(vocabulary)} byte pairs are not numbered from 0 on.")
 
     @classmethod
     def load(
@@ -53,15 +75,26 @@ class ActionTokenizer:
                 has none).
 
         Raises:
-            ValueError: neither the folder nor the caller says the shape.
+            FileNotFoundError: one of the two files is missing.
+            ValueError: neither the folder nor the caller says the shape, or a file is damaged.
         """
-        config = json.loads((Path(folder) / "processor_config.json").read_text())
-        horizon = horizon or config.get("time_horizon")
-        action_dim = action_dim or config.get("action_dim")
+        config = read_json(Path(folder) / "processor_config.json")
+        read_json(Path(folder) / "tokenizer.json")
+        serialized = (Path(folder) / "tokenizer.json").read_text(encoding="utf-8")
+        horizon = config.get("time_horizon") if horizon is None else horizon
+        action_dim = config.get("action_dim") if action_dim is None else action_dim
         if horizon is None or action_dim is None:
             raise ValueError(f"{folder} names no chunk shape: pass horizon and action_dim.")
-        serialized = (Path(folder) / "tokenizer.json").read_text()
-        return cls(serialized, horizon, action_dim, config["scale"], config["min_token"])
+        scale, low = config.get("scale"), config.get("min_token")
+        if {type(horizon), type(action_dim), type(low)} != {int} or type(scale) not in (int, float):
+            raise ValueError(
+                f"{folder}/processor_config.json has chunks of {(horizon, action_dim)}, scale "
+                f"{scale!r} and min_token {low!r}: expected whole numbers, and one for the scale."
+            )
+        try:
+            return cls(serialized, horizon, action_dim, scale, low)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder in the hub's format."""
@@ -84,12 +117,15 @@ class ActionTokenizer:
         """Learns byte pairs from normalised action chunks; at least 256 ids, one for each byte.
 
         Raises:
-            ValueError: fewer than 256 ids.
+            ValueError: fewer than 256 ids, no chunks, or some that are not finite or too far apart
+                to be normalised.
         """
         if vocab_size < 256:
             raise ValueError(
                 f"vocab_size {vocab_size}: expected at least 256, one id for each byte."
             )
+        if not chunks.size or not np.isfinite(chunks).all():
+            raise ValueError(f"chunks of {chunks.shape}: expected finite numbers, at least one.")
         coefficients = _coefficients(chunks, scale)
         low = int(coefficients.min())
         bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -101,7 +137,7 @@ class ActionTokenizer:
             show_progress=False,
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         )
-        bpe.train_from_iterator((_text(c - low) for c in coefficients), trainer)
+        bpe.train_from_iterator([_text(c - low) for c in coefficients], trainer)
         return cls(bpe.to_str(), chunks.shape[1], chunks.shape[2], scale, low)
 
     @functools.cached_property
@@ -113,19 +149,35 @@ class ActionTokenizer:
         return self._bpe.get_vocab_size()
 
     def encode(self, chunk: Float[np.ndarray, "h a"]) -> list[int]:
-        """Ids of one normalised chunk. Coefficients below `min_token` are raised to it.
+        """Ids of one normalised chunk, which `decode` gives back.
+
+        Rounding moves no value by more than half of sqrt(`horizon`) / `scale`. Coefficients below
+        `min_token` are raised to it where that moves no value by more than `RAISED`.
 
         Raises:
-            ValueError: a coefficient that the vocabulary cannot write.
+            ValueError: another shape, a value that is not finite, or a coefficient that the
+                vocabulary cannot write.
         """
-        coefficients = np.maximum(_coefficients(chunk, self.scale) - self.min_token, 0)
-        text = _text(coefficients)
-        ids = self._bpe.encode(text).ids
-        if self._bpe.decode(ids) != text:
+        if np.shape(chunk) != (self.horizon, self.action_dim):
+            raise ValueError(
+                f"a chunk of {np.shape(chunk)}: expected {(self.horizon, self.action_dim)}."
+            )
+        if not np.isfinite(chunk).all():
+            raise ValueError("the chunk holds NaN or Inf, for which there are no tokens.")
+        codes = _coefficients(chunk, self.scale) - self.min_token
+        raised = scipy.fft.idct(np.minimum(codes, 0) / self.scale, axis=0, norm="ortho")
+        try:
+            if np.abs(raised).max() > RAISED:
+                raise ValueError
+            text = _text(np.maximum(codes, 0))
+            ids = self._bpe.encode(text).ids
+            if self._bpe.decode(ids) != text:
+                raise ValueError
+        except ValueError:
             raise ValueError(
                 f"the chunk's values {np.min(chunk):.3g} to {np.max(chunk):.3g} need coefficients "
                 "that this tokenizer cannot write: is the chunk normalised?"
-            )
+            ) from None
         return ids
 
     @functools.cached_property
@@ -169,12 +221,15 @@ class ActionTokenizer:
 
 def _coefficients(chunk: np.ndarray, scale: float) -> np.ndarray:
     """Rounded cosine coefficients over the time axis, the second last."""
-    coefficients = np.asarray(scipy.fft.dct(chunk, axis=-2, norm="ortho"))
-    return np.around(coefficients * scale).astype(int)
+    with np.errstate(over="ignore", invalid="ignore"):  # what has overflowed is refused as text
+        return np.around(np.asarray(scipy.fft.dct(chunk, axis=-2, norm="ortho")) * scale)
 
 
 def _text(codes: np.ndarray) -> str:
-    return "".join(map(chr, codes.ravel()))
+    """One character each; ValueError for a code that is none of those which `decode` reads."""
+    if not codes.max() <= 0xFFFF or ((codes >= 0xD800) & (codes <= 0xDFFF)).any():
+        raise ValueError(f"coefficients from 0 to {codes.max():.0f} are no characters.")
+    return "".join(map(chr, codes.ravel().astype(int)))
 
 
 @functools.partial(jax.jit, static_argnames="size")

@@ -30,9 +30,20 @@ def clean_prompt(prompt: str) -> str:
 
 
 def discretize_state(state: Float[np.ndarray, " s"]) -> Int[np.ndarray, " s"]:
-    """The bin 0..255 of each normalised state in [-1, 1]; below -1 gives -1, as in openpi."""
+    """The bin 0..255 of each normalised state in [-1, 1]; below -1 gives -1, as in openpi.
+
+    Of numbers only: NaN has no bin, and `written_state` refuses it.
+    """
     edges = np.linspace(-1, 1, STATE_BINS + 1)[:-1]
     return np.digitize(state, bins=edges) - 1
+
+
+def written_state(state: Float[np.ndarray, " s"]) -> str:
+    """The bins of a normalised state, as a prompt spells them; ValueError for NaN and Inf."""
+    if not np.isfinite(state).all():
+        wrong = [f"{i}: {state[i]}" for i in np.flatnonzero(~np.isfinite(state))]
+        raise ValueError(f"the state has no bins in dimension {', '.join(wrong)}: expected numbers.")
+    return " ".join(map(str, discretize_state(state)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +58,17 @@ class PromptTokenizer:
     max_tokens: int
 
     def __post_init__(self):
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}: a prompt needs at least one.")
         try:
-            _ = self._processor
-        except RuntimeError as error:
+            known = bool(self.serialized) and self.vocab_size > UNKNOWN
+        except RuntimeError:
+            known = False
+        if not known:
             raise ValueError(
                 f"{len(self.serialized)} bytes that are not a SentencePiece model: expected the "
                 "content of a file like paligemma_tokenizer.model."
-            ) from error
+            )
 
     @functools.cached_property
     def _processor(self) -> sentencepiece.SentencePieceProcessor:
@@ -61,7 +76,11 @@ class PromptTokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path, max_tokens: int) -> PromptTokenizer:
-        return cls(Path(path).read_bytes(), max_tokens)
+        """Reads a `.model` file; ValueError names one that is something else."""
+        try:
+            return cls(Path(path).read_bytes(), max_tokens)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     @property
     def vocab_size(self) -> int:
@@ -114,10 +133,10 @@ class PromptTokenizer:
             Token ids [L] and their validity [L], L = `max_tokens`.
 
         Raises:
-            ValueError: prompt and state need more than `max_tokens` tokens.
+            ValueError: prompt and state need more than `max_tokens` tokens, or the state is not
+                finite.
         """
-        bins = " ".join(str(b) for b in discretize_state(state))
-        text = f"Task: {clean_prompt(prompt)}, State: {bins};\nAction: "
+        text = f"Task: {clean_prompt(prompt)}, State: {written_state(state)};\nAction: "
         return self.pad([BOS, *self.encode(text)])
 
     def pad(self, ids: Sequence[int]) -> PaddedTokens:

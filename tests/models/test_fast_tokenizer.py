@@ -10,9 +10,11 @@ import pytest
 import scipy.fft
 import sentencepiece
 import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mistjax.models.fast_language import FastTokenizer, pad_actions, train_prompt_tokenizer
-from mistjax.models.fast_tokenizer import _BYTE_OF, ActionTokenizer
+from mistjax.models.fast_tokenizer import _BYTE_OF, RAISED, ActionTokenizer
 from mistjax.models.tokenizers import BOS, EOS, UNKNOWN, PromptTokenizer, train_word_tokenizer
 
 HORIZON, WIDTH = 6, 3
@@ -130,6 +132,76 @@ def test_a_value_that_the_vocabulary_cannot_write_is_refused():
         few.encode(chunks(1)[0])
 
 
+BOUND = 0.5 * np.sqrt(HORIZON) / 10.0 + RAISED + 1e-4
+NUMBERS = st.floats(width=32) | st.sampled_from([0.0, 1.0, -1.0])
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(
+    first=st.lists(NUMBERS, min_size=WIDTH, max_size=WIDTH),
+    rest=st.floats(-10, 10),
+    exponent=st.integers(-2, 5),
+)
+def test_a_chunk_is_refused_or_comes_back(actions, first, rest, exponent):
+    chunk = np.full((HORIZON, WIDTH), rest * 10.0**exponent)
+    chunk[0] = first
+    try:
+        ids = actions.encode(chunk)
+    except ValueError:
+        assert not np.abs(chunk).max() <= 1
+        return
+    decoded, ok = actions.decode(*padded([ids], 3 * HORIZON * WIDTH))
+    assert ok.all()
+    np.testing.assert_allclose(decoded[0], chunk, atol=BOUND, rtol=1e-5)
+
+
+@pytest.mark.parametrize("code", [0xD7FF, 0xD800, 0xDFFF, 0xE000, 0xFFFF, 0x10000, -300])
+def test_a_coefficient_without_a_character_that_decodes_is_refused(actions, code):
+    chunk = np.zeros((HORIZON, WIDTH))
+    chunk[:, 0] = (code + actions.min_token) / actions.scale / np.sqrt(HORIZON)
+    if code in (0xD7FF, 0xE000, 0xFFFF):
+        assert actions.decode(*padded([actions.encode(chunk)], 60))[1].all()
+    else:
+        with pytest.raises(ValueError, match="is the chunk normalised"):
+            actions.encode(chunk)
+
+
+def test_a_chunk_of_another_shape_or_without_numbers_is_refused(actions):
+    with pytest.raises(ValueError, match=r"chunk of \(5, 3\): expected \(6, 3\)"):
+        actions.encode(np.zeros((HORIZON - 1, WIDTH)))
+    for bad in (np.nan, np.inf):
+        chunk = np.where(np.eye(HORIZON, WIDTH), bad, 0)
+        with pytest.raises(ValueError, match="NaN or Inf"):
+            actions.encode(chunk)
+        with pytest.raises(ValueError, match="finite numbers"):
+            ActionTokenizer.train(chunk[None], vocab_size=300)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"horizon": 0}, "at least one"),
+        ({"action_dim": 2.5}, "whole numbers"),
+        ({"min_token": -3.0}, "whole numbers"),
+        ({"scale": None}, "scale None"),
+        ({"scale": 0.0}, "above 0"),
+        ({"scale": float("nan")}, "above 0"),
+        ({"serialized": "{}"}, "no tokenizer.json"),
+    ],
+)
+def test_numbers_that_describe_no_chunk_are_refused(actions, tmp_path, fields, message):
+    actions.save(tmp_path)
+    names = {"horizon": "time_horizon"}
+    path = tmp_path / "processor_config.json"
+    if "serialized" in fields:
+        (tmp_path / "tokenizer.json").write_text(fields["serialized"])
+    else:
+        numbers = {names.get(name, name): value for name, value in fields.items()}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **numbers}))
+    with pytest.raises(ValueError, match=f"{message}|not a finite number"):
+        ActionTokenizer.load(tmp_path)
+
+
 def test_a_folder_in_the_hubs_format_loads_and_its_code_is_not_needed(actions, tmp_path):
     actions.save(tmp_path)
     assert ActionTokenizer.load(tmp_path) == actions
@@ -156,6 +228,13 @@ def test_the_prompt_holds_the_state_in_bins(language, prompts):
     assert tokens[0] == BOS
     text = prompts.decode(tokens[1 : valid.sum()])
     assert text.endswith(", State: 0 128 255;") and "place the stone" in text
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_state_that_is_no_number_has_no_words(language, prompts, bad):
+    for write in (language.encode_prompt, prompts.encode_pi05):
+        with pytest.raises(ValueError, match=f"no bins in dimension 1: {bad}"):
+            write("place", np.array([0.0, bad]))
 
 
 def test_a_written_action_reads_back(language):

@@ -128,9 +128,11 @@ def test_an_id_outside_of_the_vocabulary_is_refused(words):
         words.id_to_piece(words.vocab_size)
 
 
-def test_bytes_that_are_no_model_are_refused():
-    with pytest.raises(ValueError, match="not a SentencePiece model"):
-        PromptTokenizer(b"nonsense", 8)
+@pytest.mark.parametrize("content", [b"nonsense", b"", b"version https://git-lfs.github.com/spec/"])
+def test_bytes_that_are_no_model_are_refused_by_name(tmp_path, content):
+    (tmp_path / "words.model").write_bytes(content)
+    with pytest.raises(ValueError, match=r"words\.model: .* not a SentencePiece model"):
+        PromptTokenizer.from_file(tmp_path / "words.model", 8)
 
 
 def test_a_vocabulary_without_words_is_refused(tmp_path):
