@@ -42,7 +42,9 @@ def written_state(state: Float[np.ndarray, " s"]) -> str:
     """The bins of a normalised state, as a prompt spells them; ValueError for NaN and Inf."""
     if not np.isfinite(state).all():
         wrong = [f"{i}: {state[i]}" for i in np.flatnonzero(~np.isfinite(state))]
-        raise ValueError(f"the state has no bins in dimension {', '.join(wrong)}: expected numbers.")
+        raise ValueError(
+            f"the state has no bins in dimension {', '.join(wrong)}: expected numbers."
+        )
     return " ".join(map(str, discretize_state(state)))
 
 

@@ -1,18 +1,20 @@
 """Raw observations to model inputs: cameras, images, delta actions. What openpi's data rules say.
 
 Each rule is a small frozen dataclass or function; `PiPolicy.prepare` and `finish` apply them in the
-order in which a policy is built.
+order in which a policy is built. What is no observation of a robot is refused here, by its key.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
+
+from mistjax.models.tokenizers import clean_prompt
 
 Rgb = UInt8[np.ndarray, "h w 3"]
 
@@ -23,24 +25,85 @@ def rgb(image: Any, name: str = "image") -> Rgb:
     Raises:
         ValueError: anything else, floats included: their range cannot be known.
     """
-    image = np.asarray(image)
-    if image.ndim == 3 and image.shape[0] == 3 and image.shape[-1] != 3:
-        image = image.transpose(1, 2, 0)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+    picture = _array(image, name)
+    if picture.ndim == 3 and picture.shape[0] == 3 and picture.shape[-1] != 3:
+        picture = picture.transpose(1, 2, 0)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3 or not picture.size:
         raise ValueError(
-            f"{name} is {image.dtype} {list(image.shape)}: expected uint8 [height, width, 3] "
-            "or [3, height, width]."
+            f"{name} is {picture.dtype} {list(picture.shape)}: expected uint8 [height, width, 3] "
+            "or [3, height, width] from 0 to 255."
         )
-    return image
+    return picture
 
 
-def flatten(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A raw observation without nested dicts: ALOHA's pictures get keys like `images/cam_high`."""
+def numbers(value: Any, name: str) -> Float[np.ndarray, " n"]:
+    """A vector or a single number as float32 [n]; they need not be finite.
+
+    Raises:
+        ValueError: text, several vectors, or something without numbers.
+    """
+    array = _array(value, name)
+    if array.dtype.kind in "SUMmc" or array.ndim > 1:
+        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}: expected one vector.")
+    try:
+        with np.errstate(over="ignore"):
+            return np.atleast_1d(array.astype(np.float32))
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {type(value).__name__}: expected one vector.") from None
+
+
+def words(value: Any, name: str = "prompt") -> str:
+    """A prompt as text; NumPy's strings and arrays of one string count as such.
+
+    Raises:
+        ValueError: bytes, nothing but spaces, or something else.
+    """
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    if not isinstance(value, str):
+        kind = f"{value.dtype} array" if isinstance(value, np.ndarray) else type(value).__name__
+        raise ValueError(f"{name} is {kind}: expected one text (str); decode bytes yourself.")
+    if not clean_prompt(value).strip():
+        raise ValueError(f"{name} is {str(value)!r}: it says nothing to do.")
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"{name} is {str(value)!r}: half of a surrogate pair is no letter.")
+    return str(value)
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is a {type(value).__name__} of uneven rows, no array.") from None
+
+
+def flatten(raw: Mapping[Any, Any]) -> dict[str, Any]:
+    """A raw observation without nested dicts: ALOHA's pictures get keys like `images/cam_high`.
+
+    Raises:
+        ValueError: not a dict of names, or one thing under two of them.
+    """
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"a raw observation is a {type(raw).__name__}: expected a dict of names.")
     flat: dict[str, Any] = {}
     for key, value in raw.items():
-        inner = flatten(value) if isinstance(value, Mapping) else None
-        flat |= {key: value} if inner is None else {f"{key}/{k}": v for k, v in inner.items()}
+        if not isinstance(key, str):
+            raise ValueError(f"a raw observation has the key {key!r}: expected text.")
+        if isinstance(value, Mapping):
+            inner = {f"{key}/{name}": v for name, v in flatten(value).items()}
+        else:
+            inner = {key: value}
+        if twice := sorted(set(inner) & set(flat)):
+            raise ValueError(f"the observation has {twice} twice: nested, and by the whole name.")
+        flat |= inner
     return flat
+
+
+def flat_rows(raw: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
+    """The flat raw observations of a batch; ValueError where there is none, or as `flatten`."""
+    if isinstance(raw, Mapping) or not len(raw):
+        raise ValueError("expected raw observations, one dict a row and at least one.")
+    return [flatten(row) for row in raw]
 
 
 def to_unit(image: UInt8[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
@@ -55,7 +118,7 @@ def resize_with_pad(image: Rgb, height: int, width: int) -> UInt8[np.ndarray, "{
         return image
     ratio = max(old_width / width, old_height / height)
     # Truncated, not rounded: the published policies were trained on such pictures.
-    new_height, new_width = int(old_height / ratio), int(old_width / ratio)
+    new_height, new_width = max(1, int(old_height / ratio)), max(1, int(old_width / ratio))
     resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR)
     top, left = (height - new_height) // 2, (width - new_width) // 2
     padded = np.zeros((height, width, 3), np.uint8)

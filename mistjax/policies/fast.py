@@ -21,7 +21,7 @@ from mistjax.models.fast_tokenizer import ActionTokenizer
 from mistjax.models.observation import Observation
 from mistjax.models.sampling import Prefix, prefill
 from mistjax.models.tokenizers import PromptTokenizer
-from mistjax.models.transforms import flatten
+from mistjax.models.transforms import flat_rows
 from mistjax.policies.pi import PiPolicy, row_keys
 from mistjax.policies.protocol import RawObs, Sample
 
@@ -81,7 +81,7 @@ class FastPolicy(PiPolicy):
 
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
         """See `Policy.prepare`; ValueError names what a raw observation lacks or has wrong."""
-        raw = [flatten(r) for r in raw]
+        raw = flat_rows(raw)
         state, encode = self._state(raw), self.tokenizer.encode_prompt
         prompts = [encode(self.preset.prompt(r), s) for r, s in zip(raw, state, strict=True)]
         return self._observation(raw, state, prompts, absent_mask=True)

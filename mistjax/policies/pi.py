@@ -28,7 +28,7 @@ from mistjax.models.pi0 import Pi0, PrefixModel
 from mistjax.models.sampling import Prefix, denoise, prefill
 from mistjax.models.stacks import token_layouts
 from mistjax.models.tokenizers import PaddedTokens, PromptTokenizer
-from mistjax.models.transforms import Cameras, DeltaActions, flatten
+from mistjax.models.transforms import Cameras, DeltaActions, flat_rows
 from mistjax.policies.presets.base import RobotPreset
 from mistjax.policies.presets.check import check_model, check_statistics
 from mistjax.policies.protocol import PolicySpec, RawObs, Sample, StackSpec
@@ -196,7 +196,7 @@ class PiPolicy:
 
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
         """See `Policy.prepare`; ValueError names what a raw observation lacks or has wrong."""
-        raw = [flatten(r) for r in raw]
+        raw = flat_rows(raw)
         state = self._state(raw)
         words = [self.preset.prompt(r) for r in raw]
         if self.preset.state_in_prompt:
@@ -209,7 +209,11 @@ class PiPolicy:
     def _state(self, raw: Sequence[RawObs]) -> Float[np.ndarray, "b s"]:
         """The normalised state."""
         state = np.stack([self.preset.state(r) for r in raw])
-        return np.asarray(self.state_normalizer.normalize(state))
+        with np.errstate(over="ignore"):
+            normal = np.asarray(self.state_normalizer.normalize(state))
+        if not np.isfinite(normal).all():
+            raise ValueError(f"the state {state} is too large to be normalised: is it a fault?")
+        return normal
 
     def _observation(
         self,
@@ -256,12 +260,18 @@ class PiPolicy:
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
         """See `Policy.finish`; ValueError where a chunk is no action and the preset has no
-        fallback.
+        fallback, or where the chunks are not of these observations and this robot.
         """
-        p, raw = self.preset, [flatten(r) for r in raw]
+        p, raw = self.preset, flat_rows(raw)
         actions = np.asarray(sample.actions, np.float32)[..., : p.action_dim]
+        if actions.ndim != 3 or (len(actions), actions.shape[-1]) != (len(raw), p.action_dim):
+            raise ValueError(
+                f"chunks of {np.shape(sample.actions)} for {len(raw)} observations of preset "
+                f"{p.name!r}: expected [{len(raw)}, steps, {p.action_dim} or more]."
+            )
         state = np.stack([p.state(r) for r in raw]) if p.delta else None
-        actions = self._to_robot(actions, state)
+        with np.errstate(over="ignore", invalid="ignore"):  # `bounded` holds the robot still then
+            actions = self._to_robot(actions, state)
         return p.bounded(actions, np.asarray(sample.broken), raw)
 
     def _to_robot(

@@ -7,9 +7,13 @@ from mistjax.models.transforms import (
     Cameras,
     DeltaActions,
     delta_mask,
+    flat_rows,
+    flatten,
+    numbers,
     resize_with_pad,
     rgb,
     to_unit,
+    words,
 )
 
 
@@ -62,11 +66,75 @@ def test_channels_first_pictures_are_transposed():
         np.zeros((4, 4), np.uint8),
         np.zeros((4, 4, 4), np.uint8),
         np.zeros((1, 4, 4, 3), np.uint8),
+        np.zeros((4, 0, 3), np.uint8),
+        np.zeros((4, 4, 3), bool),
+        np.full((4, 4, 3), np.nan),
+        np.zeros((4, 4, 3), int).tolist(),
+        b"JPEG",
+        None,
     ],
 )
 def test_anything_but_a_uint8_picture_is_refused_by_name(image):
     with pytest.raises(ValueError, match=r"wrist is .*expected uint8"):
         rgb(image, "wrist")
+
+
+def test_a_picture_of_uneven_rows_is_refused_by_name():
+    with pytest.raises(ValueError, match="wrist is a list of uneven rows"):
+        rgb([[1, 2], [3]], "wrist")
+
+
+def test_a_strip_of_pixels_is_still_a_picture():
+    assert resize_with_pad(picture(1, 500), 16, 16).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("value", [1, True, np.float64(1), [1], np.ones(1, int), np.ones((), "O")])
+def test_a_number_is_a_vector_of_one(value):
+    vector = numbers(value, "gripper")
+    assert vector.dtype == np.float32 and vector.tolist() == [1]
+
+
+@pytest.mark.parametrize("value", ["1", ["1"], [[1.0]], [[1], [2, 3]], 1j, {}, object(), b"1"])
+def test_what_is_no_vector_is_refused_by_name(value):
+    with pytest.raises(ValueError, match="gripper is"):
+        numbers(value, "gripper")
+
+
+def test_a_number_beyond_float32_is_not_finite():
+    assert numbers([1e300, -1e300, np.nan], "x").tolist()[:2] == [np.inf, -np.inf]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["go", np.str_("go"), np.array("go"), np.array(["go"]), np.array("go", object)],
+)
+def test_text_is_text_however_numpy_holds_it(value):
+    text = words(value)
+    assert type(text) is str and text == "go"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", " \n", "_", b"go", np.bytes_(b"go"), None, 3, ["go"], np.array(["go", "on"]), "\ud83d go"],
+)
+def test_a_prompt_that_says_nothing_is_refused(value):
+    with pytest.raises(ValueError, match="prompt is"):
+        words(value)
+
+
+def test_nested_names_are_the_whole_ones():
+    flat = {"observation/image": 1, "observation/state/arm": 2, "prompt": 3}
+    assert flatten({"observation": {"image": 1, "state": {"arm": 2}}, "prompt": 3}) == flat
+    assert flatten({"observation/image": 1, "observation": {"state/arm": 2}, "prompt": 3}) == flat
+
+
+def test_an_observation_that_is_none_or_ambiguous_is_refused():
+    with pytest.raises(ValueError, match=r"\['a/b'\] twice"):
+        flatten({"a/b": 1, "a": {"b": 2}})
+    with pytest.raises(ValueError, match=r"the key b'prompt'"):
+        flatten({b"prompt": "go"})
+    with pytest.raises(ValueError, match="at least one"):
+        flat_rows([])
 
 
 @pytest.mark.parametrize("absent_mask", [False, True])

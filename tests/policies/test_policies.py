@@ -106,6 +106,65 @@ def test_a_raw_observation_of_another_robot_is_refused(policy, raw):
         policy.prepare([{k: v for k, v in raw[0].items() if k != "observation/wrist_image"}])
 
 
+STATE, PICTURE = "observation/state", "observation/image"
+WRONG = {
+    "NaN": ({STATE: [0, np.nan, 0, 0, 0]}, r"observation/state.* holds \[1\] nan"),
+    "Inf": ({STATE: [0, 0, 0, -np.inf, 0]}, r"observation/state.* holds \[3\] -inf"),
+    "beyond float32": ({STATE: [0, 0, 1e300, 0, 0]}, r"observation/state.* holds \[2\] inf"),
+    "beyond its units": ({STATE: np.full(5, 3e38)}, "too large to be normalised|no bins"),
+    "None": ({STATE: [0, None, 0, 0, 0]}, "observation/state"),
+    "a batch of states": ({STATE: np.zeros((1, 5))}, r"observation/state is .*\[1, 5\]"),
+    "text for a state": ({STATE: "12345"}, "observation/state"),
+    "float pictures": ({PICTURE: np.full((8, 8, 3), 127.0)}, "observation/image is float64"),
+    "no prompt": ({"prompt": None}, "no 'prompt'"),
+    "an empty prompt": ({"prompt": " "}, "prompt is ' '"),
+    "bytes": ({"prompt": b"go"}, "prompt is bytes"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG.values(), ids=WRONG)
+def test_what_no_robot_sends_is_refused_by_its_name(policy, raw, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        policy.prepare([raw[0], {**raw[1], **wrong}])
+
+
+def test_an_observation_says_the_same_in_any_form(policy, raw):
+    flat = policy.prepare(raw[:1])
+    nested = {"observation": {k.split("/")[1]: v for k, v in raw[0].items() if "/" in k}}
+    for other in (
+        {**nested, "prompt": np.array(raw[0]["prompt"])},
+        {**raw[0], PICTURE: raw[0][PICTURE].transpose(2, 0, 1), "prompt": np.str_("place it")},
+        {**raw[0], STATE: raw[0][STATE].tolist(), "prompt": np.array("place it", object)},
+    ):
+        jax.tree.map(np.testing.assert_array_equal, policy.prepare([other]), flat)
+
+
+def test_a_default_prompt_stands_in_for_one_that_is_missing(policy, raw):
+    preset = dataclasses.replace(policy.preset, default_prompt="place it")
+    said = policy.prepare(raw[:1]).tokenized_prompt
+    for prompt in ({}, {"prompt": None}):
+        silent = {**{k: v for k, v in raw[0].items() if k != "prompt"}, **prompt}
+        seen = policy.replace(preset=preset).prepare([silent]).tokenized_prompt
+        np.testing.assert_array_equal(seen, said)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+def test_whatever_a_model_says_goes_out_finite_and_inside_the_bounds(policy, raw, bad):
+    chunks = np.zeros((2, policy.spec.action_horizon, policy.config.action_dim), np.float32)
+    chunks[1, 1, 2] = bad
+    stats = jax.tree.map(lambda numbers: 9 * numbers, policy.norm_stats)
+    actions = policy.replace(norm_stats=stats).finish(Sample(jnp.asarray(chunks), {}, {}), raw)
+    assert np.isfinite(actions).all() and np.abs(actions).max() <= 1
+    held = np.clip(policy.preset.fallback(raw[1][STATE]), -1, 1)
+    np.testing.assert_array_equal(actions[1], np.tile(held, (len(actions[1]), 1)))
+
+
+def test_chunks_of_other_observations_or_another_robot_are_refused(policy, raw):
+    for shape in ((1, 4, 4), (2, 4, 3)):
+        with pytest.raises(ValueError, match=r"for 2 observations of preset 'board"):
+            policy.finish(Sample(jnp.zeros(shape), {}, {}), raw)
+
+
 def test_an_absent_camera_is_black_and_only_fast_attends_to_it(pi_policy, fast_policy, raw):
     first, second = BOARD.cameras
     cameras = {**BOARD.cameras, second: None}

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 
 from mistjax.models.config import FastConfig, Pi0Config
 from mistjax.models.normalize import AnyArray
+from mistjax.models.transforms import numbers, words
 
 
 @runtime_checkable
@@ -113,26 +114,40 @@ class RobotPreset:
         """The state of a raw observation in the model's units.
 
         Raises:
-            ValueError: a key is missing, or the state has another width.
+            ValueError: as `raw_state`, or a number that is not finite.
         """
         state = self.raw_state(raw)
+        if not np.isfinite(state).all():
+            wrong = ", ".join(f"[{i}] {state[i]}" for i in np.flatnonzero(~np.isfinite(state)))
+            raise ValueError(
+                f"the state ({self._state_name}) holds {wrong}: is a sensor dead? A policy cannot "
+                "act on that."
+            )
         return state if self.units is None else self.units.to_model_state(state)
 
     def raw_state(self, raw: Mapping[str, Any]) -> Float[np.ndarray, " s"]:
-        """The state of a raw observation in the robot's units; ValueError as `state`."""
+        """The state of a raw observation in the robot's units, finite or not.
+
+        Raises:
+            ValueError: a key is missing or holds no vector, or the state has another width.
+        """
         keys = (self.state_key,) if isinstance(self.state_key, str) else self.state_key
         if missing := [key for key in keys if key not in raw]:
             raise ValueError(
                 f"preset {self.name!r} reads the state from {missing}, which the "
                 f"observation lacks; it has {sorted(raw)}."
             )
-        state = np.concatenate([np.atleast_1d(np.asarray(raw[key], np.float32)) for key in keys])
-        if state.shape != (self.state_dim,):
+        state = np.concatenate([numbers(raw[key], key) for key in keys])
+        if len(state) != self.state_dim:
             raise ValueError(
-                f"{' + '.join(keys)} has {len(state)} entries; preset {self.name!r} has "
+                f"{self._state_name} has {len(state)} entries; preset {self.name!r} has "
                 f"{self.state_dim}."
             )
         return state
+
+    @property
+    def _state_name(self) -> str:
+        return self.state_key if isinstance(self.state_key, str) else " + ".join(self.state_key)
 
     def bounded(
         self,
@@ -164,12 +179,13 @@ class RobotPreset:
         return actions
 
     def prompt(self, raw: Mapping[str, Any]) -> str:
-        """What an observation asks for.
+        """What an observation asks for, else the default.
 
         Raises:
-            ValueError: no prompt, and the preset has no default.
+            ValueError: no prompt, and the preset has no default; or one that is not text.
         """
-        prompt = raw.get("prompt", self.default_prompt)
-        if prompt is None:
+        said = raw.get("prompt")
+        said = self.default_prompt if said is None else said
+        if said is None:
             raise ValueError(f"the observation has no 'prompt'; it has {sorted(raw)}.")
-        return prompt
+        return words(said)
