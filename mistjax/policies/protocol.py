@@ -7,12 +7,10 @@ what a monitor remembers of an episode travels in `Sample.state`, back in throug
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -20,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap, TokenLayout
 from mistjax.models.observation import Observation
+from mistjax.policies.fingerprint import fingerprint
 
 RawObs = Mapping[str, Any]
 
@@ -74,14 +73,12 @@ class PolicySpec:
     action_offset: tuple[float | None, ...] = ()
 
     def wrapped(self, name: str, parts: Any) -> PolicySpec:
-        """The spec of a policy around this one: its fingerprint also covers the arrays of
-        `parts`.
+        """The spec of a policy around this one: its fingerprint also covers `parts`, whatever is
+        in them; see `fingerprint`.
         """
-        digest = hashlib.sha256(self.fingerprint.encode())
-        for path, leaf in jax.tree.leaves_with_path(parts):
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.asarray(leaf).tobytes())
-        return dataclasses.replace(self, name=name, fingerprint=digest.hexdigest())
+        return dataclasses.replace(
+            self, name=name, fingerprint=fingerprint(self.fingerprint, parts)
+        )
 
 
 @flax.struct.dataclass

@@ -5,10 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mistjax.detect.features import FeatureSpec
 from mistjax.hooks import Tap
 from mistjax.policies import Policy
 from mistjax.recover import mist as mist_module
 from mistjax.recover.mist import MistPolicy
+from mistjax.steer.schedules import constant
+
+TAP = Tap("action.resid", (-1,), "action", "mean")
 
 KEY = jax.random.key(0)
 
@@ -123,3 +127,35 @@ def test_the_fingerprint_follows_the_monitor_and_the_remedy(policy, make_mist, m
         for p in (policy, make_mist(monitor), make_mist(always), make_mist(monitor, strength=2.0))
     }
     assert len(prints) == 4
+
+
+CHANGES = {
+    "method": lambda mist: mist.replace(remedy=mist.remedy.replace(method="saliency")),
+    "patch": lambda mist: mist.replace(remedy=mist.remedy.replace(patch=(4, 4))),
+    "weight": lambda mist: mist.replace(remedy=mist.remedy.replace(weight=0.5)),
+    "cap": lambda mist: mist.replace(
+        remedy=mist.remedy.replace(limits=mist.remedy.limits.replace(cap=jnp.zeros(5)))
+    ),
+    "schedule": lambda mist: mist.replace(remedy=mist.remedy.replace(schedule=constant(0.5))),
+    "tokens": lambda mist: mist.replace(
+        remedy=mist.remedy.replace(table=mist.remedy.table.replace(tokens="action"))
+    ),
+    "site": lambda mist: mist.replace(
+        remedy=mist.remedy.replace(table=mist.remedy.table.replace(site="action.resid"))
+    ),
+    "causes": lambda mist: mist.replace(
+        remedy=mist.remedy.replace(table=mist.remedy.table.replace(causes=("a", "b", "c", "d")))
+    ),
+    "what the monitor reads": lambda mist: mist.replace(
+        monitor=mist.monitor.replace(features=FeatureSpec((TAP,), "last"))
+    ),
+    "no remedy": lambda mist: mist.replace(remedy=None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_fingerprint_covers_what_no_array_tells(make_mist, monitor, change):
+    mist = make_mist(monitor)
+    again = make_mist(monitor)
+    assert mist.spec.fingerprint == again.spec.fingerprint
+    assert CHANGES[change](mist).spec.fingerprint != mist.spec.fingerprint
