@@ -72,6 +72,7 @@ class Config:
         size: published sizes, or the tests'.
         turns: timed bursts of each arm.
         burst: calls of each.
+        arms: only these, and bare; () is all.
         tokens: that pi0-FAST writes.
         seed: of weights, of the order of the arms, and of the bootstrap.
         results: JSON file, written after every part.
@@ -81,6 +82,7 @@ class Config:
     size: Literal["full", "tiny"] = "full"
     turns: int = 20
     burst: int = 2
+    arms: tuple[str, ...] = ()
     tokens: int = 64
     seed: int = 0
     results: Path | None = None
@@ -107,6 +109,21 @@ def random_variables(config: Pi0Config | FastConfig, seed: int) -> Any:
     jitted = jax.jit(draw, static_argnames=("shape", "dtype"))
     return tree.unflatten(
         [jitted(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    )
+
+
+def random_observation(config: Pi0Config | FastConfig, seed: int) -> Observation:
+    """One observation: noise for pictures and state, random words in a prompt without padding."""
+    blank, rng = example_observation(config), np.random.default_rng(seed)
+    words = rng.integers(3, config.vocab_size, blank.tokenized_prompt.shape)  # type: ignore[union-attr]
+    return dataclasses.replace(
+        blank,
+        images={
+            name: jnp.asarray(rng.uniform(-1, 1, x.shape), x.dtype)
+            for name, x in blank.images.items()
+        },
+        state=jnp.asarray(rng.normal(size=blank.state.shape), blank.state.dtype),
+        tokenized_prompt=jnp.asarray(words, jnp.int32),
     )
 
 
@@ -170,7 +187,10 @@ def flow_arms(config: Pi0Config, variables: Any, obs: Observation) -> dict[str, 
     policy = make_policy(config, variables)
     quiet, loud = (make_monitor(policy, alarms=alarms) for alarms in (False, True))
     watched, mist = MistPolicy(policy, quiet), MistPolicy(policy, loud, make_remedy(policy))
-    on = mist.sample(obs, KEY).state
+    start = watched.initial_state(1)
+    alarmed = mist.sample(obs, KEY, state=start)
+    if not bool(jnp.all(alarmed.aux["edited"])):
+        raise ValueError("the attribution named no input, so nothing was steered: another seed.")
     readout = FailureScore(quiet.detector, quiet.detector.init_state(1), quiet.features)
     explain = jax.jit(
         lambda policy, obs, readout: attribute(
@@ -183,10 +203,10 @@ def flow_arms(config: Pi0Config, variables: Any, obs: Observation) -> dict[str, 
         "bare": lambda: policy.sample(obs, KEY).actions,
         "one tap": lambda: policy.sample(obs, KEY, taps=(tap,)),
         "one edit": lambda: policy.sample(obs, KEY, edits=(edit,)).actions,
-        "monitored": lambda: watched.sample(obs, KEY),
+        "monitored": lambda: watched.sample(obs, KEY, state=start),
         "attributed": lambda: explain(policy, obs, readout),
-        "alarm": lambda: mist.sample(obs, KEY),
-        "repair on": lambda: mist.sample(obs, KEY, state=on),
+        "alarm": lambda: mist.sample(obs, KEY, state=start),
+        "repair on": lambda: mist.sample(obs, KEY, state=alarmed.state),
     }
     if os.environ.get("OPENPI_SRC") and config in (PI0, PI05):
         arms |= openpi_arms(policy, obs, edit)
@@ -251,13 +271,15 @@ def token_arms(
 def time_model(config: Config, name: Model) -> list[Row]:
     """Every arm of one model."""
     sizes = MODELS[config.size][name]
-    variables, obs = random_variables(sizes, config.seed), example_observation(sizes)
+    variables, obs = random_variables(sizes, config.seed), random_observation(sizes, config.seed)
     if isinstance(sizes, FastConfig):
         if config.size == "full":
             sizes = dataclasses.replace(sizes, max_decoding_steps=config.tokens)
         calls = token_arms(sizes, variables, obs)
     else:
         calls = flow_arms(sizes, variables, obs)
+    if config.arms:
+        calls = {arm: call for arm, call in calls.items() if arm in ("bare", *config.arms)}
     for arm, call in calls.items():
         print(f"{name}: compiling {arm}", flush=True)
         jax.block_until_ready(call())
