@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mistjax.recover.study import StudyConfig
+from mistjax.rollouts.plan import EpisodePlan
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
 PERTURBATION = {"table_texture": 0.4}
@@ -19,6 +20,7 @@ def shipped_study(
     title: str,
     perturbation: Mapping[str, float | str] | None = None,
     videos: int = 6,
+    retry_errors: bool = False,
 ) -> StudyConfig:
     """The shipped board policy in all four arms, under a perturbation that it often fails under.
 
@@ -35,9 +37,12 @@ def shipped_study(
         policy=SHIPPED / "board_pi0",
         mist=SHIPPED / "board_mist",
         out=out,
-        episodes=episodes,
-        first_seed=first_seed,
-        perturbation=PERTURBATION if perturbation is None else perturbation,
-        videos=videos,
+        plan=EpisodePlan(
+            episodes=episodes,
+            first_seed=first_seed,
+            perturbation=PERTURBATION if perturbation is None else perturbation,
+            videos=videos,
+            retry_errors=retry_errors,
+        ),
         title=title,
     )

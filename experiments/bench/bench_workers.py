@@ -24,7 +24,8 @@ import jax
 import numpy as np
 import tyro
 
-from mistjax.rollouts.collect import BOARD_ENV, make_env
+from mistjax.rollouts.collect import make_env
+from mistjax.rollouts.plan import BOARD_ENV
 from mistjax.rollouts.workers.pool import EnvPool
 
 

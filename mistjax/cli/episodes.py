@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from tyro.conf import Positional
+
+from mistjax.rollouts.plan import EpisodePlan
 
 
 def demo(
@@ -37,37 +38,7 @@ def demo(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Episodes:
-    """Which episodes are played, and where.
-
-    Attributes:
-        episodes: how many, of consecutive seeds; with --suite, of each task.
-        first_seed: the first seed; with --suite, the first fixed start of each task.
-        perturbation: what is changed in the environment, e.g. `camera_angle 0.5`; LIBERO has kinds
-            too, e.g. `position swap`.
-        env: gymnasium id.
-        suite: a LIBERO suite in place of --env, e.g. libero_spatial.
-        tasks: which tasks of the suite; all by default.
-        videos: how many of the first episodes to record as video.
-        workers: processes that step the environments; 0 is this one.
-        num_envs: environments in lock-step; 8 by default, with --suite one a worker.
-        executor: whether workers are processes of this machine or Ray actors.
-    """
-
-    episodes: int = 50
-    first_seed: int = 0
-    perturbation: dict[str, float | str] = dataclasses.field(default_factory=dict)
-    env: str = "mistjax/Board-v0"
-    suite: str | None = None
-    tasks: tuple[int, ...] = ()
-    videos: int = 0
-    workers: int = 0
-    num_envs: int | None = None
-    executor: Literal["process", "ray"] = "process"
-
-
-Played = Annotated[Episodes, tyro.conf.arg(name="")]  # its options have no prefix
+Plan = Annotated[EpisodePlan, tyro.conf.arg(name="")]  # its options have no prefix
 
 
 def collect(
@@ -75,7 +46,7 @@ def collect(
     /,
     *,
     out: Path,
-    played: Played = Episodes(),
+    plan: Plan = EpisodePlan(),
     preset: str | None = None,
     taps: tuple[str, ...] = (),
     samples: int = 1,
@@ -87,7 +58,7 @@ def collect(
     Args:
         policy: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
         out: run folder; the same command goes on where it was interrupted.
-        played: which episodes.
+        plan: which episodes, where, and how.
         preset: robot preset; the checkpoint's own by default.
         taps: activations to record, e.g. vlm.resid@-1/text/mean; the detector's own by default.
         samples: chunks drawn at each inference, for detectors of disagreement; 1 draws no others.
@@ -108,10 +79,10 @@ def collect(
     run = collect(
         bare if samples == 1 else Resampled(bare, samples),
         out,
+        plan,
         env_options=env_options,
         taps=[Tap.parse(text) for text in taps] or DEFAULT_FEATURES.taps,
         aux=() if samples == 1 else ("sampled_actions",),
-        **vars(played),
     )
     print(f"success {summarize(run).success}; recorded in {out}")
 
@@ -141,7 +112,7 @@ def evaluate(
     mist: Path | None = None,
     arms: tuple[str, ...] = ("bare",),
     stratum: str | None = None,
-    played: Played = Episodes(),
+    plan: Plan = EpisodePlan(),
     preset: str | None = None,
 ) -> None:
     """Success of a policy, and of its monitored arms on the same seeds.
@@ -153,7 +124,7 @@ def evaluate(
         mist: folder of a monitor and remedy, for the arms other than bare.
         arms: of bare, monitor, random, mist.
         stratum: which threshold of the monitor, where it has several.
-        played: which episodes.
+        plan: which episodes, where, and how.
         preset: robot preset; the checkpoint's own by default.
     """
     from mistjax.recover.study import StudyConfig, run_study
@@ -170,7 +141,7 @@ def evaluate(
             stratum=stratum,
             preset=preset,
             title="mistjax eval",
-            **vars(played),
+            plan=plan,
         )
     )
 

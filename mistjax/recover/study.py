@@ -7,7 +7,7 @@ the same alarms along random directions of the same length, the control for stee
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from mistjax.recover.explanation import alarm_explanations
 from mistjax.report.blocks import Table, Text
 from mistjax.report.build import build_report, explanations
 from mistjax.report.html import Section
-from mistjax.rollouts.collect import BOARD_ENV, collect, load_policy
+from mistjax.rollouts.collect import collect, load_policy
+from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.summary import stand_ins, table, task_table
-from mistjax.rollouts.workers.pool import Executor
 
 ALL_ARMS = ("bare", *ARMS)
 
@@ -34,18 +34,9 @@ class StudyConfig:
         mist: folder of its monitor and remedy; needed by every arm but `bare`.
         out: each arm's run goes into a folder of its name, the page is `report.html` beside them.
         arms: of `ALL_ARMS`; the first one is what the others are compared with.
-        episodes: episodes of each arm.
-        first_seed: their seeds count up from here.
-        perturbation: what is changed in the environment, name -> strength or kind.
-        env: gymnasium id.
-        suite: a LIBERO suite in place of `env`; `episodes` are then of each task.
-        tasks: which tasks of the suite; () is all.
+        plan: the episodes of each arm.
         stratum: which threshold of the monitor, where it has several.
         preset: robot preset of the policy; None is the checkpoint's own.
-        videos: how many of the first episodes to record as video.
-        num_envs: environments in lock-step; None is 8, or for LIBERO one a worker.
-        workers: processes that step the environments; 0 is this one.
-        executor: "process", or "ray" for workers that are Ray actors.
         title: of the report.
     """
 
@@ -53,18 +44,9 @@ class StudyConfig:
     mist: Path | None
     out: Path
     arms: tuple[str, ...] = ALL_ARMS
-    episodes: int = 50
-    first_seed: int = 0
-    perturbation: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
-    env: str = BOARD_ENV
-    suite: str | None = None
-    tasks: tuple[int, ...] = ()
+    plan: EpisodePlan = dataclasses.field(default_factory=lambda: EpisodePlan(videos=3))
     stratum: str | None = None
     preset: str | None = None
-    videos: int = 3
-    num_envs: int | None = None
-    workers: int = 0
-    executor: Executor = "process"
     title: str = "Paired study"
 
 
@@ -90,22 +72,13 @@ def run_study(config: StudyConfig) -> dict[str, Run]:
         runs[arm] = collect(
             policy,
             config.out / arm,
-            episodes=config.episodes,
-            first_seed=config.first_seed,
-            env=config.env,
-            suite=config.suite,
-            tasks=config.tasks,
+            config.plan,
             env_options=bare.preset.env_options,
-            perturbation=config.perturbation,
             aux=() if arm in ("bare", "monitor") else _why(bare),
-            videos=config.videos,
-            num_envs=config.num_envs,
-            workers=config.workers,
-            executor=config.executor,
         )
     print(f"\n{format_table(table(runs))}\n")
     tasks = []
-    if config.suite is not None:
+    if config.plan.suite is not None:
         tasks = [Section("Tasks", [Table(task_table(runs), "Brackets are 95% Wilson intervals.")])]
         print(f"{format_table(task_table(runs))}\n")
     if replaced := stand_ins(runs[config.arms[0]]):
@@ -159,11 +132,12 @@ def _calibration(
 
 
 def _subtitle(config: StudyConfig, policy: Any) -> str:
-    changed = ", ".join(f"{name} {value}" for name, value in config.perturbation.items())
+    plan = config.plan
+    changed = ", ".join(f"{name} {value}" for name, value in plan.perturbation.items())
     return (
         f"{policy.name} ({policy.num_parameters / 1e6:.2g} M parameters) in simulation "
-        f"({config.suite or config.env}), {config.episodes} episodes"
-        f"{' of each task' if config.suite else ''}"
+        f"({plan.suite or plan.env}), {plan.episodes} episodes"
+        f"{' of each task' if plan.suite else ''}"
         f"{', the same in every arm' if len(config.arms) > 1 else ''}, "
         f"{f'perturbation: {changed}' if changed else 'no perturbation'}."
     )

@@ -14,20 +14,26 @@ contact can amplify: runs agree bit for bit where they have the same `num_envs`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+import dataclasses
+import functools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, SupportsIndex
 
+import gymnasium as gym
 from tqdm import tqdm
 
 from mistjax.hooks.sites import Tap
 from mistjax.policies.protocol import Policy
 from mistjax.rollouts.loop import Loop
+from mistjax.rollouts.plan import EpisodePlan, check_perturbation, check_seeds
 from mistjax.rollouts.recorder import Recording
 from mistjax.rollouts.run import Run, load_run, memory_run
 from mistjax.rollouts.store import RunWriter
 from mistjax.rollouts.trace import Json, Trace
 from mistjax.rollouts.workers.host import MakeEnv
-from mistjax.rollouts.workers.pool import EnvPool, Executor
+from mistjax.rollouts.workers.pool import EnvPool
 
 _GIVE_UP_AFTER = 8
 
@@ -35,21 +41,17 @@ _GIVE_UP_AFTER = 8
 def run_episodes(
     policy: Policy,
     make_env: MakeEnv,
-    seeds: Sequence[int],
+    seeds: Iterable[SupportsIndex],
+    plan: EpisodePlan | None = None,
     *,
     out: str | Path | None = None,
     taps: Sequence[Tap] = (),
     aux: Sequence[str] = (),
-    record_video: Collection[int] = (),
-    num_envs: int = 8,
-    workers: int = 0,
-    executor: Executor = "process",
-    perturbation: Mapping[str, Json] | None = None,
+    record_video: Iterable[SupportsIndex] | None = None,
     task_options: Mapping[str, Json] | None = None,
-    max_steps: int | None = None,
     settings: Mapping[str, Json] | None = None,
-    retry_errors: bool = False,
     progress: bool = True,
+    **options: Any,
 ) -> Run:
     """Runs one episode per seed and records it.
 
@@ -62,64 +64,64 @@ def run_episodes(
     Args:
         policy: what acts.
         make_env: makes one environment, whose `info` says `success` at the end of an episode.
-        seeds: which episodes.
+        seeds: which episodes, in place of the plan's.
+        plan: how they are run, see `EpisodePlan`; its environment is what `make_env` makes. With
+            workers, `make_env` must be a function that can be imported, or functools.partial of
+            one.
         out: run folder, new or of the same configuration; None keeps everything in memory.
         taps: activations to record at each inference.
         aux: names in `Sample.aux` to record, besides score, threshold, alarm and edited.
-        record_video: seeds of which pictures and a video are kept.
-        num_envs: rows of the batch (at most one per seed).
-        workers: processes that step the environments; 0 is this one. `make_env` must then be a
-            function that can be imported, or functools.partial of one.
-        executor: "process", or "ray" for workers that are Ray actors.
-        perturbation: for the environment's reset options.
-        task_options: further reset options.
-        max_steps: cut episodes off here; None leaves it to the environment.
+        record_video: seeds of which pictures and a video are kept; None is the plan's `videos`.
+        task_options: reset options of the environment, besides the plan's perturbation.
         settings: what else a run on the same folder must agree in, e.g. options of `make_env`.
-        retry_errors: run seeds again that crashed in an earlier call.
         progress: show a bar.
+        **options: fields of the plan that are given here, e.g. `num_envs=4`.
 
     Raises:
-        ValueError: repeated seeds, an unknown executor, `make_env` cannot be sent to a worker, or
-            `out` holds a run of another configuration.
+        ValueError: repeated seeds, a setting that no plan can have, a perturbation that the
+            environment does not know, `make_env` cannot be sent to a worker, or `out` holds a run
+            of another configuration.
         RuntimeError: the first 8 episodes, or all if there are fewer, crashed.
     """
-    if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**31:
-        raise ValueError(f"seeds are {list(seeds)}: expected distinct numbers from 0 to 2**31 - 1.")
-    if num_envs < 1:
-        raise ValueError(f"num_envs is {num_envs}: expected at least 1.")
-    options = dict(task_options or {})
-    if perturbation:
-        options["perturbation"] = dict(perturbation)
+    seeds = check_seeds(seeds)
+    plan = dataclasses.replace(plan or EpisodePlan(env=None), **options)
+    slots = min(plan.batch_size, len(seeds))
+    filmed = seeds[: plan.videos] if record_video is None else map(operator.index, record_video)
+    reset = dict(task_options or {})
+    if plan.perturbation:
+        reset["perturbation"] = dict(plan.perturbation)
     with contextlib.ExitStack() as stack:
         envs = stack.enter_context(
-            contextlib.closing(EnvPool(make_env, min(num_envs, len(seeds)), workers, executor))
+            contextlib.closing(
+                EnvPool(_checked(make_env, plan), slots, plan.workers, plan.executor)
+            )
         )
         loop = Loop(
             policy,
             envs,
-            slots=min(num_envs, len(seeds)),
+            slots=slots,
             recording=Recording(tuple(taps), tuple(aux)),
-            videos=frozenset(record_video),
-            options=options,
-            max_steps=max_steps,
+            videos=frozenset(filmed),
+            options=reset,
+            max_steps=plan.max_steps,
         )
         config = {
             "policy": policy.spec.name,
             "policy_fingerprint": policy.spec.fingerprint,
             "execute_steps": policy.spec.execute_steps,
             "env_id": envs.env_id,
-            "perturbation": dict(perturbation or {}),
+            "perturbation": dict(plan.perturbation),
             "task_options": dict(task_options or {}),
             "taps": [str(tap) for tap in taps],
             "aux": list(aux),
-            "max_steps": max_steps,
+            "max_steps": plan.max_steps,
             **(settings or {}),
         }
         traces: dict[int, Trace] = {}
         writer = None
         if out is not None:
             writer = stack.enter_context(RunWriter.open(out, config))
-            if retry_errors:
+            if plan.retry_errors:
                 writer.forget_errors()
         todo = [seed for seed in seeds if writer is None or seed not in writer.seeds]
         bar = stack.enter_context(
@@ -133,6 +135,17 @@ def run_episodes(
                 writer.add(trace, envs.fps)
             tally.add(trace)
     return memory_run(config, traces) if out is None else load_run(out)
+
+
+def _checked(make_env: MakeEnv, plan: EpisodePlan) -> MakeEnv:
+    """`make_env`, refusing an environment that does not know the plan's perturbation."""
+    return functools.partial(_make, make_env, plan.perturbation) if plan.perturbation else make_env
+
+
+def _make(make_env: MakeEnv, perturbation: Mapping[str, Json]) -> gym.Env:
+    env = make_env()
+    check_perturbation(env.unwrapped, perturbation)
+    return env
 
 
 class _Tally:

@@ -10,6 +10,7 @@ from mistjax.demo import SHIPPED, shipped_study
 from mistjax.recover.artifact import load_mist
 from mistjax.recover.study import StudyConfig, run_study
 from mistjax.rollouts.collect import load_policy
+from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import load_run
 
 
@@ -85,10 +86,9 @@ def test_an_arm_that_does_not_exist_is_refused(tmp_path):
         run_study(config)
 
 
-def test_tasks_without_a_suite_are_refused(tmp_path):
-    config = StudyConfig(SHIPPED / "board_pi0", None, tmp_path, arms=("bare",), tasks=(1,))
+def test_tasks_without_a_suite_are_refused():
     with pytest.raises(ValueError, match="no LIBERO suite is named"):
-        run_study(config)
+        EpisodePlan(tasks=(1,))
 
 
 def test_an_arm_that_needs_a_monitor_says_so(tmp_path):

@@ -11,7 +11,8 @@ from mistjax.models.config import TINY
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies import BOARD, random_policy
 from mistjax.rollouts import run_episodes
-from mistjax.rollouts.collect import BOARD_ENV, collect, make_env
+from mistjax.rollouts.collect import collect, make_env
+from mistjax.rollouts.plan import BOARD_ENV
 from mistjax.rollouts.workers import ray as workers_ray
 from mistjax.rollouts.workers.pool import EnvPool
 

@@ -136,7 +136,7 @@ def test_a_tap_that_the_policy_does_not_return_is_named(policy, make_env):
 
 def test_repeated_or_negative_seeds_are_refused(policy, make_env):
     for seeds in ([1, 1], [-1], []):
-        with pytest.raises(ValueError, match="distinct numbers"):
+        with pytest.raises(ValueError, match="distinct whole numbers"):
             run(policy, make_env, seeds)
 
 

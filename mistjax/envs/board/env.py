@@ -21,7 +21,7 @@ from jaxtyping import Float, Shaped, UInt8
 from mistjax.envs.board import scene as s
 from mistjax.envs.board.drawing import GlCamera, board_look, board_poses
 from mistjax.envs.board.episode import Episode, draw_episode, draw_start
-from mistjax.envs.board.perturbations import perturb
+from mistjax.envs.board.perturbations import check, perturb
 from mistjax.envs.board.physics import Physics, World
 from mistjax.envs.board.raycast import pictures, segmentation
 
@@ -54,6 +54,7 @@ class BoardEnv(gym.Env):
     """See the module. The same seed and options give the same episode bit for bit."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": s.CONTROL_HZ}  # noqa: RUF012
+    check_perturbation = staticmethod(check)
 
     def __init__(
         self,

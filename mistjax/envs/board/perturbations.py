@@ -8,6 +8,7 @@ which way the camera turns) is drawn.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -32,18 +33,20 @@ class Perturbation:
 PERTURBATIONS: dict[str, Perturbation] = {}
 
 
-def perturb(episode: Episode, strengths: Mapping[str, float], rng: Rng) -> Episode:
-    """Apply the named perturbations in their given order.
-
-    Raises:
-        ValueError: an unknown name, or a strength outside [0, 1].
-    """
+def check(strengths: Mapping[str, Any]) -> None:
+    """Raise ValueError for an unknown name, or a strength outside [0, 1]."""
     for name, strength in strengths.items():
         if name not in PERTURBATIONS:
             known = ", ".join(PERTURBATIONS)
             raise ValueError(f"unknown perturbation {name!r}; expected one of: {known}")
-        if not 0 <= strength <= 1:
+        if isinstance(strength, str) or not 0 <= strength <= 1:
             raise ValueError(f"strength of {name!r} is {strength}, expected 0 to 1")
+
+
+def perturb(episode: Episode, strengths: Mapping[str, float], rng: Rng) -> Episode:
+    """Apply the named perturbations in their given order; ValueError: see `check`."""
+    check(strengths)
+    for name, strength in strengths.items():
         episode = PERTURBATIONS[name].change(episode, float(strength), rng)
     return episode
 

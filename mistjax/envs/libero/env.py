@@ -29,6 +29,7 @@ from mistjax.envs.libero.cameras import Cameras
 from mistjax.envs.libero.changes import Change
 from mistjax.envs.libero.episodes import check_task, choose_episode, start_episode
 from mistjax.envs.libero.installation import load
+from mistjax.envs.libero.perturbations import check
 from mistjax.envs.libero.simulator import SimulationError, Simulator
 from mistjax.envs.libero.suites import SETTLE_STEPS, Task
 
@@ -41,6 +42,7 @@ class LiberoEnv(gym.Env):
     """See the module. The same seed and options give the same episode bit for bit."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
+    check_perturbation = staticmethod(check)
 
     def __init__(
         self,

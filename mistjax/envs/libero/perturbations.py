@@ -74,17 +74,29 @@ def perturb(
     """
     change = Change(task.problem, task.prompt)
     for name, value in requested.items():
-        if name not in PERTURBATIONS:
-            raise ValueError(
-                f"unknown perturbation {name!r}; expected one of: {', '.join(PERTURBATIONS)}"
-            )
-        kinds = PERTURBATIONS[name].kinds
-        kind, strength = (value, 1.0) if isinstance(value, str) else (next(iter(kinds)), value)
-        if kind not in kinds:
-            raise ValueError(f"unknown kind {kind!r} of {name!r}; expected one of {list(kinds)}")
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength of {name!r} is {strength}, expected 0 to 1")
+        kind, strength = _kind(name, value)
         own = np.random.default_rng(rng.integers(2**63))
         if strength:
-            change = kinds[kind](change, float(strength), own, suite)
+            change = PERTURBATIONS[name].kinds[kind](change, strength, own, suite)
     return change
+
+
+def check(requested: Mapping[str, Any]) -> None:
+    """ValueError for an unknown name or kind, or a strength outside [0, 1]."""
+    for name, value in requested.items():
+        _kind(name, value)
+
+
+def _kind(name: str, value: Any) -> tuple[str, float]:
+    """Kind and strength of what was requested."""
+    if name not in PERTURBATIONS:
+        raise ValueError(
+            f"unknown perturbation {name!r}; expected one of: {', '.join(PERTURBATIONS)}"
+        )
+    kinds = PERTURBATIONS[name].kinds
+    kind, strength = (value, 1.0) if isinstance(value, str) else (next(iter(kinds)), value)
+    if kind not in kinds:
+        raise ValueError(f"unknown kind {kind!r} of {name!r}; expected one of {list(kinds)}")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength of {name!r} is {strength}, expected 0 to 1")
+    return kind, float(strength)

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
 
 from mistjax.rollouts.workers.host import MakeEnv, Reply, Request
 from mistjax.rollouts.workers.worker import InlineWorker, ProcessWorker, Worker, WorkerLost
-
-Executor = Literal["process", "ray"]
 
 
 class EnvPool:

@@ -11,6 +11,7 @@ from mistjax.detect.from_runs import calibrate_detector, train_detector
 from mistjax.recover.artifact import load_mist
 from mistjax.recover.study import StudyConfig, run_study
 from mistjax.rollouts.collect import collect, load_policy
+from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import load_run
 
 POLICY = str(SHIPPED / "board_pi0")
@@ -106,7 +107,7 @@ def test_a_run_of_another_policy_is_refused(folder, detector, runs):
 
 def test_a_study_says_whether_the_calibration_holds(folder):
     mist, out = SHIPPED / "board_mist", folder / "study"
-    done = run_study(StudyConfig(POLICY, mist, out, arms=("monitor",), episodes=6))
+    done = run_study(StudyConfig(POLICY, mist, out, ("monitor",), EpisodePlan(6)))
     found = watched_drift(mist, done["monitor"])
     assert found.false_alarms.n == sum(row["success"] for row in done["monitor"].finished)
     assert found.monitor.describe() in (out / "report.html").read_text()

@@ -1,0 +1,203 @@
+"""`EpisodePlan`: which episodes are run, where, and how; checked before anything is started."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import numbers
+import operator
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+BOARD_ENV = "mistjax/Board-v0"
+LIBERO_ENV = "mistjax/Libero-v0"
+SEEDS = 2**31
+
+Executor = Literal["process", "ray"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodePlan:
+    """Which episodes are run, where, and how. Numbers may be NumPy's; they become Python's.
+
+    Attributes:
+        episodes: how many, of consecutive seeds; with `suite`, of each task.
+        first_seed: the first seed; with `suite`, the first fixed start of each task.
+        perturbation: what is changed in the environment, e.g. `camera_angle 0.5`; LIBERO has kinds
+            too, e.g. `position swap`.
+        env: gymnasium id; None where the environment is made elsewhere (see `run_episodes`).
+        suite: a LIBERO suite in place of `env`, e.g. libero_spatial.
+        tasks: which tasks of the suite; all by default.
+        videos: how many of the first episodes to record as video.
+        max_steps: cut episodes off here; by default the environment does.
+        workers: processes that step the environments; 0 is this one.
+        num_envs: environments in lock-step; 8 by default, with LIBERO one a worker. Give it where
+            runs with different numbers of workers are to agree bit for bit.
+        executor: whether workers are processes of this machine or Ray actors.
+        retry_errors: run seeds again that crashed in an earlier call.
+
+    Raises:
+        ValueError: a number out of its range, an unknown environment or perturbation, or tasks
+            without a suite; says which and what was expected.
+    """
+
+    episodes: int = 50
+    first_seed: int = 0
+    perturbation: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
+    env: str | None = BOARD_ENV
+    suite: str | None = None
+    tasks: tuple[int, ...] = ()
+    videos: int = 0
+    max_steps: int | None = None
+    workers: int = 0
+    num_envs: int | None = None
+    executor: Executor = "process"
+    retry_errors: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None or name not in ("max_steps", "num_envs"):
+                object.__setattr__(self, name, whole(name, value, least))
+        if self.suite is None and self.first_seed + self.episodes > SEEDS:
+            raise ValueError(
+                f"{self.episodes} episodes from seed {self.first_seed} on: seeds end at 2**31 - 1."
+            )
+        if self.suite is not None:
+            _check_suite(self.suite)
+        tasks = tuple(whole("a task", task, 0) for task in self.tasks)
+        if len(set(tasks)) < len(tasks):
+            raise ValueError(f"tasks are {list(tasks)}: expected each at most once.")
+        if tasks and self.suite is None:
+            raise ValueError(f"tasks are {[*tasks]}, and no LIBERO suite is named that has them.")
+        if self.executor not in ("process", "ray"):
+            raise ValueError(f"executor is {self.executor!r}: expected 'process' or 'ray'.")
+        object.__setattr__(self, "tasks", tasks)
+        object.__setattr__(self, "perturbation", _plain(self.perturbation))
+        env = LIBERO_ENV if self.suite is not None else self.env
+        if env is not None and (self.perturbation or env not in (BOARD_ENV, LIBERO_ENV)):
+            check_perturbation(_environment(env), self.perturbation)
+
+    @property
+    def batch_size(self) -> int:
+        """Environments in lock-step, if there are as many episodes."""
+        if self.num_envs is not None:
+            return self.num_envs
+        return max(self.workers, 1) if self.suite or self.env == LIBERO_ENV else 8
+
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the episodes; with a suite see `suite_seeds`, which can refuse."""
+        if self.suite is not None:
+            return suite_seeds(self.suite, self.episodes, self.first_seed, self.tasks)
+        return tuple(range(self.first_seed, self.first_seed + self.episodes))
+
+
+typing.no_type_check(EpisodePlan.__init__)  # it says itself, in words, what is wrong with a number
+
+_LEAST = {
+    "episodes": 1,
+    "first_seed": 0,
+    "videos": 0,
+    "max_steps": 1,
+    "workers": 0,
+    "num_envs": 1,
+}
+
+
+def _check_suite(suite: str) -> None:
+    from mistjax.envs.libero.suites import SUITES
+
+    if suite not in SUITES:
+        raise ValueError(f"unknown suite {suite!r}; expected one of {', '.join(SUITES)}.")
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A whole number of at least `least` as Python's; ValueError names it."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}: expected a whole number.") from None
+    if number < least:
+        raise ValueError(f"{name} is {number}: expected {least} or more.")
+    return number
+
+
+def check_seeds(seeds: Iterable[Any]) -> tuple[int, ...]:
+    """Seeds as Python's numbers, in their order.
+
+    Raises:
+        ValueError: none, one twice, or one that is not a whole number from 0 to 2**31 - 1.
+    """
+    given = list(seeds)
+    try:
+        checked = tuple(operator.index(seed) for seed in given)
+    except TypeError:
+        checked = ()
+    distinct = len(checked) == len(set(checked)) > 0
+    if not distinct or not 0 <= min(checked) <= max(checked) < SEEDS:
+        raise ValueError(f"seeds are {given}: expected distinct whole numbers from 0 to 2**31 - 1.")
+    return checked
+
+
+def suite_seeds(
+    suite: str, episodes: int, first: int = 0, tasks: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """Seeds of so many episodes of each task of a LIBERO suite, from the fixed start `first` on;
+    the tasks take turns. No tasks are all of them.
+
+    Raises:
+        ValueError: an unknown suite or task, or more start states than it has.
+        ImportError: LIBERO is not installed.
+    """
+    from mistjax.envs.libero.episodes import check_task
+    from mistjax.envs.libero.suites import suite as tasks_of
+
+    known = tasks_of(suite)
+    chosen = [check_task(known, task) for task in tasks or range(len(known))]
+    starts = len(known[0].init_states())  # type: ignore[arg-type]  # installed suites have them
+    if first + episodes > starts:
+        raise ValueError(
+            f"episodes {first} to {first + episodes - 1} of each task are asked for; {suite} has "
+            f"fixed start states 0 to {starts - 1}."
+        )
+    return tuple(task * starts + first + i for i in range(episodes) for task in chosen)
+
+
+def check_perturbation(env: Any, perturbation: Mapping[str, Any]) -> None:
+    """Lets an environment, or its class, say whether it knows a perturbation: by a static method
+    `check_perturbation(perturbation)` that raises ValueError. One without it takes any.
+    """
+    check = getattr(env, "check_perturbation", None)
+    if check is not None and perturbation:
+        check(perturbation)
+
+
+def _environment(env: str) -> Any:
+    """The class (or function) behind a gymnasium id, without making the environment."""
+    import gymnasium as gym
+    from gymnasium.envs.registration import load_env_creator
+
+    import mistjax.envs  # noqa: F401 (registers the environments)
+
+    module, _, name = env.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        point = gym.spec(name).entry_point
+    except (gym.error.Error, ImportError) as error:
+        raise ValueError(f"no environment is called {env!r}: {error}") from None
+    return load_env_creator(point) if isinstance(point, str) else point
+
+
+def _plain(perturbation: Mapping[str, Any]) -> dict[str, Any]:
+    """NumPy's numbers as Python's; ValueError names a strength that is not finite."""
+    plain = {}
+    for name, value in perturbation.items():
+        if isinstance(value, numbers.Real):
+            if not math.isfinite(value):
+                raise ValueError(f"perturbation {name!r} is {value}: expected a finite strength.")
+            value = int(value) if isinstance(value, numbers.Integral) else float(value)
+        plain[str(name)] = value
+    return plain
