@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+from typing_extensions import get_protocol_members
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -114,6 +115,19 @@ def fast_variables():
         return random_variables(shapes, seed)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def lacking():
+    """`lacking(policy, Policy)`: the protocol's members that a policy does not have."""
+
+    def names(policy, protocol) -> list[str]:
+        def has(name):
+            return inspect.getattr_static(policy, name, None) is not None
+
+        return sorted(name for name in get_protocol_members(protocol) if not has(name))
+
+    return names
 
 
 @pytest.fixture(scope="session")

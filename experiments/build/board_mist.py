@@ -22,7 +22,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import tyro
@@ -33,6 +32,7 @@ from mistjax.detect.from_runs import calibrate_detector, train_detector
 from mistjax.envs.board.expert import expert_observations
 from mistjax.hooks import Tap
 from mistjax.policies import PiPolicy
+from mistjax.policies.protocol import Policy
 from mistjax.recover.artifact import RemedyConfig, load_monitor, make_remedy, save_remedy
 from mistjax.recover.mist import MistPolicy
 from mistjax.rollouts.collect import collect, load_policy
@@ -128,7 +128,7 @@ def build_detector(config: Config, training, tuning, nominal: Run) -> dict:
 
 
 def look_directions(
-    policy: Any, perturbation: dict[str, float], seeds: Sequence[int]
+    policy: Policy, perturbation: dict[str, float], seeds: Sequence[int]
 ) -> dict[str, SteeringVector | AffineMap]:
     """From the perturbed look to the nominal one: the same situations, seen both ways."""
     nominal = expert_observations(seeds)
@@ -146,7 +146,7 @@ def look_directions(
     }
 
 
-def directions(policy: Any, config: Config, perturbed: Run) -> SteeringArtifact:
+def directions(policy: Policy, config: Config, perturbed: Run) -> SteeringArtifact:
     """Everything there is to try: concepts, success - failure, and away from the look."""
     found = build_vectors(
         policy, BOARD_CONCEPTS, opposites=BOARD_OPPOSITES, run=perturbed, taps=VECTOR_TAPS, first=6
@@ -213,6 +213,7 @@ def main(config: Config) -> list[dict]:
     if config.perturbation is None:
         config = dataclasses.replace(config, perturbation=PERTURBATION)
     policy = load_policy(config.policy)
+    assert isinstance(policy, PiPolicy)
     training = record(policy, config, "training", 1_000_000)
     calibration = record(policy, config, "calibration", 2_000_000)
     tuning = record(policy, config, "tuning", 2_500_000)

@@ -40,6 +40,7 @@ from mistjax.detect.registry import fit_detector
 from mistjax.envs.libero.env import LiberoEnv
 from mistjax.envs.libero.episodes import STARTS
 from mistjax.policies import LIBERO_TINY, PiPolicy
+from mistjax.policies.protocol import Policy
 from mistjax.rollouts import Run, run_episodes
 from mistjax.rollouts.summary import by_task
 from mistjax.stats import Rate, bootstrap
@@ -79,7 +80,7 @@ class Config:
 
 def record(config: Config, name: str, perturbation: Mapping[str, float], starts: int) -> Run:
     """The episodes of a condition, recorded where they are not yet; all tasks take turns."""
-    policy: Any = PiPolicy.load(config.policy, LIBERO_TINY)
+    policy: Policy = PiPolicy.load(config.policy, LIBERO_TINY)
     make_env = functools.partial(
         LiberoEnv,
         config.suite,

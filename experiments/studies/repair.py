@@ -29,6 +29,7 @@ from mistjax.compilation import enable_cache
 from mistjax.envs.board.expert import expert_observations
 from mistjax.hooks import Tap
 from mistjax.hooks.edits import Edit
+from mistjax.policies.protocol import Policy
 from mistjax.recover.study import format_table
 from mistjax.rollouts.collect import collect, load_policy
 from mistjax.rollouts.run import Run
@@ -69,7 +70,7 @@ class Arm:
     onset: int = 0
 
 
-def arms(policy: Any, perturbation: dict[str, float], config: Config, full: bool) -> list[Arm]:
+def arms(policy: Policy, perturbation: dict[str, float], config: Config, full: bool) -> list[Arm]:
     """What is compared: direction and layer for every look, strength and moment if `full`."""
     seeds = range(1_200_000, 1_200_000 + config.fitted)
     found = look_directions(policy, perturbation, seeds)
@@ -98,7 +99,7 @@ def arms(policy: Any, perturbation: dict[str, float], config: Config, full: bool
     ]
 
 
-def left(policy: Any, edit: Edit, looks: list[list]) -> float:
+def left(policy: Policy, edit: Edit, looks: list[list]) -> float:
     """Share of the perturbation's squared change to the last vision layer that the edit leaves."""
     tap = Tap(LOOK_TAP.site, (-1,), LOOK_TAP.tokens)
     keys = jax.random.split(jax.random.key(0), len(looks[0]))
@@ -112,7 +113,7 @@ def left(policy: Any, edit: Edit, looks: list[list]) -> float:
     return float(rest / np.sum((perturbed - nominal) ** 2))
 
 
-def run(policy: Any, arm: Arm, perturbation: dict[str, float], config: Config) -> Run:
+def run(policy: Policy, arm: Arm, perturbation: dict[str, float], config: Config) -> Run:
     """The paired seeds under one arm."""
     steered = policy if arm.edit is None else SteeredPolicy(policy, arm.edit, jnp.int32(arm.onset))
     look = "_".join(perturbation) or "nominal"
@@ -127,7 +128,7 @@ def run(policy: Any, arm: Arm, perturbation: dict[str, float], config: Config) -
 
 
 def rows(
-    policy: Any, look: str, perturbation: dict[str, float], some: list[Arm], config: Config
+    policy: Policy, look: str, perturbation: dict[str, float], some: list[Arm], config: Config
 ) -> list[dict[str, Any]]:
     """One row an arm, compared with the first one."""
     seeds = range(1_300_000, 1_300_000 + 12)

@@ -35,6 +35,7 @@ from mistjax.envs.board.expert import recovery_action
 from mistjax.envs.board.instructions import COLOURS, Task, instruct
 from mistjax.hooks import Tap
 from mistjax.policies import BOARD, PiPolicy
+from mistjax.policies.protocol import Policy
 from mistjax.steer import (
     SteeringVector,
     concept_vector,
@@ -120,7 +121,7 @@ def expert_scenes(config: Config) -> list[Scene]:
     return scenes
 
 
-def word_vectors(policy: Any, plain: list, config: Config, key) -> list[tuple]:
+def word_vectors(policy: Policy, plain: list, config: Config, key) -> list[tuple]:
     """(label, vector, statistic that it should raise) from value vectors."""
     found = []
     vlm, action = value_vectors(policy, "vlm"), value_vectors(policy, "action")
@@ -140,7 +141,7 @@ def word_vectors(policy: Any, plain: list, config: Config, key) -> list[tuple]:
     return found
 
 
-def prompt_vectors(policy: Any, scenes: list[Scene], key) -> list[tuple]:
+def prompt_vectors(policy: Policy, scenes: list[Scene], key) -> list[tuple]:
     """The same from differences of means between two prompts, at all layers and at each."""
     found = []
     for towards, away, statistic in MODIFIERS:
@@ -159,7 +160,7 @@ def prompt_vectors(policy: Any, scenes: list[Scene], key) -> list[tuple]:
     return found
 
 
-def yardstick(policy: Any, scenes: list[Scene], key) -> list[dict[str, Any]]:
+def yardstick(policy: Policy, scenes: list[Scene], key) -> list[dict[str, Any]]:
     """What asking for it changes."""
     keys = jax.random.split(key, len(scenes))
 
@@ -185,7 +186,7 @@ def yardstick(policy: Any, scenes: list[Scene], key) -> list[dict[str, Any]]:
 
 
 def measure(
-    policy: Any,
+    policy: Policy,
     raw: list,
     label: str,
     vector: SteeringVector,

@@ -25,6 +25,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from mistjax.policies.protocol import Policy
+
 Loss = Callable[..., tuple[Any, dict[str, Any]]]
 """(params, batch, key) -> (total, its parts)."""
 
@@ -108,7 +110,7 @@ def make_step(config: Training, loss: Loss):
     return step
 
 
-def evaluate(policy: Any, episodes: int, first_seed: int = 900_000) -> float:
+def evaluate(policy: Policy, episodes: int, first_seed: int = 900_000) -> float:
     """Success rate over unseen seeds."""
     import gymnasium as gym
 

@@ -34,14 +34,14 @@ from mistjax.interop.openvla.words import Words
 from mistjax.models.observation import Observation
 from mistjax.models.transforms import flatten
 from mistjax.policies.presets import RobotPreset
-from mistjax.policies.protocol import PolicySpec, RawObs, Sample, StackSpec
+from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample, StackSpec
 
 ActionStep = Callable[[np.ndarray], np.ndarray]
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
-class OpenVLAPolicy(Words):
+class OpenVLAPolicy(Words, Policy):
     """A policy; a pytree without leaves, since its weights live in PyTorch.
 
     Attributes:
@@ -143,9 +143,6 @@ class OpenVLAPolicy(Words):
             action_scale=tuple(unit.tolist()),
             action_offset=tuple(zero.tolist()),
         )
-
-    def initial_state(self, batch: int) -> tuple:
-        return ()
 
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
         """See `Policy.prepare`; ValueError names a missing camera or a picture of another kind."""

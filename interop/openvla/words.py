@@ -18,7 +18,7 @@ from mistjax.interop.openvla.reader import Reader
 from mistjax.models.observation import Observation
 from mistjax.models.tokenizers import PromptTokenizer
 from mistjax.policies.protocol import PolicySpec
-from mistjax.steer.value_vectors import ValueVectors
+from mistjax.policies.value_vectors import ValueVectors
 
 
 class Words:
@@ -57,10 +57,10 @@ class Words:
         )
 
     def value_vectors(self, stack: str = "vlm") -> ValueVectors:
-        """See `steer.value_vectors`; of the Llama, which reads and decodes with the same weights.
-        Actions are words of its vocabulary: ids of action bins are named by their normalised action
-        (`action[+0.51]`) in place of the rare piece whose id they took. Costs a copy of its down
-        projections.
+        """See `LanguagePolicy.value_vectors`; of the Llama, which reads and decodes with the same
+        weights. Actions are words of its vocabulary: ids of action bins are named by their
+        normalised action (`action[+0.51]`) in place of the rare piece whose id they took. Costs a
+        copy of its down projections.
 
         Raises:
             ValueError: a stack without a vocabulary.

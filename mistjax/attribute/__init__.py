@@ -2,7 +2,7 @@
 
 from mistjax.attribute.attribution import Attribution
 from mistjax.attribute.explain import Explanation, explain
-from mistjax.attribute.inputs import Baseline, Regions, patch_size
+from mistjax.attribute.inputs import Baseline, Regions
 from mistjax.attribute.localiser import Cause, describe, localise
 from mistjax.attribute.readouts import (
     ActionChange,
@@ -29,5 +29,4 @@ __all__ = [
     "describe",
     "explain",
     "localise",
-    "patch_size",
 ]

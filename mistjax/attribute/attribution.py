@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -11,6 +9,7 @@ from jaxtyping import Array, Float
 from mistjax.attribute.inputs import Inputs, PatchSize, Regions
 from mistjax.attribute.readouts import Readout
 from mistjax.models.observation import Observation
+from mistjax.policies.protocol import Policy
 
 
 @flax.struct.dataclass
@@ -54,7 +53,7 @@ class Attribution:
 
 
 def evaluate(
-    policy: Any, obs: Observation, key: Array, readout: Readout, inputs: Inputs
+    policy: Policy, obs: Observation, key: Array, readout: Readout, inputs: Inputs
 ) -> Float[Array, " b"]:
     """The readout of an observation with other inputs, under the same noise."""
     return policy.objective(inputs.into(obs), key, readout, taps=readout.taps)

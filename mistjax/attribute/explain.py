@@ -14,7 +14,8 @@ from mistjax.attribute.localiser import Cause, describe, localise
 from mistjax.attribute.readouts import Readout
 from mistjax.attribute.registry import attribute
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import RawObs
+from mistjax.policies.protocol import Policy, RawObs
+from mistjax.policies.wrapper import language
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ _localise = compiled(localise)
 
 
 def explain(
-    policy: Any,
+    policy: Policy,
     raw: Sequence[RawObs],
     key: Array,
     readout: Readout,
@@ -51,7 +52,7 @@ def explain(
     """Explains a readout of raw observations.
 
     Args:
-        policy: a policy with a `tokenizer`.
+        policy: one with words, see `LanguagePolicy`.
         raw: one raw observation a row, for example at a recorded alarm.
         key: of the sampling noise; the key of that inference explains exactly that action.
         readout: what to explain, for example `FailureScore`.
@@ -66,5 +67,7 @@ def explain(
     obs = policy.prepare(raw)
     attribution = attribute(method, policy, obs, key, readout, **options)
     cause = _localise(attribution, top=top)
-    sentences = describe(cause, obs, policy.tokenizer, what=readout.name, state_names=state_names)
+    sentences = describe(
+        cause, obs, language(policy).tokenizer, what=readout.name, state_names=state_names
+    )
     return Explanation(obs, attribution, cause, tuple(sentences))

@@ -7,8 +7,6 @@ backward pass of the whole inference a step, plus two for the two ends.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +17,7 @@ from mistjax.attribute.batching import blocks, compiled
 from mistjax.attribute.inputs import Baseline, Inputs, PatchSize, Regions, patch_sums
 from mistjax.attribute.readouts import Readout
 from mistjax.models.observation import Observation
+from mistjax.policies.protocol import Policy
 
 NodesAndWeights = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
 
@@ -49,7 +48,7 @@ QUADRATURES = {"graded": graded, "gauss_legendre": gauss_legendre, "midpoint": m
 
 @compiled
 def integrated_gradients(
-    policy: Any,
+    policy: Policy,
     obs: Observation,
     key: Array,
     readout: Readout,
@@ -90,7 +89,7 @@ def integrated_gradients(
 
 @compiled
 def gradient_x_input(
-    policy: Any,
+    policy: Policy,
     obs: Observation,
     key: Array,
     readout: Readout,
@@ -107,7 +106,7 @@ def gradient_x_input(
 
 @compiled
 def saliency(
-    policy: Any,
+    policy: Policy,
     obs: Observation,
     key: Array,
     readout: Readout,
@@ -129,7 +128,7 @@ def saliency(
 class _Line:
     """The straight line from a baseline to an observation's inputs."""
 
-    def __init__(self, policy: Any, obs: Observation, baseline: Baseline):
+    def __init__(self, policy: Policy, obs: Observation, baseline: Baseline):
         self.policy, self.obs = policy, obs
         self.end = Inputs.of(policy, obs)
         self.start = baseline.inputs(policy, obs, self.end)

@@ -8,14 +8,14 @@ patch, word and state dimension to replace by the baseline.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import PolicySpec
+from mistjax.policies.protocol import Policy
+from mistjax.policies.wrapper import language
 
 PatchSize = tuple[int, int]
 
@@ -35,15 +35,15 @@ class Inputs:
     state: Float[Array, "b s"]
 
     @classmethod
-    def of(cls, policy: Any, obs: Observation) -> Inputs:
+    def of(cls, policy: Policy, obs: Observation) -> Inputs:
         """Reads an observation.
 
         Args:
-            policy: has `embed_prompt(obs) -> obs`.
+            policy: one with words, see `LanguagePolicy`.
             obs: the observation; its own `prompt_embedding` is used where it has one.
 
         Raises:
-            ValueError: the prompt is not embedded and the policy cannot do it.
+            ValueError: the prompt is not embedded and the policy has no words.
         """
         words = obs.prompt_embedding
         return cls(
@@ -59,13 +59,10 @@ class Inputs:
         )
 
 
-def _embed(policy: Any, obs: Observation) -> Float[Array, "b l d"]:
-    if not hasattr(policy, "embed_prompt"):
-        raise ValueError(
-            f"{type(policy).__name__} has no embed_prompt, so words have no gradients: give it one "
-            "that fills Observation.prompt_embedding, or fill it yourself."
-        )
-    return policy.embed_prompt(obs).prompt_embedding
+def _embed(policy: Policy, obs: Observation) -> Float[Array, "b l d"]:
+    words = language(policy).embed_prompt(obs).prompt_embedding
+    assert words is not None
+    return jnp.asarray(words)
 
 
 def grey(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
@@ -115,7 +112,7 @@ class Baseline:
                 f"{TEXT_BASELINES}."
             )
 
-    def inputs(self, policy: Any, obs: Observation, inputs: Inputs) -> Inputs:
+    def inputs(self, policy: Policy, obs: Observation, inputs: Inputs) -> Inputs:
         """The baseline of these inputs; ValueError as for `Inputs.of`."""
         if self.text == "zero":
             text = jnp.zeros_like(inputs.text)
@@ -179,21 +176,3 @@ def patch_sums(pixels: Float[Array, "b h w 3"], patch: PatchSize) -> Float[Array
     rows, columns = pixels.shape[1] // patch[0], pixels.shape[2] // patch[1]
     cut = pixels[:, : rows * patch[0], : columns * patch[1]]
     return cut.reshape(len(pixels), rows, patch[0], columns, patch[1], 3).sum(axis=(2, 4, 5))
-
-
-def patch_size(spec: PolicySpec, obs: Observation) -> PatchSize:
-    """Pixels (height, width) of one vision token, from the number of tokens that a camera has.
-
-    Raises:
-        ValueError: the policy does not lay a camera out as a square of patches.
-    """
-    layout = spec.stacks["vision"].layout
-    name, image = next(iter(obs.images.items()))
-    start, stop = layout.select(name)
-    side = round((stop - start) ** 0.5)
-    if side * side != stop - start:
-        raise ValueError(
-            f"camera {name!r} has {stop - start} vision tokens, which are no square of patches: "
-            "give the patch size in pixels yourself."
-        )
-    return image.shape[1] // side, image.shape[2] // side

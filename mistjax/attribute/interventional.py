@@ -12,7 +12,6 @@ slope, see `iss`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +23,12 @@ from mistjax.attribute.batching import compiled, in_chunks
 from mistjax.attribute.inputs import Baseline, Inputs, PatchSize, Regions, replaced
 from mistjax.attribute.readouts import Readout
 from mistjax.models.observation import Observation
+from mistjax.policies.protocol import Policy
 
 
 @compiled
 def effects(
-    policy: Any,
+    policy: Policy,
     obs: Observation,
     key: Array,
     readout: Readout,
@@ -61,7 +61,7 @@ def effects(
 
 @compiled
 def occlusion(
-    policy: Any,
+    policy: Policy,
     obs: Observation,
     key: Array,
     readout: Readout,
@@ -92,7 +92,7 @@ def occlusion(
 
 @compiled
 def iss(
-    policy: Any,
+    policy: Policy,
     obs: Observation,
     key: Array,
     readout: Readout,
@@ -148,7 +148,7 @@ def iss(
     return Attribution.unsigned(_rows(unravel, scores), value, start, patch)
 
 
-def _flat(policy: Any, obs: Observation, patch: PatchSize):
+def _flat(policy: Policy, obs: Observation, patch: PatchSize):
     """(vector -> Regions of one row, its length)."""
     shapes = jax.eval_shape(lambda: Inputs.of(policy, obs))
     flat, unravel = ravel_pytree(Regions.full(shapes, patch))

@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mistjax.attribute.attribution import Attribution
-from mistjax.attribute.text import Pieces, words_of
+from mistjax.attribute.text import words_of
 from mistjax.models.observation import Observation
+from mistjax.policies.protocol import Pieces
 
 
 @flax.struct.dataclass

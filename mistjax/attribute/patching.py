@@ -9,8 +9,6 @@ Source: Meng et al., arXiv 2202.05262 (causal tracing); Vig et al., arXiv 2004.1
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,7 @@ from mistjax.attribute.readouts import Readout
 from mistjax.hooks.edits import Patch
 from mistjax.hooks.sites import Tap, split_site
 from mistjax.models.observation import Observation
+from mistjax.policies.protocol import Policy
 
 
 @flax.struct.dataclass
@@ -61,7 +60,7 @@ class Restored:
 
 @compiled
 def patch_sweep(
-    policy: Any,
+    policy: Policy,
     clean: Observation,
     corrupted: Observation,
     key: Array,
@@ -128,7 +127,7 @@ def _axes(site: str) -> int:
 
 
 def _sizes(
-    policy: Any, obs: Observation, key: Array, site: str
+    policy: Policy, obs: Observation, key: Array, site: str
 ) -> tuple[int, int, tuple[int, ...]]:
     """(layers, tokens, further axes) of a site."""
     tap = Tap(site)

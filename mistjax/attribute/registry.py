@@ -15,10 +15,11 @@ from jaxtyping import Array
 from mistjax.attribute.attribution import Attribution
 from mistjax.attribute.batching import largest_chunk
 from mistjax.attribute.gradients import gradient_x_input, integrated_gradients, saliency
-from mistjax.attribute.inputs import PatchSize, patch_size
+from mistjax.attribute.inputs import PatchSize
 from mistjax.attribute.interventional import iss, occlusion
 from mistjax.attribute.readouts import Readout
 from mistjax.models.observation import Observation
+from mistjax.policies.protocol import Policy
 
 ATTRIBUTIONS: dict[str, Callable[..., Attribution]] = {
     "integrated_gradients": integrated_gradients,
@@ -31,7 +32,7 @@ ATTRIBUTIONS: dict[str, Callable[..., Attribution]] = {
 
 def attribute(
     name: str,
-    policy: Any,
+    policy: Policy,
     obs: Observation,
     key: Array,
     readout: Readout,
@@ -40,7 +41,7 @@ def attribute(
     memory: int | None = None,
     **options: Any,
 ) -> Attribution:
-    """Runs the method called `name`; not for use inside jit unless `patch` is given.
+    """Runs the method called `name`; also inside jit.
 
     Args:
         name: key of `ATTRIBUTIONS`.
@@ -60,8 +61,7 @@ def attribute(
         raise ValueError(
             f"no attribution is called {name!r}; choose one of {', '.join(ATTRIBUTIONS)}."
         )
-    patch = patch_size(policy.spec, obs) if patch is None else patch
-    method = functools.partial(ATTRIBUTIONS[name], patch=patch, **options)
+    method = functools.partial(ATTRIBUTIONS[name], patch=patch or policy.patch, **options)
     if memory is None:
         return method(policy, obs, key, readout)
     chunk = largest_chunk(

@@ -7,7 +7,7 @@ occlusion puts the baseline in its place.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,15 +16,9 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from mistjax.attribute.batching import compiled, in_chunks
 from mistjax.attribute.readouts import Readout
 from mistjax.models.observation import Observation
+from mistjax.policies.protocol import Pieces, Policy
 
 _SPACE = "▁"
-
-
-@runtime_checkable
-class Pieces(Protocol):
-    """A SentencePiece-like vocabulary: `▁` begins a word, control tokens look like `<s>`."""
-
-    def id_to_piece(self, index: int) -> str: ...
 
 
 class Word(NamedTuple):
@@ -78,7 +72,7 @@ def span_sums(
 
 @compiled
 def leave_one_out(
-    policy: Any,
+    policy: Policy,
     obs: Observation,
     key: Array,
     readout: Readout,

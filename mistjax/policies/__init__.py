@@ -3,7 +3,7 @@
 from mistjax.policies.fast import FastPolicy
 from mistjax.policies.pi import PiPolicy, random_policy
 from mistjax.policies.presets import BOARD, BOARD_FAST, LIBERO_TINY, PRESETS, RobotPreset
-from mistjax.policies.protocol import Policy, PolicySpec, Sample, StackSpec
+from mistjax.policies.protocol import LanguagePolicy, Policy, PolicySpec, Sample, StackSpec
 
 __all__ = [
     "BOARD",
@@ -11,6 +11,7 @@ __all__ = [
     "LIBERO_TINY",
     "PRESETS",
     "FastPolicy",
+    "LanguagePolicy",
     "PiPolicy",
     "Policy",
     "PolicySpec",

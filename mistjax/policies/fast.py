@@ -42,7 +42,6 @@ class FastPolicy(PiPolicy):
 
     config_type: ClassVar[Any] = FastConfig
     initialise: ClassVar[Callable[..., Any]] = staticmethod(fast.init)
-    reports: ClassVar[tuple[str, ...]] = ("decode_ok",)
 
     def __post_init__(self):
         actions, config = self.tokenizer.actions, self.config
@@ -65,6 +64,10 @@ class FastPolicy(PiPolicy):
             Path(folder) / "assets" / "fast", config.action_horizon, config.action_dim
         )
         return FastTokenizer(super().read_tokenizer(folder, config), actions, config.vocab_size)
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        return ("decode_ok",)
 
     @property
     def model(self) -> Pi0Fast:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from mistjax.models import checkpoints
 from mistjax.models.config import FastConfig
 from mistjax.policies.fast import FastPolicy
 from mistjax.policies.pi import PiPolicy
 from mistjax.policies.presets import RobotPreset
+from mistjax.policies.protocol import Policy
 
 
-def read_policy(folder: str | Path, preset: RobotPreset) -> Any:
+def read_policy(folder: str | Path, preset: RobotPreset) -> Policy:
     """Loads a pi0, pi0.5, pi0-FAST, OpenVLA or OpenVLA-OFT.
 
     Args:

@@ -29,13 +29,15 @@ from mistjax.models.sampling import Prefix, denoise, prefill
 from mistjax.models.stacks import token_layouts
 from mistjax.models.tokenizers import PaddedTokens, PromptTokenizer
 from mistjax.models.transforms import Cameras, DeltaActions, flat_rows
+from mistjax.policies.pi_values import pi_value_vectors
 from mistjax.policies.presets.base import RobotPreset
 from mistjax.policies.presets.check import check_model, check_statistics
-from mistjax.policies.protocol import PolicySpec, RawObs, Sample, StackSpec
+from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample, StackSpec
+from mistjax.policies.value_vectors import ValueVectors
 
 
 @flax.struct.dataclass
-class PiPolicy:
+class PiPolicy(Policy):
     """A pi0 or pi0.5 policy; a pytree, so that weights are arguments of whatever jits around it.
 
     Attributes:
@@ -56,8 +58,6 @@ class PiPolicy:
 
     config_type: ClassVar[Any] = Pi0Config
     initialise: ClassVar[Callable[..., Any]] = staticmethod(pi0.init)
-    reports: ClassVar[tuple[str, ...]] = ()
-    """Names in `Sample.aux` that every recorded run should hold."""
 
     @classmethod
     def load(
@@ -191,9 +191,6 @@ class PiPolicy:
         kind = {"zscore": ZScore, "quantile": Quantile}[self.preset.normalizer]
         return kind(self.norm_stats[which])
 
-    def initial_state(self, batch: int) -> tuple:
-        return ()
-
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
         """See `Policy.prepare`; ValueError names what a raw observation lacks or has wrong."""
         raw = flat_rows(raw)
@@ -284,21 +281,16 @@ class PiPolicy:
         units = self.preset.units
         return actions if units is None else units.to_robot_actions(actions)
 
-    def objective(
-        self,
-        obs: Observation,
-        key: Array,
-        readout: Callable[[Sample], Float[Array, " b"]],
-        *,
-        taps: Sequence[Tap] = (),
-        edits: Sequence[Edit] = (),
-    ) -> Float[Array, " b"]:
-        return readout(self.sample(obs, key, edits=edits, taps=taps))
-
     def embed_prompt(self, obs: Observation) -> Observation:
         """The same observation with `prompt_embedding` filled in, so that words have gradients."""
         words = self.model.apply(self.variables, obs.tokenized_prompt, method="embed_tokens")
         return dataclasses.replace(obs, prompt_embedding=words)
+
+    def value_vectors(self, stack: str = "vlm") -> ValueVectors:
+        """See `LanguagePolicy.value_vectors`; the parameters are not copied."""
+        return pi_value_vectors(
+            self.config, self.variables, self.prompt_tokenizer, self.spec, stack
+        )
 
     def decode_direction(self, direction: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
         """Logits over the vocabulary of directions in the VLM's residual stream: the logit lens."""

@@ -1,24 +1,31 @@
-"""The `Policy` protocol: all that envs, rollouts, serve, attribute and experiments know of a model.
+"""The `Policy` protocol: all that the rest of the library knows of a model.
 
 `PiPolicy`, `OpenVLAPolicy` and `MistPolicy` satisfy it. A policy is stateless from the outside:
 what a monitor remembers of an episode travels in `Sample.state`, back in through `state`.
+
+A policy of one's own inherits from `Policy` and writes what has no default, or has every member
+without inheriting. What only policies with words can do is `LanguagePolicy`.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+from typing_extensions import Protocol, runtime_checkable
 
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap, TokenLayout
 from mistjax.models.observation import Observation
 from mistjax.policies.fingerprint import fingerprint
+from mistjax.policies.presets.base import RobotPreset
+from mistjax.policies.value_vectors import ValueVectors
 
 RawObs = Mapping[str, Any]
 
@@ -106,19 +113,47 @@ class Sample:
 
 @runtime_checkable
 class Policy(Protocol):
-    """See the module docstring; every array has a leading batch axis."""
+    """See the module docstring; every array has a leading batch axis.
+
+    Attributes:
+        spec: what the policy is.
+        preset: the robot.
+        patch: pixels (height, width) of one region that explanations tell apart: a vision patch.
+        num_parameters: of the network.
+    """
+
+    spec: PolicySpec
+    preset: RobotPreset
+    patch: tuple[int, int]
+    num_parameters: int
 
     @property
-    def spec(self) -> PolicySpec: ...
+    def chunk_width(self) -> int:
+        """Numbers of one action in `Sample.actions`, padding included."""
+        return self.spec.action_dim
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """Names in `Sample.aux` that every recorded run should hold."""
+        return ()
 
     def initial_state(self, batch: int) -> Any:
         """The episode state before the first inference; () for a policy without memory."""
-        ...
+        return ()
 
+    @abc.abstractmethod
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
         """Raw observations (one dict a row) -> model inputs: resize, normalise, tokenise, pad."""
-        ...
 
+    def prefill(
+        self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
+    ) -> Any:
+        """The part of an inference before the first flow step or decoded token; None if several
+        samples of an observation have nothing to share.
+        """
+        return None
+
+    @abc.abstractmethod
     def sample(
         self,
         obs: Observation,
@@ -134,19 +169,12 @@ class Policy(Protocol):
         `prefix` is what `prefill` returned for the same observation; edits and taps of the prefix's
         stacks then belong to that call.
         """
-        ...
 
-    def prefill(
-        self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
-    ) -> Any:
-        """The part of an inference before the first flow step or decoded token."""
-        ...
-
+    @abc.abstractmethod
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
         """Actions in the env's units [B,H,action_dim], finite and inside their bounds: a chunk that
         is no action holds the robot still (`RobotPreset.fallback`).
         """
-        ...
 
     def objective(
         self,
@@ -158,4 +186,33 @@ class Policy(Protocol):
         edits: Sequence[Edit] = (),
     ) -> Float[Array, " b"]:
         """`readout(sample)`, differentiable in the leaves of `obs` (traceable under jax.grad)."""
+        return readout(self.sample(obs, key, edits=edits, taps=taps))
+
+
+@runtime_checkable
+class Pieces(Protocol):
+    """A SentencePiece-like vocabulary: `▁` begins a word, control tokens look like `<s>`."""
+
+    def id_to_piece(self, index: int) -> str: ...
+
+
+@runtime_checkable
+class LanguagePolicy(Protocol):
+    """What a policy that reads words can do besides acting; see `wrapper.language`."""
+
+    @property
+    def tokenizer(self) -> Pieces:
+        """Names the tokens of `Observation.tokenized_prompt`."""
+        ...
+
+    def embed_prompt(self, obs: Observation) -> Observation:
+        """The same observation with `prompt_embedding` filled in, so that words have gradients."""
+        ...
+
+    def value_vectors(self, stack: str = "vlm") -> ValueVectors:
+        """What each FFN neuron of a stack writes, and the names to read it by.
+
+        Raises:
+            ValueError: a stack without names to read it by.
+        """
         ...

@@ -18,7 +18,7 @@ from jaxtyping import Array
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import Sample
+from mistjax.policies.protocol import Policy, Sample
 from mistjax.policies.wrapper import Wrapper
 
 
@@ -32,7 +32,7 @@ class Resampled(Wrapper):
         samples: chunks an inference, at least 2.
     """
 
-    policy: Any
+    policy: Policy
     samples: int
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a policy around another one passes on unchanged."""
+"""Policies around another one: what they pass on unchanged, and how to reach its words."""
 
 from __future__ import annotations
 
@@ -11,17 +11,38 @@ from jaxtyping import Array, Float
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import PolicySpec, RawObs, Sample
+from mistjax.policies.presets.base import RobotPreset
+from mistjax.policies.protocol import LanguagePolicy, Policy, PolicySpec, RawObs, Sample
 
 
-class Wrapper:
+class Wrapper(Policy):
     """Base of policies around the one in their field `policy`; a subclass has its own `sample`."""
 
-    policy: Any
+    policy: Policy
 
     @property
     def spec(self) -> PolicySpec:
         return self.policy.spec
+
+    @property
+    def preset(self) -> RobotPreset:
+        return self.policy.preset
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        return self.policy.patch
+
+    @property
+    def num_parameters(self) -> int:
+        return self.policy.num_parameters
+
+    @property
+    def chunk_width(self) -> int:
+        return self.policy.chunk_width
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        return self.policy.reports
 
     def initial_state(self, batch: int) -> Any:
         return self.policy.initial_state(batch)
@@ -48,3 +69,22 @@ class Wrapper:
     ) -> Float[Array, " b"]:
         """The inner policy's."""
         return self.policy.objective(obs, key, readout, taps=taps, edits=edits)
+
+
+def language(policy: Policy) -> LanguagePolicy:
+    """The language side of a policy, or of the one that it is wrapped around.
+
+    Raises:
+        ValueError: it has none; says what is lacking.
+    """
+    while isinstance(policy, Wrapper):
+        policy = policy.policy
+    if isinstance(policy, LanguagePolicy):
+        return policy
+    lacking = [
+        name for name in ("tokenizer", "embed_prompt", "value_vectors") if not hasattr(policy, name)
+    ]
+    raise ValueError(
+        f"{type(policy).__name__} has no words to explain or to steer by: it lacks "
+        f"{', '.join(lacking)}; see `mistjax.policies.LanguagePolicy`."
+    )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -21,6 +20,7 @@ from mistjax.detect.features import FeatureSpec
 from mistjax.detect.from_runs import provenance
 from mistjax.detect.monitor import Monitor
 from mistjax.files import read_json, save_together
+from mistjax.policies.protocol import Policy
 from mistjax.recover.fusion import FusionLimits
 from mistjax.recover.mist import MistPolicy, Remedy
 from mistjax.steer.artifact import SteeringArtifact, load_steering
@@ -78,7 +78,7 @@ def load_remedy(folder: str | Path) -> RemedyConfig:
     return RemedyConfig(**{**data, "strengths": tuple(data["strengths"])})
 
 
-def load_monitor(folder: str | Path, policy: Any, stratum: str | None = None) -> Monitor:
+def load_monitor(folder: str | Path, policy: Policy, stratum: str | None = None) -> Monitor:
     """The monitor of a policy, with the threshold of a stratum where it has several.
 
     Raises:
@@ -94,7 +94,7 @@ def load_monitor(folder: str | Path, policy: Any, stratum: str | None = None) ->
     return Monitor(detector, threshold, features)
 
 
-def make_remedy(policy: Any, steering: SteeringArtifact, config: RemedyConfig) -> Remedy:
+def make_remedy(policy: Policy, steering: SteeringArtifact, config: RemedyConfig) -> Remedy:
     """A remedy from directions and settings."""
     return Remedy(
         steering.table(),
@@ -108,7 +108,7 @@ def make_remedy(policy: Any, steering: SteeringArtifact, config: RemedyConfig) -
 
 def load_mist(
     folder: str | Path,
-    policy: Any,
+    policy: Policy,
     arm: str = "mist",
     seed: int = 0,
     *,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,8 @@ from mistjax.attribute.inputs import Regions
 from mistjax.attribute.localiser import describe, localise, named_words
 from mistjax.attribute.readouts import FailureScore
 from mistjax.attribute.registry import attribute
-from mistjax.policies.protocol import RawObs
+from mistjax.policies.protocol import Policy, RawObs
+from mistjax.policies.wrapper import language
 from mistjax.report.build import Explanation, explanations
 from mistjax.report.html import write_report
 from mistjax.rollouts.run import Run
@@ -24,11 +24,21 @@ from mistjax.rollouts.trace import Trace
 STATE_NAMES = {"board": ("x", "y", "z", "opening", "last gripper command")}
 
 
-def raw_observation(policy: Any, trace: Trace, inference: int) -> RawObs:
-    """What the policy saw at an inference of an episode recorded with pictures."""
+def raw_observation(policy: Policy, trace: Trace, inference: int) -> RawObs:
+    """What the policy saw at an inference of an episode recorded with pictures.
+
+    Raises:
+        ValueError: the preset joins its state from several keys.
+    """
+    preset = policy.preset
+    if not isinstance(preset.state_key, str):
+        raise ValueError(
+            f"preset {preset.name!r} joins its state from {preset.state_key}, and an episode holds "
+            "it as one vector: its observations cannot be shown to the policy again."
+        )
     images = {key: frames[inference] for key, frames in trace.images.items()}
     state = trace.state[trace.inference_step[inference]]
-    return {**images, policy.preset.state_key: state, "prompt": trace.prompt}
+    return {**images, preset.state_key: state, "prompt": trace.prompt}
 
 
 def first_remedy(trace: Trace) -> int | None:
@@ -38,7 +48,7 @@ def first_remedy(trace: Trace) -> int | None:
     return int(np.argmax(trace.edited))
 
 
-def alarm_explanation(policy: Any, trace: Trace) -> Explanation:
+def alarm_explanation(policy: Policy, trace: Trace) -> Explanation:
     """The attribution that the monitor made when the remedy began, in a sentence and pictures.
 
     Args:
@@ -66,14 +76,14 @@ def alarm_explanation(policy: Any, trace: Trace) -> Explanation:
     return _explanation(policy, trace, inference, attribution)
 
 
-def alarm_explanations(policy: Any, run: Run, limit: int = 3) -> list[Explanation]:
+def alarm_explanations(policy: Policy, run: Run, limit: int = 3) -> list[Explanation]:
     """Explanations of the first recorded episodes in which a remedy began."""
     rows = [r for r in run.finished if r["edited_inferences"] and run.video(r["seed"])]
     return [alarm_explanation(policy, run.trace(row["seed"])) for row in rows[:limit]]
 
 
 def explain_episode(
-    policy: Any,
+    policy: Policy,
     detector: Path,
     run: Run,
     seed: int,
@@ -138,17 +148,17 @@ def explain_episode(
 
 
 def _explanation(
-    policy: Any, trace: Trace, inference: int, attribution: Attribution
+    policy: Policy, trace: Trace, inference: int, attribution: Attribution
 ) -> Explanation:
     obs = policy.prepare([raw_observation(policy, trace, inference)])
     cause = localise(attribution)
     sentence = describe(
-        cause, obs, policy.tokenizer, state_names=STATE_NAMES.get(policy.preset.name, ())
+        cause, obs, language(policy).tokenizer, state_names=STATE_NAMES.get(policy.preset.name, ())
     )[0]
     heat = {
         key: np.asarray(attribution.images[camera][0])
         for camera, key in policy.spec.cameras.items()
     }
     return Explanation(
-        trace, inference, sentence, heat, named_words(cause, obs, policy.tokenizer, 0)
+        trace, inference, sentence, heat, named_words(cause, obs, language(policy).tokenizer, 0)
     )

@@ -30,7 +30,7 @@ from mistjax.detect.monitor import Monitor, MonitorState
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap, split_site
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import PolicySpec, Sample
+from mistjax.policies.protocol import Policy, PolicySpec, Sample
 from mistjax.policies.wrapper import Wrapper
 from mistjax.recover.fusion import FusionLimits, fuse
 from mistjax.steer.schedules import Schedule
@@ -96,7 +96,7 @@ class MistPolicy(Wrapper):
         name: for tables (static).
     """
 
-    policy: Any
+    policy: Policy
     monitor: Monitor
     remedy: Remedy | None = None
     name: str = flax.struct.field(pytree_node=False, default="mist")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mistjax.detect.calibration.drift import known_excess, watched_drift
+from mistjax.policies.protocol import Policy
 from mistjax.recover.artifact import ARMS, load_mist
 from mistjax.recover.explanation import alarm_explanations
+from mistjax.recover.mist import MistPolicy
 from mistjax.report.blocks import Table, Text
 from mistjax.report.build import build_report, explanations
 from mistjax.report.html import Section
@@ -94,7 +95,7 @@ def run_study(config: StudyConfig) -> dict[str, Run]:
     return runs
 
 
-def _arm(bare: Any, arm: str, config: StudyConfig) -> Any:
+def _arm(bare: Policy, arm: str, config: StudyConfig) -> Policy:
     if arm == "bare":
         return bare
     if config.mist is None:
@@ -102,28 +103,29 @@ def _arm(bare: Any, arm: str, config: StudyConfig) -> Any:
     return load_mist(config.mist, bare, arm, stratum=config.stratum)
 
 
-def _why(policy: Any) -> tuple[str, ...]:
+def _why(policy: Policy) -> tuple[str, ...]:
     """The outputs that explain an alarm."""
     cameras = tuple(f"why/{name}" for name in policy.spec.cameras)
     return ("cause", *cameras, "why/text", "why/state")
 
 
-def _alarms(policy: Any, runs: dict[str, Run]) -> list[Section]:
+def _alarms(policy: Policy, runs: dict[str, Run]) -> list[Section]:
     """The report's section on what the alarms relied on; none if no remedy began on video."""
     shown = alarm_explanations(policy, runs["mist"]) if "mist" in runs else []
     return [explanations(shown)] if shown else []
 
 
 def _calibration(
-    config: StudyConfig, policies: dict[str, Any], runs: dict[str, Run]
+    config: StudyConfig, policies: dict[str, Policy], runs: dict[str, Run]
 ) -> list[Section]:
     """What the threshold promises, and whether the watched successes still look like those that it
     was calibrated on; none without the arm `monitor`.
     """
     if "monitor" not in runs:
         return []
-    assert config.mist is not None
-    lines = [policies["monitor"].monitor.threshold.describe()]
+    watched = policies["monitor"]
+    assert config.mist is not None and isinstance(watched, MistPolicy)
+    lines = [watched.monitor.threshold.describe()]
     successes = sum(bool(row["success"]) for row in runs["monitor"].finished)
     if successes and known_excess(config.mist, config.stratum):
         found = watched_drift(config.mist, runs["monitor"], stratum=config.stratum)
@@ -131,11 +133,11 @@ def _calibration(
     return [Section("Calibration", [Text("\n\n".join(lines))])]
 
 
-def _subtitle(config: StudyConfig, policy: Any) -> str:
+def _subtitle(config: StudyConfig, policy: Policy) -> str:
     plan = config.plan
     changed = ", ".join(f"{name} {value}" for name, value in plan.perturbation.items())
     return (
-        f"{policy.name} ({policy.num_parameters / 1e6:.2g} M parameters) in simulation "
+        f"{policy.spec.name} ({policy.num_parameters / 1e6:.2g} M parameters) in simulation "
         f"({plan.suite or plan.env}), {plan.episodes} episodes"
         f"{' of each task' if plan.suite else ''}"
         f"{', the same in every arm' if len(config.arms) > 1 else ''}, "

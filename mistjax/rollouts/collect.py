@@ -15,12 +15,13 @@ from mistjax.models.sources import fetch
 from mistjax.policies import PRESETS
 from mistjax.policies.load import read_policy
 from mistjax.policies.presets import preset_of
+from mistjax.policies.protocol import Policy
 from mistjax.rollouts.plan import LIBERO_ENV, EpisodePlan
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.runner import run_episodes
 
 
-def load_policy(source: str | Path, preset: str | None = None) -> Any:
+def load_policy(source: str | Path, preset: str | None = None) -> Policy:
     """A checkpoint of any kind (see `read_policy`), wherever it is published (see `fetch`), for a
     robot preset (by default see `preset_of`); ValueError lists the presets when there is none of
     that name.
@@ -32,7 +33,7 @@ def load_policy(source: str | Path, preset: str | None = None) -> Any:
 
 
 def collect(
-    policy: Any,
+    policy: Policy,
     out: Path,
     plan: EpisodePlan = EpisodePlan(),
     *,
@@ -71,7 +72,7 @@ def collect(
         plan,
         out=out,
         taps=taps,
-        aux=(*getattr(policy, "reports", ()), *aux),
+        aux=(*policy.reports, *aux),
         settings=settings,
     )
 

@@ -15,7 +15,7 @@ from mistjax.steer.groups import observation_group, outcome_groups
 from mistjax.steer.policy import SteeredPolicy, load_steered
 from mistjax.steer.schedules import Schedule, burst, constant, decay, flow_steps, ramp
 from mistjax.steer.table import CauseTable, cause_table
-from mistjax.steer.value_vectors import TopNames, ValueVectors, top_names, value_vectors
+from mistjax.steer.value_vectors import TopNames, top_names, value_vectors
 from mistjax.steer.vectors import (
     NeuronOverwrite,
     Provenance,
@@ -39,7 +39,6 @@ __all__ = [
     "SteeringArtifact",
     "SteeringVector",
     "TopNames",
-    "ValueVectors",
     "affine_map",
     "build_vectors",
     "burst",

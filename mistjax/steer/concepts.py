@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from mistjax.steer.value_vectors import TopNames, ValueVectors
+from mistjax.policies.value_vectors import ValueVectors
+from mistjax.steer.value_vectors import TopNames
 
 _NORM_NEIGHBOURS = 8
 

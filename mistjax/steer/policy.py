@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import PolicySpec, Sample
+from mistjax.policies.protocol import Policy, PolicySpec, Sample
 from mistjax.policies.wrapper import Wrapper
 from mistjax.steer.artifact import load_steering
 from mistjax.steer.schedules import Schedule, constant
@@ -38,7 +38,7 @@ class SteeredPolicy(Wrapper):
         name: for tables (static).
     """
 
-    policy: Any
+    policy: Policy
     edit: Edit
     onset: Int[Array, ""] | int = 0
     schedule: Schedule = flax.struct.field(default_factory=lambda: constant(1.0))
@@ -89,7 +89,7 @@ class SteeredPolicy(Wrapper):
 
 
 def load_steered(
-    policy: Any, folder: str | Path, direction: str, strength: float = 1.0, *, onset: int = 0
+    policy: Policy, folder: str | Path, direction: str, strength: float = 1.0, *, onset: int = 0
 ) -> SteeredPolicy:
     """A policy under one direction of a folder that `save_steering` wrote.
 

@@ -24,8 +24,8 @@ from jaxtyping import Array, Float
 from mistjax.hooks.edits import Add, SetNeurons
 from mistjax.hooks.sites import Tap, resolve_layers
 from mistjax.policies.protocol import PolicySpec
+from mistjax.policies.value_vectors import ValueVectors
 from mistjax.steer.concepts import Concept
-from mistjax.steer.value_vectors import ValueVectors
 
 Strength = Float[Array, "..."] | float
 Towards = Float[Array | np.ndarray, "n l d"]

@@ -12,14 +12,14 @@ from mistjax.hooks import TokenLayout
 from mistjax.models.config import TINY
 from mistjax.models.observation import Observation
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
-from mistjax.policies import BOARD, PolicySpec, Sample, StackSpec, random_policy
+from mistjax.policies import BOARD, Policy, PolicySpec, Sample, StackSpec, random_policy
 
 PROMPTS = ("place the black stone", "move left slowly")
 CAMERAS = ("front", "wrist")
 
 
 @flax.struct.dataclass
-class LinearPolicy:
+class LinearPolicy(Policy):
     """Actions [B,1,2]: (a linear function of everything but the wrist camera, its square)."""
 
     pixels: jax.Array
@@ -27,6 +27,10 @@ class LinearPolicy:
     joints: jax.Array
     tokenizer: PromptTokenizer = flax.struct.field(pytree_node=False)
     traces: list = flax.struct.field(pytree_node=False)
+
+    preset = BOARD
+    patch = (4, 4)
+    num_parameters = 0
 
     @property
     def spec(self):
@@ -60,7 +64,10 @@ class LinearPolicy:
     def embed_prompt(self, obs):
         return dataclasses.replace(obs, prompt_embedding=self.table[obs.tokenized_prompt])
 
-    def sample(self, obs, key, *, taps=(), edits=()):
+    def value_vectors(self, stack="vlm"):
+        raise ValueError("it has no neurons.")
+
+    def sample(self, obs, key, *, state=(), taps=(), edits=(), prefix=None):
         self.traces.append(None)
         if obs.prompt_embedding is None:
             obs = self.embed_prompt(obs)
@@ -69,8 +76,8 @@ class LinearPolicy:
         z = z + words.sum(1) + obs.state @ self.joints
         return Sample(jnp.stack([z, z**2], -1)[:, None], {}, {})
 
-    def objective(self, obs, key, readout, *, taps=(), edits=()):
-        return readout(self.sample(obs, key, taps=taps, edits=edits))
+    def finish(self, sample, raw):
+        return np.asarray(sample.actions)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """What is replaced is replaced exactly there, and baselines are what they are called."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,10 @@ from mistjax.attribute.inputs import (
     blurred,
     grey,
     mean_colour,
-    patch_size,
     patch_sums,
     replaced,
 )
+from mistjax.policies import Policy
 
 PATCH = (4, 4)
 
@@ -26,6 +25,12 @@ PATCH = (4, 4)
 @pytest.fixture
 def inputs(linear, linear_obs):
     return Inputs.of(linear, linear_obs)
+
+
+class Wordless(Policy):
+    """A policy without a tokenizer."""
+
+    prepare = sample = finish = None
 
 
 def test_replacing_nothing_changes_no_bit_and_everything_gives_the_baseline(
@@ -68,22 +73,17 @@ def test_patch_sums_leave_a_remainder_out():
     np.testing.assert_array_equal(patch_sums(pixels, PATCH), np.full((1, 1, 2), 48.0))
 
 
-def test_the_patch_size_is_that_of_a_vision_token(linear, linear_obs, pi, pi_obs):
-    assert patch_size(linear.spec, linear_obs) == (4, 4)
-    assert patch_size(pi.spec, pi_obs) == (8, 8)
-
-
 def test_an_unknown_baseline_is_refused():
     with pytest.raises(ValueError, match=r"image is one of .*blurred"):
         Baseline(image="black")
 
 
 def test_a_policy_that_cannot_embed_words_is_refused(linear_obs):
-    with pytest.raises(ValueError, match="has no embed_prompt"):
-        Inputs.of(SimpleNamespace(), linear_obs)
+    with pytest.raises(ValueError, match=r"it lacks tokenizer, embed_prompt, value_vectors"):
+        Inputs.of(Wordless(), linear_obs)
 
 
 def test_an_embedding_in_the_observation_is_used(linear_obs):
     words = jnp.ones((2, 8, 4))
     obs = dataclasses.replace(linear_obs, prompt_embedding=words)
-    np.testing.assert_array_equal(Inputs.of(SimpleNamespace(), obs).text, words)
+    np.testing.assert_array_equal(Inputs.of(Wordless(), obs).text, words)

@@ -25,7 +25,7 @@ from mistjax.models.fast_tokenizer import ActionTokenizer
 from mistjax.models.normalize import NormStats
 from mistjax.models.siglip import DenseGeneral, MlpBlock, SelfAttention
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
-from mistjax.policies import BOARD, FastPolicy, PiPolicy
+from mistjax.policies import BOARD, FastPolicy, LanguagePolicy, PiPolicy, Policy
 
 KEYS = (*TINY.image_keys, "right_wrist_0_rgb")
 STACKS = ("vision", "vlm", "action")
@@ -287,7 +287,7 @@ STATS = {"state": unit(5), "actions": unit(4)}
 
 
 @pytest.fixture(scope="module", params=["pi0", "pi05", "pi0_fast"])
-def pair(request, tmp_path_factory, observation):
+def pair(request, tmp_path_factory, observation, lacking):
     """(wrapped double, our own policy with the same weights, observation)."""
     fast = request.param == "pi0_fast"
     config = dataclasses.replace(
@@ -317,6 +317,7 @@ def pair(request, tmp_path_factory, observation):
         name="own",
     )
     assert isinstance(wrapped, OpenpiFastPolicy if fast else OpenpiPolicy)
+    assert not lacking(wrapped, Policy) and not lacking(wrapped, LanguagePolicy)
     assert dataclasses.replace(wrapped.config, remat=False) == config
     return wrapped, own, observation(config)
 

@@ -9,7 +9,7 @@ import pytest
 
 from mistjax.hooks import Add, Tap
 from mistjax.models.fast_language import pad_actions
-from mistjax.policies import BOARD, FastPolicy, PiPolicy, Policy, Sample
+from mistjax.policies import BOARD, FastPolicy, LanguagePolicy, PiPolicy, Policy, Sample
 
 KEY = jax.random.key(5)
 TAPS = (Tap("vlm.resid", (1,), "text", "mean"), Tap("action.resid", (-1,), "action", "mean"))
@@ -25,8 +25,9 @@ def continuous(sample):
     return sample.aux.get("log_probs", sample.actions)
 
 
-def test_a_policy_satisfies_the_protocol(policy):
-    assert isinstance(policy, Policy)
+def test_a_policy_satisfies_the_protocol(policy, lacking):
+    assert isinstance(policy, Policy) and not lacking(policy, Policy)
+    assert isinstance(policy, LanguagePolicy) and not lacking(policy, LanguagePolicy)
     spec = policy.spec
     assert spec.action_names == ("dx", "dy", "dz", "gripper") and spec.action_dim == 4
     assert spec.stacks["vlm"].layout.select("text")[1] == policy.config.prefix_len

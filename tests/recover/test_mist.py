@@ -27,8 +27,9 @@ def run(policy, obs, inferences=3):
     return samples
 
 
-def test_it_is_a_policy(make_mist, monitor):
-    assert isinstance(make_mist(monitor), Policy)
+def test_it_is_a_policy(make_mist, monitor, lacking):
+    mist = make_mist(monitor)
+    assert isinstance(mist, Policy) and not lacking(mist, Policy)
 
 
 def test_without_an_alarm_the_actions_are_those_of_the_bare_policy(policy, make_mist, monitor, obs):

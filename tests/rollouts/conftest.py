@@ -10,7 +10,8 @@ import pytest
 
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import PolicySpec, Sample
+from mistjax.policies import BOARD
+from mistjax.policies.protocol import Policy, PolicySpec, Sample
 
 TAP = Tap("vlm.resid", (0,), "all", "mean")
 STEP_TAP = Tap("action.resid", None, "all", "mean")
@@ -58,8 +59,10 @@ class PointEnv(gym.Env):
         return self._raw(), 0.0, success or lost, self.steps >= 20, info
 
 
-class PointPolicy:
+class PointPolicy(Policy):
     """Walks towards the origin with noise; its memory and its score count the inferences."""
+
+    preset, patch, num_parameters = BOARD, (8, 8), 0
 
     def __init__(self):
         self.spec = PolicySpec(
@@ -115,12 +118,6 @@ class PointPolicy:
 
     def finish(self, sample, raw):
         return np.clip(np.asarray(sample.actions), -1, 1)
-
-    def prefill(self, obs, *, edits=(), taps=()):
-        raise NotImplementedError
-
-    def objective(self, obs, key, readout, *, taps=(), edits=()):
-        raise NotImplementedError
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from mistjax.attribute.interventional import effects
 from mistjax.attribute.readouts import FailureScore
 from mistjax.detect.monitor import Monitor
 from mistjax.hooks.sites import Tap
-from mistjax.policies.protocol import Sample
+from mistjax.policies.protocol import Policy, Sample
 
 PATCH, SIDE, BATCH = (16, 16), 4, 50
 Maps = dict[str, Float[np.ndarray, "scenes patches"]]
@@ -46,7 +46,7 @@ class ExecutedChange:
         return jnp.sqrt(jnp.mean(jnp.square(change), axis=(1, 2)) + 1e-12)
 
 
-def blur_maps(policy: Any, monitor: Monitor, scenes: Sequence[Scene], key: Array) -> Maps:
+def blur_maps(policy: Policy, monitor: Monitor, scenes: Sequence[Scene], key: Array) -> Maps:
     """`<readout>/<camera>` -> absolute change by patch, one row a scene."""
     cameras = tuple(policy.spec.cameras)
     found: dict[str, list[np.ndarray]] = {}
@@ -69,7 +69,7 @@ def blur_maps(policy: Any, monitor: Monitor, scenes: Sequence[Scene], key: Array
     return {name: np.concatenate(parts)[: len(scenes)] for name, parts in found.items()}
 
 
-def _each_patch(policy: Any, obs: Any, cameras: Sequence[str]) -> Regions:
+def _each_patch(policy: Policy, obs: Any, cameras: Sequence[str]) -> Regions:
     """One intervention for each patch of each camera, and one that changes nothing."""
     none = Regions.full(jax.eval_shape(lambda: Inputs.of(policy, obs)), PATCH, 0.0)
     patches = SIDE**2

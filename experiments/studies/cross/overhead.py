@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 from mistjax.detect.monitor import Monitor
-from mistjax.policies.protocol import RawObs
+from mistjax.policies.protocol import Policy, RawObs
 from mistjax.recover.mist import MistPolicy
 
 
 def overhead_row(
-    policy: Any, monitor: Monitor, raw: Sequence[RawObs], repeats: int
+    policy: Policy, monitor: Monitor, raw: Sequence[RawObs], repeats: int
 ) -> dict[str, Any]:
     """Milliseconds of prepare, sample and finish at batch 1: median and quartiles of `repeats`,
     and whether the two gave the same actions.

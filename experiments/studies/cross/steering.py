@@ -21,6 +21,7 @@ from jaxtyping import Array
 
 from experiments.studies.cross.scenes import Scene
 from mistjax.hooks import Tap
+from mistjax.policies.protocol import Policy
 from mistjax.steer import (
     SteeringVector,
     concept_vector,
@@ -41,7 +42,7 @@ NEURONS, CONTROLS = 24, 6
 
 
 def steering_rows(
-    policy: Any, scenes: Sequence[Scene], strengths: Sequence[float], key: Array
+    policy: Policy, scenes: Sequence[Scene], strengths: Sequence[float], key: Array
 ) -> list[dict[str, Any]]:
     """One row for each recipe and axis."""
     carrying = [scene for scene in scenes if scene.carrying]
@@ -63,13 +64,15 @@ def steering_rows(
     return rows
 
 
-def _mean(policy: Any, raw: list, statistic: str, key: Array) -> float:
+def _mean(policy: Policy, raw: list, statistic: str, key: Array) -> float:
     keys = jax.random.split(key, len(raw))
     actions = policy.finish(policy.sample(policy.prepare(raw), keys), raw)
     return float(action_statistics(actions, policy.spec)[statistic].mean())
 
 
-def _word_vector(policy: Any, plain: list, towards: str, away: str, key: Array) -> SteeringVector:
+def _word_vector(
+    policy: Policy, plain: list, towards: str, away: str, key: Array
+) -> SteeringVector:
     values = value_vectors(policy, "vlm")
     top = top_names(values, 1)
     a, b = (find_concept(values, top, w, [w], limit=NEURONS) for w in (towards, away))
@@ -80,7 +83,7 @@ def _word_vector(policy: Any, plain: list, towards: str, away: str, key: Array) 
 
 
 def _row(
-    policy: Any,
+    policy: Policy,
     raw: list,
     vector: SteeringVector,
     statistic: str,

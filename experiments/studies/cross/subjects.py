@@ -22,6 +22,7 @@ from mistjax.detect.from_runs import episodes_from_runs
 from mistjax.detect.metrics import peak, roc_auc
 from mistjax.detect.monitor import Monitor
 from mistjax.detect.registry import fit_detector
+from mistjax.policies.protocol import Policy
 from mistjax.rollouts.collect import collect, load_policy
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.summary import summarize
@@ -60,7 +61,7 @@ def speed_word(trace: Trace) -> str:
     return json.loads(trace.task)["speed"]
 
 
-def record(policy: Any, folder: Path, purpose: str, episodes: int) -> dict[str, Run]:
+def record(policy: Policy, folder: Path, purpose: str, episodes: int) -> dict[str, Run]:
     """Episodes for `training` or `test`, by condition; both conditions share the test's seeds."""
     first = {"training": TRAINING_SEED, "test": TEST_SEED}[purpose]
     apart = 50_000 if purpose == "training" else 0

@@ -11,7 +11,7 @@ from mistjax.interop.openvla import checkpoints, processing
 from mistjax.interop.openvla.decoders import TokenDecoder
 from mistjax.interop.openvla.policy import OpenVLAPolicy
 from mistjax.interop.openvla.reader import Reader
-from mistjax.policies.protocol import Policy
+from mistjax.policies.protocol import LanguagePolicy, Policy
 from mistjax.steer import value_vectors
 
 KEY = jax.random.key(0)
@@ -32,8 +32,9 @@ def sample(policy, obs):
     return policy.sample(obs, KEY, taps=TAPS)
 
 
-def test_it_satisfies_the_protocol(policy):
-    assert isinstance(policy, Policy)
+def test_it_satisfies_the_protocol(policy, lacking):
+    assert isinstance(policy, Policy) and not lacking(policy, Policy)
+    assert isinstance(policy, LanguagePolicy) and not lacking(policy, LanguagePolicy)
     assert policy.spec.num_steps == 7
     assert policy.spec.stacks["vision"].depth == 2
     assert policy.spec.action_scale[-1] == 1.0
