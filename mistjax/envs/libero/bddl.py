@@ -26,6 +26,7 @@ PROBLEMS = (
     "LIBERO_Study_Tabletop_Manipulation",
     "LIBERO_Tabletop_Manipulation",
 )
+DEPTH = 16  # parentheses in one another; a task needs five
 PREDICATES = ("On", "In", "Open", "Close", "TurnOn", "TurnOff", "Up", "Stack")
 SECTIONS = (
     "domain",
@@ -80,8 +81,9 @@ class Problem:
     def __post_init__(self) -> None:
         for kind in ("fixtures", "objects"):
             pairs = getattr(self, kind)
-            order = list(dict.fromkeys(category for _, category in pairs))
-            together = sorted(pairs, key=lambda pair: order.index(pair[1]))
+            order = dict.fromkeys(category for _, category in pairs)
+            order = {category: place for place, category in enumerate(order)}
+            together = sorted(pairs, key=lambda pair: order[pair[1]])
             object.__setattr__(self, kind, tuple(together))
 
     @classmethod
@@ -91,26 +93,32 @@ class Problem:
         Raises:
             ValueError: not a LIBERO task, or one with something that scenes would ignore.
         """
-        head, *groups = _tree(text)
-        if head != "define" or groups[0][:1] != ["problem"]:
+        head, *groups = _group(_tree(text), "BDDL text")
+        if head != "define" or not groups or _group(groups[0], "problem")[0] != "problem":
             raise ValueError("not a BDDL problem: expected `(define (problem ...) ...)`.")
-        found = {group[0].removeprefix(":"): group[1:] for group in groups[1:]}
+        kind = " ".join(_words(groups[0][1:], "problem"))
+        found: dict[str, Tree] = {}
+        for group in groups[1:]:
+            section = _group(group, "section")[0].removeprefix(":")
+            if section in found:
+                raise ValueError(f"the BDDL problem has the section {section!r} twice.")
+            found[section] = group[1:]
         if unknown := sorted(set(found) - set(SECTIONS)):
             raise ValueError(
                 f"BDDL sections {unknown} are unknown: scenes are made of {list(SECTIONS)} only."
             )
         if missing := sorted(set(SECTIONS) - set(found)):
             raise ValueError(f"the BDDL problem has no sections {missing}.")
-        (goal,) = found["goal"]
-        if str(goal[0]).lower() != "and":
+        goal = _group(found["goal"][0] if len(found["goal"]) == 1 else [], "goal")
+        if goal[0].lower() != "and":
             raise ValueError(f"the goal is {goal[0]!r} of facts; LIBERO checks `And` alone.")
         return cls(
-            kind=_one_of(PROBLEMS, groups[0][1], "problem"),
-            language=" ".join(found["language"]),
+            kind=_one_of(PROBLEMS, kind, "problem"),
+            language=" ".join(_words(found["language"], "language")),
             regions=tuple(_region(group) for group in found["regions"]),
-            fixtures=tuple(_typed(found["fixtures"])),
-            objects=tuple(_typed(found["objects"])),
-            interest=tuple(found["obj_of_interest"]),
+            fixtures=tuple(_typed(_words(found["fixtures"], "fixtures"))),
+            objects=tuple(_typed(_words(found["objects"], "objects"))),
+            interest=tuple(_words(found["obj_of_interest"], "obj_of_interest")),
             init=tuple(_fact(group) for group in found["init"]),
             goal=tuple(_fact(group) for group in goal[1:]),
         )
@@ -149,6 +157,8 @@ def _tree(text: str) -> Tree:
 
 
 def _branches(words: Iterator[str], depth: int) -> Iterator[Any]:
+    if depth > DEPTH:
+        raise ValueError(f"BDDL text nests parentheses more than {DEPTH} deep; tasks need five.")
     for word in words:
         if word == ")":
             if not depth:
@@ -159,12 +169,25 @@ def _branches(words: Iterator[str], depth: int) -> Iterator[Any]:
         raise ValueError(f"BDDL text ends with {depth} open parentheses.")
 
 
+def _group(tree: Any, what: str) -> Tree:
+    """A list that begins with a word."""
+    if not isinstance(tree, list) or not tree or not isinstance(tree[0], str):
+        raise ValueError(f"not a BDDL problem: its {what} is no group in parentheses with a name.")
+    return tree
+
+
+def _words(tree: Tree, what: str) -> list[str]:
+    if not all(isinstance(word, str) for word in tree):
+        raise ValueError(f"the BDDL problem's {what} has parentheses where words are expected.")
+    return tree
+
+
 def _one_of(names: tuple[str, ...], word: str, what: str) -> str:
     """`word` as `names` writes it, whatever its case."""
     for name in names:
-        if name.lower() == str(word).lower():
+        if name.lower() == word.lower():
             return name
-    raise ValueError(f"unknown {what} {word!r}; expected one of {list(names)}.")
+    raise ValueError(f"unknown {what} {word!r:.80}; expected one of {list(names)}.")
 
 
 def _number(word: Any) -> float:
@@ -178,9 +201,9 @@ def _number(word: Any) -> float:
 
 
 def _fact(group: Tree) -> Fact:
-    if len(group) not in (2, 3) or not all(isinstance(word, str) for word in group):
+    if len(_words(_group(group, "fact"), "fact")) not in (2, 3):
         raise ValueError(
-            f"{group} is no fact; expected (Predicate thing) or (Predicate thing place)."
+            f"{group!r:.200} is no fact; expected (Predicate thing) or (Predicate thing place)."
         )
     return (_one_of(PREDICATES, group[0], "predicate"), *group[1:])
 
@@ -211,23 +234,31 @@ def _typed_text(pairs: tuple[tuple[str, str], ...]) -> str:
 
 
 def _region(group: Tree) -> Region:
-    name, *attributes = group
-    found = {attribute[0]: attribute[1] for attribute in attributes}
+    name, *attributes = _group(group, "region")
+    found = {_group(attribute, "attribute")[0]: attribute[1:] for attribute in attributes}
     if unknown := sorted(set(found) - {":target", ":ranges", ":yaw_rotation"}):
         raise ValueError(
             f"region {name!r} has {unknown}: expected :target, :ranges, :yaw_rotation."
         )
-    if ":target" not in found:
-        raise ValueError(f"region {name!r} has no :target.")
-    boxes = tuple(tuple(map(_number, box)) for box in found.get(":ranges", ()))
+    target = _words(found.get(":target", []), "target")
+    if len(target) != 1 or len(found) < len(attributes):
+        raise ValueError(f"region {name!r} has no :target, or an attribute twice.")
+    boxes = _numbers(found.get(":ranges", [[]]))
     if any(len(box) != 4 or box[0] > box[2] or box[1] > box[3] for box in boxes):
         raise ValueError(
             f"region {name!r} has ranges {boxes}: expected low x, low y, high x, high y."
         )
-    yaws = [tuple(map(_number, yaw)) for yaw in found.get(":yaw_rotation", ())]
+    yaws = _numbers(found.get(":yaw_rotation", [[]]))
     if len(yaws) > 1 or any(len(yaw) != 2 for yaw in yaws):
         raise ValueError(f"region {name!r} has rotations {yaws}: expected one pair of radians.")
-    return Region(name, found[":target"], boxes, yaws[0] if yaws else None)  # type: ignore[arg-type]
+    return Region(name, target[0], boxes, yaws[0] if yaws else None)  # type: ignore[arg-type]
+
+
+def _numbers(groups: Tree) -> tuple[tuple[float, ...], ...]:
+    """`((1 2) (3 4))`, the one value of an attribute."""
+    if len(groups) != 1 or not all(isinstance(row, list) for row in (*groups, *groups[0])):
+        raise ValueError(f"{groups!r:.200} is no list of rows of numbers.")
+    return tuple(tuple(map(_number, row)) for row in groups[0])
 
 
 def _region_text(region: Region) -> str:

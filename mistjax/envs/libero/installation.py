@@ -22,6 +22,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from mistjax.untrusted import reading
+
 ASSETS_VARIABLE = "MISTJAX_LIBERO_ASSETS"
 MODULES = ("libero", "robosuite", "bddl", "numba", "cv2", "easydict", "future", "termcolor")
 MARKER = Path("scenes") / "libero_tabletop_base_style.xml"
@@ -114,11 +116,12 @@ def unpack(archive: Path, target: Path = CACHE) -> Path:
     """Unpacks an asset archive to `target`, whatever its top folder is called.
 
     Raises:
-        ValueError: the archive holds no LIBERO scenes.
+        ValueError: a damaged archive, one that reaches out of its folder, or one without LIBERO
+            scenes.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        with tarfile.open(archive) as tar:
+        with reading(archive, "an archive of LIBERO assets"), tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
         found = next(Path(folder).rglob(str(MARKER)), None)
         if found is None:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from mistjax.envs.libero.bddl import Problem
 from mistjax.envs.libero.init_states import read_init_states
 from mistjax.envs.libero.installation import package, task_map
+from mistjax.untrusted import read_text, reading
 
 MAX_STEPS = {
     "libero_spatial": 220,
@@ -74,7 +75,7 @@ def suite(name: str) -> tuple[Task, ...]:
             suite=name,
             name=task,
             prompt=prompt_of(task),
-            problem=Problem.parse((bddl / f"{task}.bddl").read_text()),
+            problem=Problem.parse(read_text(bddl / f"{task}.bddl")),
             init_file=init / f"{task}.pruned_init",
             max_steps=MAX_STEPS[name],
         )
@@ -116,10 +117,8 @@ def published(
 
 
 def _published(path: Path, init_folder: str | Path | None, max_steps: int) -> Task:
-    try:
-        problem = Problem.parse(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    with reading(path, "a LIBERO task"):
+        problem = Problem.parse(read_text(path))
     init = None
     if init_folder is not None:
         names = (f"{path.stem}.pruned_init", f"{path.stem}.init")

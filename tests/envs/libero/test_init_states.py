@@ -33,12 +33,13 @@ class Evil:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (Evil(), "posix mkdir"),
-        ({"states": STATES}, "instruction EMPTY_DICT"),
+        (Evil(), r"posix\.mkdir"),
+        ({"states": STATES}, "something else than an array"),
         (STATES.astype(np.float32), "has the type"),
         (STATES[0], "has the shape"),
-        (np.array([[None]]), "has the type|asks for|instruction"),
+        (np.array([[None]]), "holds objects"),
         (7, "something else than an array"),
+        (np.full((2, 3), np.nan), "not finite"),
     ],
 )
 def test_anything_but_a_matrix_is_refused_and_not_run(tmp_path, monkeypatch, value, message):

@@ -14,7 +14,7 @@ import pytest
 from mistjax.cli import main
 from mistjax.detect.bench import BenchConfig
 from mistjax.detect.bench.episodes import read_runs
-from mistjax.rollouts.formats.safe.__main__ import export_rollouts, import_rollouts
+from mistjax.rollouts.formats.safe.converter import export_rollouts, import_rollouts
 from mistjax.rollouts.formats.safe.pickles import PickleRefused, load
 from mistjax.rollouts.formats.safe.reading import _natural
 from mistjax.rollouts.run import load_run
@@ -102,10 +102,16 @@ def test_what_is_exported_comes_back(layout, theirs, ours, run, exported, tmp_pa
             assert other == one.read_bytes(), one
 
 
-def test_the_command_line_exports_and_imports_in_processes_of_their_own(run, tmp_path, capsys):
-    folder, back = str(tmp_path / "safe"), str(tmp_path / "run")
-    assert main(["export-safe", str(run), "--out", folder, "--feature", STEPS]) == 0
-    assert main(["import-safe", folder, "--out", back, "--pool", "mean"]) == 0
+def test_the_command_line_converts_in_a_process_that_imports_nothing_beside_the_files(
+    run, tmp_path, capsys, monkeypatch
+):
+    folder, back = tmp_path / "safe", str(tmp_path / "run")
+    assert main(["export-safe", str(run), "--out", str(folder), "--feature", STEPS]) == 0
+    for name in ("csv", "json", "struct", "numpy", "sitecustomize", "mistjax"):
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'trap')!r}, 'w')")
+    monkeypatch.chdir(folder)
+    assert main(["import-safe", ".", "--out", back, "--pool", "mean"]) == 0
+    assert not (tmp_path / "trap").exists()
     shown = capsys.readouterr()
     assert "6 episodes" in shown.out and "import only files that you trust" in shown.err
     trace = next(load_run(back).traces())
@@ -228,3 +234,122 @@ def test_what_does_not_fit_a_layout_is_refused(run, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             export_rollouts(str(run), str(tmp_path / "out"), feature, "pi0")
+
+
+@pytest.fixture
+def copied(exported, tmp_path):
+    """OpenVLA's files, to be spoilt."""
+    folder = tmp_path / "download"
+    shutil.copytree(exported["openvla"], folder)
+    return folder
+
+
+def imported(folder, tmp_path):
+    import_rollouts(str(folder), str(tmp_path / "out"), None, [])
+
+
+def test_no_link_is_followed(copied, exported, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    for pattern in ("*.pkl", "*.csv", "*.mp4"):
+        path = next(copied.glob(pattern), copied / f"{next(copied.glob('*.pkl')).stem}.mp4")
+        whole = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        path.symlink_to(tmp_path / "secret")
+        with pytest.raises(ValueError, match="is a symbolic link, which is not followed"):
+            imported(copied, tmp_path)
+        path.unlink()
+        if whole:
+            path.write_bytes(whole)
+    (tmp_path / "link").symlink_to(copied)
+    with pytest.raises(ValueError, match="symbolic link"):
+        imported(tmp_path / "link", tmp_path)
+    shutil.copytree(exported["pi0"], tmp_path / "pi0")
+    (tmp_path / "pi0/env_records").rename(tmp_path / "elsewhere")
+    (tmp_path / "pi0/env_records").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="symbolic link"):
+        imported(tmp_path / "pi0", tmp_path)
+
+
+def test_a_video_that_is_a_link_is_not_exported(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (tmp_path / "secret").write_text("secret")
+    for seed in range(10, 16):
+        (copy / f"videos/{seed:06d}.mp4").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="symbolic link"):
+        export_rollouts(str(copy), str(tmp_path / "safe"), TOKENS, "openvla")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_states": []}, "no hidden states"),
+        ({"hidden_states": ["text"]}, "hold <U4, expected numbers"),
+        ({"hidden_states": None}, "is not a rollout in SAFE's layout"),
+        ({"hidden_states": [np.zeros((7, 6)), np.zeros((6, 6))]}, "tokens must be pooled"),
+        ({"task_suite_name": None}, None),
+        ({"task_id": "x"}, "invalid literal"),
+        ({"episode_success": np.zeros(2)}, "truth value"),
+    ],
+)
+def test_a_rollout_that_is_none_is_named(copied, tmp_path, changes, said):
+    path = next(copied.glob("*.pkl"))
+    path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()) | changes))
+    if said is None:
+        return imported(copied, tmp_path)
+    with pytest.raises(ValueError, match=said) as caught:
+        imported(copied, tmp_path)
+    assert str(copied) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "0 rows"),
+        ("\ufeffaction/dx\n1\n", "byte-order mark"),
+        ("version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+        ("{whole}", None),
+        ("{nan}", "not finite at every step"),
+        ("{word}", "could not convert"),
+        ("{short}", "is not a table of actions"),
+    ],
+)
+def test_a_table_that_is_none_is_named(copied, tmp_path, text, said):
+    path = min(copied.glob("*.csv"))
+    lines = path.read_text().splitlines()
+    cells = lines[1].split(",")
+    versions = {
+        "whole": lines,
+        "nan": [lines[0], ",".join(["nan", *cells[1:]]), *lines[2:]],
+        "word": [lines[0], ",".join(["word", *cells[1:]]), *lines[2:]],
+        "short": [lines[0], cells[0], *lines[2:]],
+    }
+    path.write_text(text.format(**{k: "\n".join(v) for k, v in versions.items()}))
+    if said is None:
+        return imported(copied, tmp_path)
+    with pytest.raises(ValueError, match=said) as caught:
+        imported(copied, tmp_path)
+    assert path.name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "changes", "said"),
+    [
+        ("env_records", {"replan_steps": 0}, "from 1 to H"),
+        ("env_records", {"replan_steps": 10**6}, "from 1 to H"),
+        ("env_records", {"model_infer_times": -1}, "incomplete"),
+        ("env_records", {"model_infer_times": 2**60}, "incomplete"),
+        ("policy_records", {"actions": np.array([1j])}, "expected numbers"),
+        ("policy_records", {"actions": np.zeros(3)}, "is not a rollout|chunks|shape"),
+        ("policy_records", {"actions": np.full((1, 7), np.nan)}, "not finite"),
+        ("policy_records", {"pre_velocity": np.float32(1)}, "shapes|no hidden states"),
+    ],
+)
+def test_a_record_that_is_none_is_named(exported, tmp_path, record, changes, said):
+    folder = tmp_path / "pi0"
+    shutil.copytree(exported["pi0"], folder)
+    path = min((folder / record).iterdir())
+    path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()) | changes))
+    with pytest.raises(ValueError, match=said) as caught:
+        imported(folder, tmp_path)
+    assert str(folder) in str(caught.value) or "incomplete" in str(caught.value)

@@ -1,29 +1,28 @@
 """SAFE's rollout files to run folders and back.
 
 The format is pickle, which can run code when it is read. So reading and writing it happen in a
-process of their own (`python -m mistjax.rollouts.formats.safe`), and that process builds nothing
-but arrays, numbers, text and containers of them (`pickles`). It still opens the files with your
-rights: import only what you trust.
+process of their own with limits (`mistjax.isolation`), which builds nothing but arrays, numbers,
+text and containers of them (`mistjax.pickled`) and follows no link. It still opens the files with
+your rights: import only what you trust.
 Source: the released data loaders of SAFE (arXiv 2506.09937).
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from mistjax import isolation
 from mistjax.rollouts.run import Run, load_run
 
 WARNING = (
     "warning: SAFE's rollouts are pickle files, which can hold code. They are read in a process of "
     "its own that builds arrays, numbers and text only; still, import only files that you trust."
 )
-REFUSED = 3
-"""Exit code of the converter when it says in one sentence what it refused."""
+_CONVERTER = "mistjax.rollouts.formats.safe.converter"
 Layout = Literal["pi0", "openvla"]
 
 
@@ -42,10 +41,17 @@ def import_safe(
             2 MB an inference for pi0, and impossible where the number of tokens varies (pi0-FAST).
 
     Raises:
-        ValueError: a pickle that holds more than data, or files that are not in such a layout.
+        ValueError: a pickle that holds more than data, a link, files that are not in such a layout,
+            or that need more memory or time than their size explains.
     """
     print(WARNING, file=sys.stderr)
-    _convert("import", folder=str(folder), out=str(out), policy=policy, pool=list(pool))
+    isolation.call(
+        f"{_CONVERTER}:import_rollouts",
+        folder,
+        out=os.path.abspath(out),
+        policy=policy,
+        pool=list(pool),
+    )
     return load_run(out)
 
 
@@ -62,14 +68,11 @@ def export_safe(run: str | Path, out: str | Path, *, feature: str, layout: Layou
     Raises:
         ValueError: a feature or actions that do not fit the layout.
     """
-    _convert("export", run=str(run), out=str(out), feature=feature, layout=layout)
+    isolation.call(
+        f"{_CONVERTER}:export_rollouts",
+        run,
+        out=os.path.abspath(out),
+        feature=feature,
+        layout=layout,
+    )
     return Path(out)
-
-
-def _convert(what: str, **arguments: Any) -> None:
-    command = [sys.executable, "-m", "mistjax.rollouts.formats.safe", what, json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == REFUSED:
-        raise ValueError(done.stderr.strip().splitlines()[-1])
-    if done.returncode:
-        raise RuntimeError(f"the converter ended with code {done.returncode}:\n{done.stderr}")

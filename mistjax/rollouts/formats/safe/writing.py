@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import pickle
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from mistjax.rollouts.formats.safe.reading import ACTIONS
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace
+from mistjax.untrusted import open_file
 
 
 def write(run: Run, out: Path, feature: str, layout: str) -> None:
@@ -100,7 +100,8 @@ def _write_openvla(
         writer.writerow(columns)
         writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
     if (video := run.video(trace.seed)) is not None:
-        shutil.copyfile(video, out / f"{stem}.mp4")
+        with open_file(video) as file:
+            (out / f"{stem}.mp4").write_bytes(file.read())
 
 
 def _dump(value: dict[str, Any], path: Path) -> None:

@@ -1,0 +1,125 @@
+"""What lies under the name of a file is named as what it is."""
+
+import json
+import os
+import struct
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mistjax.untrusted import open_file, read_arrays, read_json, read_text, reading
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+
+
+def safetensors(header, data=b""):
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize("read", [read_text, read_json, read_arrays])
+def test_a_missing_file_a_folder_a_pointer_and_a_web_page_are_named(read, tmp_path):
+    path = tmp_path / "config.json"
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
+        read(path)
+    for content, said in ((POINTER, "pointer of Git LFS"), (b"\n<!DOCTYPE html>", "web page")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"config\.json is a {said}"):
+            read(path)
+    with pytest.raises(ValueError, match="is a folder"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xef\xbb\xbf{}", "byte-order mark of UTF-8"),
+        ("{}".encode("utf-16"), "byte-order mark of UTF-16"),
+        (b"\xff{}", "no text in UTF-8"),
+        (b"", "no readable JSON"),
+        (b"{", "no readable JSON"),
+        (b"[1]", "holds a list"),
+        (b'{"a": NaN}', "NaN is no finite number"),
+        (b'{"a": -Infinity}', "-Infinity is no finite number"),
+        (b'{"a": 1e999}', "1e999 is no finite number"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "no readable JSON"),
+        (b'{"a": ' * 100_000, "no readable JSON"),
+        (b'{"a": ' + b"[" * 100_000, "no readable JSON"),
+    ],
+)
+def test_what_is_no_json_object_is_refused_by_name(content, said, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=said) as caught:
+        read_json(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 8,
+        b"garbage and more of it",
+        safetensors([]),
+        safetensors({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}),
+        safetensors({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}}),
+        safetensors({"a": {"dtype": "F32", "shape": [0, 2**40], "data_offsets": [0, 0]}}),
+        safetensors({"a": {"dtype": "O8", "shape": [1], "data_offsets": [0, 8]}}, bytes(8)),
+        safetensors({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, bytes(1)),
+        safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, bytes(12)),
+    ],
+)
+def test_a_damaged_safetensors_file_is_refused_by_name(content, tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.safetensors is not a whole|a\.safetensors: "):
+        read_arrays(path)
+
+
+def test_a_byte_that_is_no_truth_value_becomes_one(tmp_path):
+    path = tmp_path / "a.safetensors"
+    entry = {"dtype": "BOOL", "shape": [3], "data_offsets": [0, 3]}
+    path.write_bytes(safetensors({"a": entry}, b"\x00\x02\xff"))
+    assert read_arrays(path)["a"].view(np.uint8).tolist() == [0, 1, 1]
+
+
+def test_arrays_come_back_as_they_were_saved(tmp_path):
+    arrays = {"a": np.arange(6.0).reshape(2, 3), "b": np.array(True), "c": np.zeros((0, 3))}
+    save_file(arrays, tmp_path / "a.safetensors")
+    for name, array in read_arrays(tmp_path / "a.safetensors").items():
+        np.testing.assert_array_equal(array, arrays[name], strict=True)
+
+
+def test_links_devices_and_folders_are_not_opened(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe")
+    for name, said in (
+        ("link", "symbolic link"),
+        ("dangling", "symbolic link"),
+        ("pipe", "no regular file"),
+        ("", "no regular file"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            open_file(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        open_file(tmp_path / "other")
+    with open_file(tmp_path / "file") as file:
+        assert file.read() == b"x"
+
+
+def test_what_goes_wrong_while_reading_names_the_file_and_errors_that_say_more_remain():
+    class Special(ValueError):
+        pass
+
+    for raised, kind, said in (
+        (KeyError("version"), ValueError, "a.json is not a card .KeyError: 'version'"),
+        (ValueError("too long"), ValueError, "a.json: too long"),
+        (Special("other"), Special, "^other"),
+        (FileNotFoundError("no file"), FileNotFoundError, "no file"),
+    ):
+        with pytest.raises(kind, match=said), reading("a.json", "a card"):
+            raise raised
