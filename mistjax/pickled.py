@@ -121,7 +121,7 @@ def describe(file: Stream, names: Collection[str], *, outside: bool = False) -> 
             raise PickleRefused("ends a group that it did not begin.")
         return take(max(len(stack) - marks.pop(), 0))
 
-    for count, (opcode, found, _) in enumerate(pickletools.genops(file)):
+    for count, (opcode, found, _) in enumerate(pickletools.genops(cast(Any, file))):
         operation, argument = opcode.name, cast(Any, found)
         if count > INSTRUCTIONS or max(containers, len(stack), len(memory) // 4) > CONTAINERS:
             raise PickleRefused("holds more values than any rollout needs.")
@@ -284,7 +284,7 @@ class Builder:
             if type(text) is not str or encoding != "latin1":
                 raise PickleRefused("encodes text in another way than bytes are written.")
             described = text.encode("latin1")
-        if type(described) not in (bytes, bytearray):
+        if not isinstance(described, bytes | bytearray):
             raise PickleRefused("holds objects where bytes of numbers or text are expected.")
         self.charge(len(described))
         return bytes(described)
@@ -305,8 +305,11 @@ class Builder:
         code, state = described.arguments[0], described.state or (3, "<")
         if type(code) is Name and code.text == BFLOAT16:
             return np.dtype(ml_dtypes.bfloat16)
-        known = type(code) is str and (code in NUMBERS or _is_text(code))
-        if not known or type(state) is not tuple or state[1] not in ("<", ">", "|", "="):
+        if (
+            not isinstance(code, str)
+            or not (code in NUMBERS or _is_text(code))
+            or (type(state) is not tuple or state[1] not in ("<", ">", "|", "="))
+        ):
             raise PickleRefused(f"holds an array of {code!s:.40}, expected numbers or text.")
         return np.dtype((">" if state[1] == ">" else "<") + code)
 

@@ -81,8 +81,8 @@ class Problem:
     def __post_init__(self) -> None:
         for kind in ("fixtures", "objects"):
             pairs = getattr(self, kind)
-            order = dict.fromkeys(category for _, category in pairs)
-            order = {category: place for place, category in enumerate(order)}
+            categories = dict.fromkeys(category for _, category in pairs)
+            order = {category: place for place, category in enumerate(categories)}
             together = sorted(pairs, key=lambda pair: order[pair[1]])
             object.__setattr__(self, kind, tuple(together))
 
