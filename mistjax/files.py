@@ -58,12 +58,17 @@ def atomic(path: Path) -> Iterator[Path]:
             _remove(temporary)
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a file or folder is, by its name, of a write under way or of one that died."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
 def sweep(folder: Path) -> None:
     """Removes what writes that died left in a folder. For whoever knows that nobody writes there
     now.
     """
     for path in folder.iterdir():
-        if _TEMPORARY.fullmatch(path.name):
+        if is_leftover(path):
             _remove(path)
 
 
@@ -149,7 +154,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: it holds something else, or a number that is not finite; names the file.
     """
     content = path.read_bytes()
-    _check_is_the_file(content, path)
+    check_is_the_file(content, path)
     if content.startswith(_MARKS):
         raise ValueError(f"{path} begins with a byte order mark: save it as UTF-8 without one.")
     try:
@@ -173,14 +178,15 @@ def read_tensors(path: Path, content: bytes | None = None) -> dict[str, np.ndarr
         ValueError: it is damaged, or something else; names the file.
     """
     content = path.read_bytes() if content is None else content
-    _check_is_the_file(content, path)
+    check_is_the_file(content, path)
     try:
         return safetensors.numpy.load(content)
     except Exception as error:  # the parser's own, and numpy's on dtypes that it does not know
         raise ValueError(f"{path} is not safetensors, or was cut off ({error}).") from None
 
 
-def _check_is_the_file(content: bytes, path: Path) -> None:
+def check_is_the_file(content: bytes, path: Path) -> None:
+    """Raises ValueError if a file, which begins with `content`, is empty or a Git LFS pointer."""
     if not content:
         raise ValueError(f"{path} is empty.")
     if content.startswith(_LFS):

@@ -12,16 +12,39 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
-from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
+from mistjax.files import check_is_the_file, read_json, read_tensors
 from mistjax.hooks.sites import Tap
-from mistjax.rollouts.trace import Json, Trace, episode_name
+from mistjax.rollouts.trace import Json, Trace, check_tensors, checked_row, episode_name
 
 FORMAT = 1
 JSON_COLUMNS = ("perturbation", "info")
+SCHEMA = pa.schema(
+    [
+        ("seed", pa.int64()),
+        ("task", pa.string()),
+        ("prompt", pa.string()),
+        ("success", pa.bool_()),
+        ("failure_cause", pa.string()),
+        ("error", pa.string()),
+        ("steps", pa.int64()),
+        ("inferences", pa.int64()),
+        ("monitored", pa.bool_()),
+        ("first_alarm_step", pa.int64()),
+        ("edited_inferences", pa.int64()),
+        ("median_ms", pa.float64()),
+        ("env_id", pa.string()),
+        ("policy", pa.string()),
+        ("policy_fingerprint", pa.string()),
+        ("perturbation", pa.string()),
+        ("info", pa.string()),
+    ]
+)
+_MOST_ROWS = 10**7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +89,11 @@ class Run:
     def finished(self) -> tuple[Mapping[str, Json], ...]:
         """The rows that ended in success or failure; crashes are apart."""
         return tuple(row for row in self.rows if row["error"] is None)
+
+    @property
+    def crashed(self) -> tuple[int, ...]:
+        """The seeds of the episodes that crashed."""
+        return tuple(row["seed"] for row in self.rows if row["error"] is not None)
 
     def trace(self, seed: int) -> Trace:
         """Loads one episode; KeyError when the run does not have it."""
@@ -119,11 +147,12 @@ def memory_run(config: Mapping[str, Json], traces: Mapping[int, Trace]) -> Run:
 
 
 def load_run(path: str | Path) -> Run:
-    """Opens a run folder, complete or still being written.
+    """Opens a run folder, complete or still being written. What a damaged one holds is not trusted:
+    an error here or on loading a trace names the file.
 
     Raises:
         FileNotFoundError: `path` is not a run folder.
-        ValueError: written by a newer format.
+        ValueError: written by a newer format, or damaged.
     """
     path = Path(path)
     config = read_header(path)["config"]
@@ -133,31 +162,79 @@ def load_run(path: str | Path) -> Run:
         file = path / "traces" / f"{episode_name(seed)}.safetensors"
         if not file.exists():
             raise FileNotFoundError(f"{file} is missing: the run has the table but not the trace.")
-        return Trace.from_parts(rows[seed], load_file(file))
+        tensors = read_tensors(file)
+        try:
+            check_tensors(tensors, rows[seed])
+        except ValueError as error:
+            raise ValueError(f"{file} does not hold the episode of its row: {error}") from None
+        return Trace.from_parts(rows[seed], tensors)
 
     return Run(config, tuple(rows[seed] for seed in sorted(rows)), path, load)
 
 
 def read_header(path: Path) -> dict[str, Json]:
-    if not (path / "run.json").exists():
+    """`run.json`; raises as `load_run` does."""
+    file = path / "run.json"
+    if not file.exists():
         raise FileNotFoundError(f"{path} is not a run folder: it has no run.json.")
-    about = json.loads((path / "run.json").read_text())
-    if about["format"] > FORMAT:
+    about = read_json(file)
+    version, config = about.get("format"), about.get("config")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ValueError(f"{file} is damaged: its format is {version!r}.")
+    if version > FORMAT:
         raise ValueError(
-            f"{path} has run format {about['format']}, this version reads up to {FORMAT}: "
-            "update mistjax."
+            f"{path} has run format {version}, this version reads up to {FORMAT}: update mistjax."
         )
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is damaged: it has no configuration.")
     return about
 
 
 def read_rows(path: Path) -> dict[int, dict[str, Json]]:
+    """The row of each stored episode by its seed; raises as `load_run` does.
+
+    The trace file decides about an episode that crashed, or that the table does not have: it may
+    have been run again since.
+    """
     rows = {}
     if (path / "episodes.parquet").exists():
-        for row in pq.read_table(path / "episodes.parquet").to_pylist():
-            rows[row["seed"]] = row | {name: json.loads(row[name]) for name in JSON_COLUMNS}
+        rows = {row["seed"]: row for row in _read_table(path / "episodes.parquet")}
     for file in (path / "traces").glob("*.safetensors"):
-        if int(file.stem) in rows:
+        if not file.stem.isdecimal():
             continue
-        with safe_open(file, "numpy") as handle:
-            rows[int(file.stem)] = json.loads(handle.metadata()["episode"])
+        seed = int(file.stem)
+        if seed not in rows or rows[seed]["error"] is not None:
+            rows[seed] = _read_row(file, seed)
     return rows
+
+
+def _read_table(file: Path) -> list[dict[str, Json]]:
+    try:
+        table = pq.ParquetFile(file)
+        if table.metadata.num_rows > _MOST_ROWS:
+            raise ValueError(f"it has {table.metadata.num_rows} rows")
+        rows = table.read(SCHEMA.names).to_pylist()
+        return [
+            checked_row(row | {name: json.loads(row[name] or "null") for name in JSON_COLUMNS})
+            for row in rows
+        ]
+    except (ValueError, KeyError, OSError, RecursionError, pa.ArrowException) as error:
+        raise ValueError(f"{file} is not the table of a run, or damaged: {error}") from None
+
+
+def _read_row(file: Path, seed: int) -> dict[str, Json]:
+    """The row in the header of a trace file."""
+    with file.open("rb") as handle:
+        check_is_the_file(handle.read(64), file)
+    try:
+        with safe_open(file, "numpy") as handle:
+            row = json.loads((handle.metadata() or {})["episode"])
+        row = checked_row(row)
+        if row["seed"] != seed:
+            raise ValueError(f"it is of seed {row['seed']}")
+        return row
+    except (ValueError, KeyError, RecursionError, SafetensorError) as error:
+        raise ValueError(
+            f"{file} is not a trace, or damaged ({error}): where it is removed, its episode can "
+            "be run again."
+        ) from None

@@ -81,7 +81,7 @@ def run_episodes(
         ValueError: repeated seeds, a setting that no plan can have, a perturbation that the
             environment does not know, `make_env` cannot be sent to a worker, or `out` holds a run
             of another configuration.
-        RuntimeError: the first 8 episodes, or all if there are fewer, crashed.
+        CrashedError: the first 8 episodes, or all if there are fewer, crashed. They are not stored.
     """
     seeds = check_seeds(seeds)
     plan = dataclasses.replace(plan or EpisodePlan(env=None), **options)
@@ -118,12 +118,11 @@ def run_episodes(
             **(settings or {}),
         }
         traces: dict[int, Trace] = {}
-        writer = None
+        writer, stored = None, frozenset[int]()
         if out is not None:
             writer = stack.enter_context(RunWriter.open(out, config))
-            if plan.retry_errors:
-                writer.forget_errors()
-        todo = [seed for seed in seeds if writer is None or seed not in writer.seeds]
+            stored = writer.seeds - (writer.crashed if plan.retry_errors else frozenset())
+        todo = [seed for seed in seeds if seed not in stored]
         bar = stack.enter_context(
             tqdm(total=len(seeds), initial=len(seeds) - len(todo), unit="ep", disable=not progress)
         )
@@ -148,6 +147,17 @@ def _make(make_env: MakeEnv, perturbation: Mapping[str, Json]) -> gym.Env:
     return env
 
 
+class CrashedError(RuntimeError):
+    """The first episodes all crashed: the set-up cannot work. The traceback of the last one is a
+    note on it.
+    """
+
+    def __init__(self, episodes: int, error: str):
+        reason = error.strip().splitlines()[-1:] or ["an unknown error"]
+        super().__init__(f"the first {episodes} episodes all crashed, the last one: {reason[0]}")
+        self.add_note(error)
+
+
 class _Tally:
     """Progress, and giving up on a set-up that cannot work."""
 
@@ -165,6 +175,4 @@ class _Tally:
         )
         self._bar.update()
         if self._errors == self._give_up_after and not self._successes + self._failures:
-            raise RuntimeError(
-                f"the first {self._errors} episodes all crashed, the last one with:\n{trace.error}"
-            )
+            raise CrashedError(self._errors, trace.error or "")

@@ -119,23 +119,86 @@ class Trace:
         return cls(**fields)
 
 
-_ARRAYS = (
-    "state",
-    "actions",
-    "chunks",
-    "inference_step",
-    "timings_ms",
-    "score",
-    "threshold",
-    "alarm",
-    "edited",
-)
+# Kind of dtype and number of axes.
+_ARRAYS: dict[str, tuple[str, int]] = {
+    "state": ("f", 2),
+    "actions": ("f", 2),
+    "chunks": ("f", 3),
+    "inference_step": ("i", 1),
+    "timings_ms": ("f", 1),
+    "score": ("f", 1),
+    "threshold": ("f", 1),
+    "alarm": ("b", 1),
+    "edited": ("b", 1),
+}
 _GROUPS = ("features", "aux", "images")
 _LABELS = tuple(
     field.name
     for field in dataclasses.fields(Trace)
     if field.name not in (*_ARRAYS, *_GROUPS, "frames")
 )
+
+
+# Types of a row's fields; those that may be None name it.
+_ROW: dict[str, tuple[type, ...]] = {
+    "seed": (int,),
+    "env_id": (str,),
+    "task": (str,),
+    "prompt": (str,),
+    "policy": (str,),
+    "policy_fingerprint": (str,),
+    "success": (bool, type(None)),
+    "perturbation": (dict,),
+    "failure_cause": (str, type(None)),
+    "error": (str, type(None)),
+    "info": (dict,),
+    "steps": (int,),
+    "inferences": (int,),
+    "monitored": (bool,),
+    "first_alarm_step": (int, type(None)),
+    "edited_inferences": (int,),
+    "median_ms": (float, int, type(None)),
+}
+
+
+def checked_row(row: Any) -> dict[str, Json]:
+    """A row that was read from somewhere; ValueError says what no episode's row can hold."""
+    if not isinstance(row, dict):
+        raise ValueError("a row is no JSON object")
+    for name, kinds in _ROW.items():
+        value = row.get(name, ...)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            shown = "missing" if value is ... else f"{value!r:.60}"
+            raise ValueError(f"{name} of an episode is {shown}")
+    counts = [row[name] for name in ("seed", "steps", "inferences", "edited_inferences")]
+    if min(counts) < 0 or row["edited_inferences"] > row["inferences"] or row["seed"] >= 2**31:
+        raise ValueError(f"seed, steps, inferences and edited inferences are {counts}")
+    if (row["success"] is None) != (row["error"] is not None):
+        raise ValueError(f"episode {row['seed']} neither ended nor crashed")
+    return row
+
+
+def check_tensors(tensors: Mapping[str, np.ndarray], row: Mapping[str, Json]) -> None:
+    """Raises ValueError unless the arrays of a trace file are those of an episode with this row."""
+    steps, inferences = row["steps"], row["inferences"]
+    for name in ("state", "actions", "chunks", "inference_step", "timings_ms"):
+        if name not in tensors:
+            raise ValueError(f"{name} is missing")
+    for name, array in tensors.items():
+        if name not in _ARRAYS and not name.startswith(tuple(f"{group}/" for group in _GROUPS)):
+            raise ValueError(f"{name!r:.60} is no array of a trace")
+        kind, axes = _ARRAYS.get(name, (array.dtype.kind, max(array.ndim, 1)))
+        length = steps if name in ("state", "actions") else inferences
+        if array.dtype.kind != kind or array.ndim != axes or len(array) != length:
+            raise ValueError(
+                f"{name!r:.60} is {array.dtype} {array.shape} in an episode of {steps} steps and "
+                f"{inferences} inferences"
+            )
+    begun, widths = tensors["inference_step"], [tensors[n].shape[-1] for n in ("chunks", "actions")]
+    if (np.diff(begun) < 0).any() or (begun < 0).any() or (begun > steps).any():
+        raise ValueError(f"inferences are not at steps 0 to {steps}, in order")
+    if steps and inferences and widths[0] != widths[1]:
+        raise ValueError(f"actions of {widths[1]} numbers come from chunks of {widths[0]}")
 
 
 def episode_name(seed: int) -> str:

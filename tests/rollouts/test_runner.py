@@ -113,7 +113,7 @@ def test_a_crash_of_the_policy_is_an_error_of_the_episodes_in_the_batch(policy, 
 
 def test_a_setup_that_always_crashes_stops_the_run_with_the_cause(policy, make_env):
     for n, told in ((99, 8), (3, 3)):
-        match = rf"first {told} episodes all crashed[\s\S]*lost its display"
+        match = rf"first {told} episodes all crashed, .*lost its display"
         with pytest.raises(RuntimeError, match=match):
             run(policy, lambda: make_env(crash_on=range(99)), range(n), max_steps=9)
 
@@ -177,6 +177,29 @@ def test_crashed_seeds_run_again_only_when_asked_to(policy, make_env, tmp_path):
     again = run(policy, make_env, range(4), out=tmp_path, max_steps=9, retry_errors=True)
     assert not [row for row in again.rows if row["error"]]
     assert load_run(tmp_path).trace(2).error is None
+
+
+def test_a_setup_that_always_crashes_claims_no_folder(policy, make_env, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="first 3 episodes all crashed") as crashed:
+        run(policy, lambda: make_env(crash_on=range(99)), range(3), out=out, max_steps=9)
+    assert "\n" not in str(crashed.value) and "Traceback" in crashed.value.__notes__[0]
+    assert not out.exists()
+    done = run(policy, make_env, range(3), out=out, max_steps=9, perturbation={"drift": 0.1})
+    assert done.seeds == (0, 1, 2)
+
+
+def test_a_retry_that_is_interrupted_keeps_the_crash_on_record(policy, make_env, tmp_path):
+    run(policy, lambda: make_env(crash_on=(2,)), range(4), out=tmp_path, max_steps=9)
+
+    def interrupted(action):
+        raise KeyboardInterrupt
+
+    env = make_env()
+    env.step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        run(policy, lambda: env, range(4), out=tmp_path, max_steps=9, retry_errors=True)
+    assert load_run(tmp_path).crashed == (2,)
 
 
 def test_taps_come_back_with_the_rows_first():
