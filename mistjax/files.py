@@ -28,11 +28,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from mistjax.untrusted import read_bytes, read_text, refuse_stand_in, sound
+
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\..+)?")
 _PATIENCE_S = 60.0
 _READS = 5  # of an index whose companions are being replaced
-_LFS = b"version https://git-lfs.github.com/spec/"
-_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
 @contextlib.contextmanager
@@ -153,12 +153,9 @@ def read_json(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it holds something else, or a number that is not finite; names the file.
     """
-    content = path.read_bytes()
-    check_is_the_file(content, path)
-    if content.startswith(_MARKS):
-        raise ValueError(f"{path} begins with a byte order mark: save it as UTF-8 without one.")
+    text = read_text(path)
     try:
-        document = json.loads(content.decode(), parse_constant=_refuse, parse_float=_finite)
+        document = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON, or was cut off ({error}).") from None
     if not isinstance(document, dict):
@@ -177,22 +174,12 @@ def read_tensors(path: Path, content: bytes | None = None) -> dict[str, np.ndarr
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or something else; names the file.
     """
-    content = path.read_bytes() if content is None else content
-    check_is_the_file(content, path)
+    content = read_bytes(path) if content is None else content
+    refuse_stand_in(path, content)
     try:
-        return safetensors.numpy.load(content)
+        return sound(safetensors.numpy.load(content))
     except Exception as error:  # the parser's own, and numpy's on dtypes that it does not know
         raise ValueError(f"{path} is not safetensors, or was cut off ({error}).") from None
-
-
-def check_is_the_file(content: bytes, path: Path) -> None:
-    """Raises ValueError if a file, which begins with `content`, is empty or a Git LFS pointer."""
-    if not content:
-        raise ValueError(f"{path} is empty.")
-    if content.startswith(_LFS):
-        raise ValueError(
-            f"{path} is a Git LFS pointer and not the file itself: fetch that with `git lfs pull`."
-        )
 
 
 def _refuse(number: str) -> float:

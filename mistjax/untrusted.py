@@ -6,21 +6,19 @@ with a byte-order mark, a link. Each is named as what it is.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import BinaryIO
 
 import numpy as np
-from safetensors.numpy import load
 
 POINTER = b"version https://git-lfs.github.com/spec/"
-LARGEST_TEXT = 2**28  # bytes: the longest index or tokenizer of a published model is a tenth of it
-LARGEST_EMPTY = 2**24  # bytes that an array without values would have if its axes were not empty
+MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+LARGEST_EMPTY = 2**24  # values that an empty array would have if none of its axes were
 
 
 def open_file(path: str | Path) -> BinaryIO:
@@ -53,96 +51,61 @@ def refuse_link(path: Path) -> None:
         )
 
 
-def refuse_stand_in(path: str | Path) -> None:
-    """ValueError where a file holds what is often found in place of its content."""
+def read_bytes(path: str | Path) -> bytes:
+    """What a file holds, links followed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a folder, or what is often found in place of a file.
+    """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected a file.")
-    with path.open("rb") as file:
-        start = file.read(256)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist.") from None
+    refuse_stand_in(path, content)
+    return content
+
+
+def refuse_stand_in(path: Path, content: bytes | memoryview) -> None:
+    """ValueError where a file's content, or its start, is what is often found in its place."""
+    start = bytes(content[:256])
+    if not start:
+        raise ValueError(f"{path} is empty.")
     if start.startswith(POINTER):
         raise ValueError(
-            f"{path} is a pointer of Git LFS and not the file itself: run `git lfs pull` in its "
+            f"{path} is a Git LFS pointer and not the file itself: run `git lfs pull` in its "
             "repository, or download it again with `hf download`."
         )
     if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise ValueError(f"{path} is a web page and not the file itself: download it again.")
-    for mark, name in (
-        (b"\xef\xbb\xbf", "UTF-8"),
-        (b"\xff\xfe", "UTF-16"),
-        (b"\xfe\xff", "UTF-16"),
-    ):
-        if start.startswith(mark) and path.suffix in (".json", ".txt", ".bddl", ".csv"):
-            raise ValueError(
-                f"{path} begins with the byte-order mark of {name}: save it as UTF-8 without one."
-            )
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: something else than text in UTF-8.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist.")
-    refuse_stand_in(path)
-    if path.stat().st_size > LARGEST_TEXT:
-        raise ValueError(f"{path} has {path.stat().st_size >> 20} MiB: it is no such text.")
+def read_text(path: str | Path, content: bytes | None = None) -> str:
+    """The text of a file, or of its content; raises as `read_bytes`, and for what is no UTF-8."""
+    if content is None:
+        content = read_bytes(path)
+    refuse_stand_in(Path(path), content)
+    if content.startswith(MARKS):
+        raise ValueError(f"{path} begins with a byte order mark: save it as UTF-8 without one.")
     try:
-        return path.read_text(encoding="utf-8")
+        return content.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}.") from error
+        raise ValueError(f"{path} is no text in UTF-8 ({error}).") from None
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no JSON, a number that is not finite, or something else than an object.
-    """
-    text = read_text(path)
-    try:
-        content = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no readable JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
-    return content
-
-
-def _not_finite(text: str) -> NoReturn:
-    raise ValueError(f"{text:.40} is no finite number")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _not_finite(text)
-
-
-def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no such file, damaged, or of a type that NumPy does not have.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist.")
-    refuse_stand_in(path)
-    with reading(path, "a whole safetensors file"):
-        return {name: _sound(name, array) for name, array in load(path.read_bytes()).items()}
-
-
-def _sound(name: str, array: np.ndarray) -> np.ndarray:
-    """The array, without what NumPy would trust and a file need not keep to."""
-    if not array.size and math.prod(max(n, 1) for n in array.shape) > LARGEST_EMPTY:
-        raise ValueError(f"{name} is empty and has the shape {array.shape}")
-    return np.asarray(array.view(np.uint8) != 0) if array.dtype == bool else array
+def sound(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays without what NumPy would trust and a file need not keep to: bytes that are no truth
+    values become some, and an empty array of immense axes is refused with a ValueError."""
+    for name, array in arrays.items():
+        if not array.size and math.prod(max(n, 1) for n in array.shape) > LARGEST_EMPTY:
+            raise ValueError(f"{name} is empty and has the shape {array.shape}")
+    return {
+        name: np.asarray(array.view(np.uint8) != 0) if array.dtype == bool else array
+        for name, array in arrays.items()
+    }
 
 
 @contextmanager

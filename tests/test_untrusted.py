@@ -6,9 +6,9 @@ import struct
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from mistjax.untrusted import open_file, read_arrays, read_json, read_text, reading
+from mistjax.files import read_json, read_tensors
+from mistjax.untrusted import open_file, read_text, reading
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 
@@ -18,12 +18,12 @@ def safetensors(header, data=b""):
     return struct.pack("<Q", len(text)) + text + data
 
 
-@pytest.mark.parametrize("read", [read_text, read_json, read_arrays])
+@pytest.mark.parametrize("read", [read_text, read_json, read_tensors])
 def test_a_missing_file_a_folder_a_pointer_and_a_web_page_are_named(read, tmp_path):
     path = tmp_path / "config.json"
     with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
         read(path)
-    for content, said in ((POINTER, "pointer of Git LFS"), (b"\n<!DOCTYPE html>", "web page")):
+    for content, said in ((POINTER, "Git LFS pointer"), (b"\n<!DOCTYPE html>", "web page")):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"config\.json is a {said}"):
             read(path)
@@ -32,36 +32,8 @@ def test_a_missing_file_a_folder_a_pointer_and_a_web_page_are_named(read, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"\xef\xbb\xbf{}", "byte-order mark of UTF-8"),
-        ("{}".encode("utf-16"), "byte-order mark of UTF-16"),
-        (b"\xff{}", "no text in UTF-8"),
-        (b"", "no readable JSON"),
-        (b"{", "no readable JSON"),
-        (b"[1]", "holds a list"),
-        (b'{"a": NaN}', "NaN is no finite number"),
-        (b'{"a": -Infinity}', "-Infinity is no finite number"),
-        (b'{"a": 1e999}', "1e999 is no finite number"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "no readable JSON"),
-        (b'{"a": ' * 100_000, "no readable JSON"),
-        (b'{"a": ' + b"[" * 100_000, "no readable JSON"),
-    ],
-)
-def test_what_is_no_json_object_is_refused_by_name(content, said, tmp_path):
-    path = tmp_path / "config.json"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=said) as caught:
-        read_json(path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"\xff" * 8,
-        b"garbage and more of it",
         safetensors([]),
         safetensors({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}),
         safetensors({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}}),
@@ -71,25 +43,18 @@ def test_what_is_no_json_object_is_refused_by_name(content, said, tmp_path):
         safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, bytes(12)),
     ],
 )
-def test_a_damaged_safetensors_file_is_refused_by_name(content, tmp_path):
+def test_a_safetensors_file_that_says_what_it_does_not_hold_is_refused(content, tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.safetensors is not a whole|a\.safetensors: "):
-        read_arrays(path)
+    with pytest.raises(ValueError, match=r"a\.safetensors is not safetensors"):
+        read_tensors(path)
 
 
 def test_a_byte_that_is_no_truth_value_becomes_one(tmp_path):
     path = tmp_path / "a.safetensors"
     entry = {"dtype": "BOOL", "shape": [3], "data_offsets": [0, 3]}
     path.write_bytes(safetensors({"a": entry}, b"\x00\x02\xff"))
-    assert read_arrays(path)["a"].view(np.uint8).tolist() == [0, 1, 1]
-
-
-def test_arrays_come_back_as_they_were_saved(tmp_path):
-    arrays = {"a": np.arange(6.0).reshape(2, 3), "b": np.array(True), "c": np.zeros((0, 3))}
-    save_file(arrays, tmp_path / "a.safetensors")
-    for name, array in read_arrays(tmp_path / "a.safetensors").items():
-        np.testing.assert_array_equal(array, arrays[name], strict=True)
+    assert read_tensors(path)["a"].view(np.uint8).tolist() == [0, 1, 1]
 
 
 def test_links_devices_and_folders_are_not_opened(tmp_path):

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 from safetensors import SafetensorError, safe_open
 
-from mistjax.files import check_is_the_file, read_json, read_tensors
+from mistjax.files import read_json, read_tensors
 from mistjax.hooks.sites import Tap
 from mistjax.rollouts.trace import Json, Trace, check_tensors, checked_row, episode_name
+from mistjax.untrusted import refuse_stand_in
 
 FORMAT = 1
 JSON_COLUMNS = ("perturbation", "info")
@@ -225,7 +226,7 @@ def _read_table(file: Path) -> list[dict[str, Json]]:
 def _read_row(file: Path, seed: int) -> dict[str, Json]:
     """The row in the header of a trace file."""
     with file.open("rb") as handle:
-        check_is_the_file(handle.read(64), file)
+        refuse_stand_in(file, handle.read(64))
     try:
         with safe_open(file, "numpy") as handle:
             row = json.loads((handle.metadata() or {})["episode"])

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mistjax import pickled
-from mistjax.untrusted import reading, refuse_stand_in
+from mistjax.untrusted import read_bytes, reading
 
 
 def read_init_states(path: str | Path) -> Float[np.ndarray, "states size"]:
@@ -27,13 +27,11 @@ def read_init_states(path: str | Path) -> Float[np.ndarray, "states size"]:
             stops being one.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: expected the start states of a task.")
-    refuse_stand_in(path)
-    if not zipfile.is_zipfile(path):
+    content = io.BytesIO(read_bytes(path))
+    if not zipfile.is_zipfile(content):
         raise ValueError(f"{path} is not a zip archive: expected an init file made by torch.save.")
-    with reading(path, "a plain float64 matrix"), zipfile.ZipFile(path) as archive:
-        return _matrix(_stream(archive, path.stat().st_size))
+    with reading(path, "a plain float64 matrix"), zipfile.ZipFile(content) as archive:
+        return _matrix(_stream(archive, len(content.getbuffer())))
 
 
 def _stream(archive: zipfile.ZipFile, size: int) -> bytes:

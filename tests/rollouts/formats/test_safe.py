@@ -305,9 +305,9 @@ def test_a_rollout_that_is_none_is_named(copied, tmp_path, changes, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "0 rows"),
-        ("\ufeffaction/dx\n1\n", "byte-order mark"),
-        ("version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+        ("", "is empty"),
+        ("\ufeffaction/dx\n1\n", "byte order mark"),
+        ("version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         ("{whole}", None),
         ("{nan}", "not finite at every step"),
         ("{word}", "could not convert"),

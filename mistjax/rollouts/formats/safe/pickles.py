@@ -43,18 +43,17 @@ def load(path: Path) -> Any:
         ValueError: a link, or no regular file.
     """
     with open_file(path) as file:
-        refuse_stand_in(path)
-        if file.read(4) == b"PK\x03\x04":
+        start = file.read(256)
+        if not start:
+            raise PickleRefused(f"{path.name} is empty.")
+        refuse_stand_in(path, start)
+        if start.startswith(b"PK\x03\x04"):
             raise PickleRefused(
                 f"{path.name} is an archive of torch.save; SAFE's files are plain pickles: load it "
                 "with torch.load(..., weights_only=True) and write it with pickle.dump."
             )
-        try:
-            # as a map, a length that the file announces is cut to what it has before it is read
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:
-            raise PickleRefused(f"{path.name} is empty.") from None
-        with content:
+        # as a map, a length that the file announces is cut to what it has before it is read
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
                 return pickled.read(content, len(content), MAKERS, pickled.NAMES)
             except PickleRefused as error:

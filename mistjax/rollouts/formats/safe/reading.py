@@ -25,7 +25,7 @@ import numpy as np
 from mistjax.detect.pooling import pool
 from mistjax.rollouts.formats.safe.pickles import load
 from mistjax.rollouts.trace import Trace
-from mistjax.untrusted import open_file, reading, refuse_link, refuse_stand_in
+from mistjax.untrusted import open_file, read_text, reading, refuse_link
 
 ACTIONS = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "dgripper")
 ROLLOUT = "a rollout in SAFE's layout"
@@ -191,8 +191,8 @@ def _columns(path: Path, rows: int) -> dict[str, np.ndarray]:
     if not path.exists():
         raise FileNotFoundError(f"{path.name} is missing: the actions of the episode are in it.")
     with open_file(path) as file:
-        refuse_stand_in(path)
-        lines = list(csv.DictReader(io.StringIO(file.read().decode(), newline="")))
+        text = read_text(path, file.read())
+    lines = list(csv.DictReader(io.StringIO(text, newline="")))
     lacking = [f"action/{name}" for name in ACTIONS if lines and f"action/{name}" not in lines[0]]
     if len(lines) != rows or lacking:
         raise ValueError(
