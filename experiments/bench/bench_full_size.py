@@ -20,6 +20,7 @@ turns (`turns`), ratios are to `bare`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -41,7 +42,7 @@ from mistjax.detect.calibration.conformal import Threshold
 from mistjax.detect.features import DEFAULT_FEATURES
 from mistjax.detect.methods.safe.heads import SafeMLP
 from mistjax.detect.monitor import Monitor
-from mistjax.hooks import Add, Tap
+from mistjax.hooks import Add, Hooks, Tap
 from mistjax.models.config import PI0, PI05, TINY, TINY_FAST, FastConfig, Pi0Config
 from mistjax.models.normalize import NormStats
 from mistjax.models.observation import Observation
@@ -256,15 +257,15 @@ def token_arms(
     tap = Tap("vlm.resid", (config.vlm.depth // 2,), "text", "mean")
     action_tap = Tap("action.resid", (-1,), "action", "mean")
 
-    def sample(variables, obs, keys, edits, taps):
-        return infer(config, variables, obs, keys, taps=taps, edits=edits)
-
-    jitted = jax.jit(sample, static_argnames="taps")
+    sample = jax.jit(functools.partial(infer, config))
+    arms = {
+        "bare": Hooks(),
+        "one tap": Hooks((), (tap,)),
+        "one action tap": Hooks((), (action_tap,)),
+        "one edit": Hooks((edit,)),
+    }
     return {
-        "bare": lambda: jitted(variables, obs, keys, (), taps=()),
-        "one tap": lambda: jitted(variables, obs, keys, (), taps=(tap,)),
-        "one action tap": lambda: jitted(variables, obs, keys, (), taps=(action_tap,)),
-        "one edit": lambda: jitted(variables, obs, keys, (edit,), taps=()),
+        arm: functools.partial(sample, variables, obs, keys, hooks) for arm, hooks in arms.items()
     }
 
 

@@ -36,7 +36,7 @@ import tyro
 from experiments.bench.turns import Ratio, ratio, take_turns
 from experiments.train.board_fast_model import fast_config
 from experiments.train.board_model import board_config
-from mistjax.hooks import POINTS, Add, Edit, Tap
+from mistjax.hooks import POINTS, Add, Hooks, Tap
 from mistjax.models.config import PI0, PI05, TINY, TINY_FAST, FastConfig, Pi0Config
 from mistjax.models.pi0 import example_observation
 from mistjax.policies.price import infer, variable_shapes
@@ -78,11 +78,8 @@ class Config:
     results: Path | None = None
 
 
-Arm = tuple[tuple[Edit, ...], tuple[Tap, ...]]
-
-
-def arms(config: Pi0Config | FastConfig) -> dict[str, Arm]:
-    """Name -> (edits, taps)."""
+def arms(config: Pi0Config | FastConfig) -> dict[str, Hooks]:
+    """What each arm changes and records."""
     stacks = ("vision", "vlm", "action")
     middle = config.vlm.depth // 2
 
@@ -92,26 +89,26 @@ def arms(config: Pi0Config | FastConfig) -> dict[str, Arm]:
     edits = off("vlm.mlp_out", config.vlm.width), off("action.mlp_out", config.experts[-1].width)
     every = tuple(Tap(f"{s}.{point}", reduce="mean") for s in stacks for point in POINTS)
     return {
-        "bare": ((), ()),
-        "bare again": ((), ()),
-        "two edits, off": (edits, ()),
-        "one tap, mean": ((), (Tap("vlm.resid", (middle,), "text", "mean"),)),
-        "one action tap, mean": ((), (Tap("action.resid", (middle,), "action", "mean"),)),
-        f"all {len(every)} taps, mean": ((), every),
+        "bare": Hooks(),
+        "bare again": Hooks(),
+        "two edits, off": Hooks(edits),
+        "one tap, mean": Hooks((), (Tap("vlm.resid", (middle,), "text", "mean"),)),
+        "one action tap, mean": Hooks((), (Tap("action.resid", (middle,), "action", "mean"),)),
+        f"all {len(every)} taps, mean": Hooks((), every),
     }
 
 
 def make_sampler(config: Pi0Config | FastConfig, batch: int) -> Callable[..., Any]:
-    """`(arm, edits, taps) -> actions and taps`, jitted for each arm, on constant weights."""
+    """`(arm, hooks) -> actions and taps`, jitted for each arm, on constant weights."""
     variables = jax.tree.map(lambda s: jnp.full(s.shape, 1e-2, s.dtype), variable_shapes(config))
     obs, keys = example_observation(config, batch), jax.random.split(jax.random.key(0), batch)
 
-    def sample(variables, obs, keys, edits, taps, arm):
+    def sample(variables, obs, keys, hooks, arm):
         del arm  # static, so that each arm has a program of its own
-        return infer(config, variables, obs, keys, taps=taps, edits=edits)
+        return infer(config, variables, obs, keys, hooks)
 
-    jitted = jax.jit(sample, static_argnames=("taps", "arm"))
-    return lambda arm, edits, taps: jitted(variables, obs, keys, edits, taps=taps, arm=arm)
+    jitted = jax.jit(sample, static_argnames="arm")
+    return lambda arm, hooks: jitted(variables, obs, keys, hooks, arm=arm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +126,7 @@ def time_arms(config: Config, name: str) -> list[Row]:
     """Every arm of one model."""
     sizes = MODELS[config.size][name]
     sample, rng = make_sampler(sizes, config.batch), np.random.default_rng(config.seed)
-    calls = {
-        arm: functools.partial(sample, arm, *edits_and_taps)
-        for arm, edits_and_taps in arms(sizes).items()
-    }
+    calls = {arm: functools.partial(sample, arm, hooks) for arm, hooks in arms(sizes).items()}
     taken = take_turns(calls, turns=config.turns, burst=config.burst, warm=config.warm, rng=rng)
     rows = []
     for arm, seconds in taken.items():

@@ -18,6 +18,7 @@ from flax.traverse_util import unflatten_dict
 
 from mistjax.conformance.family import Arrays, Family, branch, random_observation
 from mistjax.conformance.pi import VLM_CAPTURES, taps
+from mistjax.hooks.hooks import Hooks
 from mistjax.models import fast
 from mistjax.models.config import FastConfig
 from mistjax.models.fast import Pi0Fast
@@ -57,7 +58,7 @@ def _outputs(config: FastConfig, variables: Any, inputs: Arrays) -> dict[str, An
     out = {"inputs/tokens": tokens, "inputs/mask": valid}
     out["inputs/ar_mask"] = jnp.concatenate([images, ar_mask], axis=1) | ar
 
-    prefix = prefill(model, variables, obs, taps=taps("vlm"))
+    prefix = prefill(model, variables, obs, Hooks.of((), taps("vlm")))
     right = jax.vmap(lambda x, n: jnp.roll(x, -n, axis=0))
     padded = jnp.sum(valid, axis=1)
     out["prefill/mask"] = right(valid, padded)

@@ -10,6 +10,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from mistjax.conformance.family import Arrays, Family, branch, random_observation
+from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.interceptor import Tokens, hooked_apply
 from mistjax.hooks.sites import Tap
 from mistjax.models import pi0
@@ -56,7 +57,7 @@ def _outputs(config: Pi0Config, variables: Any, inputs: Arrays) -> dict[str, Any
     names = ("tokens", "mask", "ar_mask", "adarms_cond")
     out |= {f"suffix/{k}": v for k, v in zip(names, suffix, strict=True) if v is not None}
 
-    prefix = prefill(model, variables, obs, taps=taps("vlm"))
+    prefix = prefill(model, variables, obs, Hooks.of((), taps("vlm")))
     out |= {"prefill/k": prefix.cache[0], "prefill/v": prefix.cache[1]}
     out["joint/prefix_out"] = prefix.hidden
     (out["joint/v_t"], out["joint/suffix_out"]), found = hooked_apply(

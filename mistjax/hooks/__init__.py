@@ -2,6 +2,7 @@
 
 from mistjax.hooks.adapters import Point, ScannedStack, Stream
 from mistjax.hooks.edits import Add, Affine, Edit, Patch, ProjectOut, Scale, SetNeurons
+from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.interceptor import Tokens, hooked_apply, tap_shapes
 from mistjax.hooks.sites import POINTS, STACKS, Tap, TokenLayout
 
@@ -11,6 +12,7 @@ __all__ = [
     "Add",
     "Affine",
     "Edit",
+    "Hooks",
     "Patch",
     "Point",
     "ProjectOut",

@@ -14,7 +14,6 @@ float32, here they have the compute dtype.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -23,9 +22,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
-from mistjax.hooks.edits import Edit
+from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.interceptor import Tokens, hooked_apply
-from mistjax.hooks.sites import Tap
 from mistjax.models.config import FastConfig
 from mistjax.models.fast_language import ActionGrammar
 from mistjax.models.gemma import KVCache
@@ -112,9 +110,7 @@ def decode_step(
     state: Decoding,
     token: Int[Array, " b"],
     step: Array | int,
-    *,
-    taps: Sequence[Tap] = (),
-    edits: Sequence[Edit] = (),
+    hooks: Hooks = Hooks(),
 ) -> tuple[Decoding, dict[str, Array]]:
     """Feeds the token of one step; taps and edits of the `action` stack."""
     config = model.config
@@ -129,8 +125,8 @@ def decode_step(
         method=Pi0Fast.extend,
         stacks=model.stacks(),
         tokens={"action": Tokens(layout, jnp.ones((token.shape[0], 1), bool))},
-        taps=taps,
-        edits=edits,
+        taps=hooks.taps,
+        edits=hooks.edits,
         step=step,
     )
     slot = config.prefix_len + step
@@ -145,11 +141,10 @@ def write(
     variables,
     prefix: Prefix,
     keys: Key[Array, " b"],
+    hooks: Hooks = Hooks(),
     *,
     temperature: Float[Array, ""] | float = 0.0,
     grammar: ActionGrammar | None = None,
-    taps: Sequence[Tap] = (),
-    edits: Sequence[Edit] = (),
 ) -> Written:
     """Decodes until every row has written EOS, at most `max_decoding_steps` tokens.
 
@@ -159,9 +154,9 @@ def write(
         model, variables: the model.
         prefix: what `sampling.prefill` returned.
         keys: one PRNG key per row [B].
+        hooks: of the `action` stack, at every step.
         temperature: 0 is greedy.
         grammar: which tokens may follow; None allows every token.
-        taps, edits: of the `action` stack, at every step.
     """
 
     def pick(logits, place, step):
@@ -172,7 +167,7 @@ def write(
         return jnp.where(temperature > 0, hot, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
 
     def feed(state, token, step):
-        return decode_step(model, variables, state, token, step, taps=taps, edits=edits)
+        return decode_step(model, variables, state, token, step, hooks)
 
     def body(carry, step):
         state, place, done = carry

@@ -6,16 +6,13 @@ Source: pi0 (arXiv 2410.24164), section IV; Euler steps from t=1 (noise) to t=0 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mistjax.hooks.edits import Edit
+from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.interceptor import Tokens, hooked_apply
-from mistjax.hooks.sites import Tap
 from mistjax.models.gemma import KVCache
 from mistjax.models.observation import Observation
 from mistjax.models.pi0 import Pi0, PrefixModel
@@ -43,9 +40,7 @@ def prefill(
     model: PrefixModel,
     variables,
     obs: Observation,
-    *,
-    taps: Sequence[Tap] = (),
-    edits: Sequence[Edit] = (),
+    hooks: Hooks = Hooks(),
 ) -> Prefix:
     """Runs vision tower and VLM once; taps and edits of the `vision` and `vlm` stacks."""
     config = model.config
@@ -64,8 +59,8 @@ def prefill(
             "vision": Tokens(layouts["vision"], image_valid),
             "vlm": Tokens(layouts["vlm"], valid),
         },
-        taps=taps,
-        edits=edits,
+        taps=hooks.taps,
+        edits=hooks.edits,
     )
     return Prefix(cache, valid, hidden, found)
 
@@ -76,10 +71,9 @@ def denoise(
     prefix: Prefix,
     state: Float[Array, "b s"],
     noise: Float[Array, "b h a"],
+    hooks: Hooks = Hooks(),
     *,
     num_steps: int,
-    taps: Sequence[Tap] = (),
-    edits: Sequence[Edit] = (),
 ) -> tuple[Float[Array, "b h a"], dict[str, Array], Float[Array, "n b h a"]]:
     """Euler steps from noise to actions; taps and edits of the `action` stack at every step.
 
@@ -102,8 +96,8 @@ def denoise(
             method=Pi0.velocity,
             stacks=model.stacks(),
             tokens=tokens,
-            taps=taps,
-            edits=edits,
+            taps=hooks.taps,
+            edits=hooks.edits,
             step=i,
         )
         return x_t - velocity / num_steps, (found, velocity)

@@ -12,6 +12,7 @@ import jax
 from jaxtyping import Array, Float
 
 from mistjax.hooks.edits import Edit
+from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.sites import Tap
 from mistjax.models import fast
 from mistjax.models.config import FastConfig
@@ -105,7 +106,6 @@ class FastPolicy(PiPolicy):
         zeros, which nobody should execute), `tokens` [B,S], and their `log_probs` [B,S], which are
         what an objective can differentiate: actions have no gradient.
         """
-        hooks = tuple(edits), tuple(taps)
         return _sample(
             self.model,
             self.tokenizer,
@@ -113,24 +113,23 @@ class FastPolicy(PiPolicy):
             obs,
             key,
             self.temperature,
-            *hooks,
+            Hooks.of(edits, taps),
             prefix,
         )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "tokenizer", "taps"))
-def _sample(model, tokenizer, variables, obs, key, temperature, edits, taps, prefix):
+@functools.partial(jax.jit, static_argnames=("model", "tokenizer"))
+def _sample(model, tokenizer, variables, obs, key, temperature, hooks, prefix):
     if prefix is None:
-        prefix = prefill(model, variables, obs, taps=taps, edits=edits)
+        prefix = prefill(model, variables, obs, hooks)
     written = write(
         model,
         variables,
         prefix,
         row_keys(key, obs.batch_size),
+        hooks,
         temperature=temperature,
         grammar=tokenizer.grammar if model.config.whole_actions else None,
-        taps=taps,
-        edits=edits,
     )
     actions, ok = tokenizer.decode_actions(written.tokens)
     aux = {"decode_ok": ok, "tokens": written.tokens, "log_probs": written.log_probs}

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mistjax.hooks.edits import Edit
+from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.sites import Tap
 from mistjax.models import checkpoints, pi0
 from mistjax.models.config import Pi0Config
@@ -237,7 +238,7 @@ class PiPolicy(Policy):
         self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
     ) -> Prefix:
         """The part of `sample` before the action expert; pass the result on as `prefix`."""
-        return _prefill(self.model, self.variables, obs, tuple(edits), tuple(taps))
+        return _prefill(self.model, self.variables, obs, Hooks.of(edits, taps))
 
     def sample(
         self,
@@ -253,7 +254,7 @@ class PiPolicy(Policy):
 
         `aux["velocity"]` holds the velocity of every flow step, [B,S,H,A].
         """
-        return _sample(self.model, self.variables, obs, key, tuple(edits), tuple(taps), prefix)
+        return _sample(self.model, self.variables, obs, key, Hooks.of(edits, taps), prefix)
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
         """See `Policy.finish`; ValueError where a chunk is no action and the preset has no
@@ -298,16 +299,16 @@ class PiPolicy(Policy):
         return logits
 
 
-@functools.partial(jax.jit, static_argnames=("model", "taps"))
-def _prefill(model, variables, obs, edits, taps):
-    return prefill(model, variables, obs, taps=taps, edits=edits)
+@functools.partial(jax.jit, static_argnames="model")
+def _prefill(model, variables, obs, hooks):
+    return prefill(model, variables, obs, hooks)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "taps"))
-def _sample(model, variables, obs, key, edits, taps, prefix):
+@functools.partial(jax.jit, static_argnames="model")
+def _sample(model, variables, obs, key, hooks, prefix):
     config = model.config
     if prefix is None:
-        prefix = prefill(model, variables, obs, taps=taps, edits=edits)
+        prefix = prefill(model, variables, obs, hooks)
     shape = (config.action_horizon, config.action_dim)
     noise = jax.vmap(lambda k: jax.random.normal(k, shape))(row_keys(key, obs.batch_size))
     actions, found, velocity = denoise(
@@ -316,9 +317,8 @@ def _sample(model, variables, obs, key, edits, taps, prefix):
         prefix,
         obs.state,
         noise,
+        hooks,
         num_steps=config.num_steps,
-        taps=taps,
-        edits=edits,
     )
     aux = {"velocity": jnp.swapaxes(velocity, 0, 1)}
     return Sample(actions, {**prefix.taps, **found}, aux)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from mistjax.hooks.edits import Edit
+from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.sites import Tap
 from mistjax.models import checkpoints, fast, pi0
 from mistjax.models.config import FastConfig, Pi0Config
@@ -89,21 +90,21 @@ def price(
     obs = jax.eval_shape(lambda: pi0.example_observation(config, batch))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
 
-    def temporary(taps: tuple[Tap, ...], edits: tuple[Edit, ...]) -> int:
-        jitted = jax.jit(lambda v, o, k, e: infer(config, v, o, k, taps=taps, edits=e))
-        memory = jitted.lower(variables, obs, keys, edits).compile().memory_analysis()
+    def temporary(hooks: Hooks) -> int:
+        jitted = jax.jit(lambda v, o, k, h: infer(config, v, o, k, h))
+        memory = jitted.lower(variables, obs, keys, hooks).compile().memory_analysis()
         if memory is None:
             raise ValueError(f"{jax.default_backend()} does not report the memory of a program.")
         return memory.temp_size_in_bytes
 
-    taps, edits = tuple(taps), tuple(edits)
+    hooks = Hooks.of(edits, taps)
     shapes = jax.eval_shape(
-        lambda v, o, k: infer(config, v, o, k, taps=taps, edits=edits)[1], variables, obs, keys
+        lambda v, o, k, h: infer(config, v, o, k, h)[1], variables, obs, keys, hooks
     )
     return Price(
         {str(tap): shapes[str(tap)] for tap in taps},
-        temporary(taps, edits),
-        temporary((), ()),
+        temporary(hooks),
+        temporary(Hooks()),
         jax.default_backend(),
     )
 
@@ -113,24 +114,21 @@ def infer(
     variables: Any,
     obs: Any,
     keys: Any,
-    *,
-    taps: Sequence[Tap] = (),
-    edits: Sequence[Edit] = (),
+    hooks: Hooks = Hooks(),
 ) -> tuple[Any, dict[str, Any]]:
     """One inference without the rest of a policy: (action chunk or tokens, taps). A flow starts
     from zeros.
     """
-    hooks = {"taps": taps, "edits": edits}
     if isinstance(config, FastConfig):
         model = Pi0Fast(config)
-        prefix = prefill(model, variables, obs, **hooks)
-        written = write(model, variables, prefix, keys, **hooks)
+        prefix = prefill(model, variables, obs, hooks)
+        written = write(model, variables, prefix, keys, hooks)
         return written.tokens, {**prefix.taps, **written.taps}
     model = Pi0(config)
-    prefix = prefill(model, variables, obs, **hooks)
+    prefix = prefill(model, variables, obs, hooks)
     noise = jnp.zeros((obs.batch_size, config.action_horizon, config.action_dim))
     actions, found, _ = denoise(
-        model, variables, prefix, obs.state, noise, num_steps=config.num_steps, **hooks
+        model, variables, prefix, obs.state, noise, hooks, num_steps=config.num_steps
     )
     return actions, {**prefix.taps, **found}
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mistjax.hooks import POINTS, Add, Affine, Patch, ProjectOut, Scale, SetNeurons, Tap
+from mistjax.hooks import POINTS, Add, Affine, Hooks, Patch, ProjectOut, Scale, SetNeurons, Tap
 from mistjax.models.config import TINY, TINY_FAST, FastConfig, Pi0Config
 from mistjax.models.fast import Pi0Fast, write
 from mistjax.models.observation import Observation
@@ -95,18 +95,18 @@ class Rig:
 
         pi0-FAST gives the log-probabilities of its tokens in place of actions.
         """
-        (variables, obs, noise), hooks = inputs, {"taps": taps, "edits": edits}
+        (variables, obs, noise), hooks = inputs, Hooks.of(edits, taps)
         self.traces += 1
         if self.fast:
             model = Pi0Fast(self.config)
-            prefix = prefill(model, variables, obs, **hooks)
-            written = write(model, variables, prefix, noise, **hooks)
+            prefix = prefill(model, variables, obs, hooks)
+            written = write(model, variables, prefix, noise, hooks)
             return written.log_probs, {**prefix.taps, **written.taps}
         model = Pi0(self.config)
-        prefix = prefill(model, variables, obs, **hooks)
+        prefix = prefill(model, variables, obs, hooks)
         steps = self.config.num_steps
         actions, found, _ = denoise(
-            model, variables, prefix, obs.state, noise, num_steps=steps, **hooks
+            model, variables, prefix, obs.state, noise, hooks, num_steps=steps
         )
         return actions, {**prefix.taps, **found}
 

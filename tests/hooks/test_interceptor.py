@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mistjax.hooks import POINTS, Add, Tap, tap_shapes
+from mistjax.hooks import POINTS, Add, Hooks, Tap, tap_shapes
 from mistjax.models.pi0 import Pi0
 from mistjax.models.sampling import prefill
 from mistjax.models.stacks import token_layouts
@@ -282,7 +282,7 @@ BAD = {
 @pytest.mark.parametrize("edit", BAD.values(), ids=BAD.keys())
 def test_a_bad_edit_raises_and_leaves_no_interceptor(r, edit):
     with pytest.raises((ValueError, TypeError)):
-        jax.eval_shape(lambda: prefill(Pi0(r.config), r.variables, r.obs, edits=[edit]))
+        jax.eval_shape(lambda: prefill(Pi0(r.config), r.variables, r.obs, Hooks((edit,))))
     assert not nn.module._global_interceptor_stack
 
 
@@ -291,19 +291,19 @@ def test_an_error_inside_the_model_leaves_no_interceptor(r, monkeypatch):
         raise FloatingPointError("inside the block")
 
     monkeypatch.setattr("mistjax.models.gemma.apply_rope", fail)
-    edits = [r.edit("Add", "vlm.resid")]
+    hooks = Hooks((r.edit("Add", "vlm.resid"),), (Tap("vlm.resid"),))
     with pytest.raises(FloatingPointError, match="inside the block"):
-        prefill(Pi0(r.config), r.variables, r.obs, edits=edits, taps=[Tap("vlm.resid")])
+        prefill(Pi0(r.config), r.variables, r.obs, hooks)
     assert not nn.module._global_interceptor_stack
 
 
-@pytest.mark.parametrize("what", [{"taps": [Tap("dino.resid")]}, {"edits": [Add("dino.resid")]}])
-def test_a_stack_that_the_model_lacks_is_refused(r, what):
+@pytest.mark.parametrize("hooks", [Hooks((), (Tap("dino.resid"),)), Hooks((Add("dino.resid"),))])
+def test_a_stack_that_the_model_lacks_is_refused(r, hooks):
     with pytest.raises(ValueError, match="no stack 'dino'"):
-        prefill(Pi0(r.config), r.variables, r.obs, **what)
+        prefill(Pi0(r.config), r.variables, r.obs, hooks)
 
 
 def test_a_layer_that_the_stack_lacks_is_refused(r):
-    taps = [Tap("vlm.resid", (3,))]
+    hooks = Hooks((), (Tap("vlm.resid", (3,)),))
     with pytest.raises(ValueError, match="3 layers"):
-        jax.eval_shape(lambda: prefill(Pi0(r.config), r.variables, r.obs, taps=taps))
+        jax.eval_shape(lambda: prefill(Pi0(r.config), r.variables, r.obs, hooks))

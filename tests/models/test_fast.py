@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mistjax.hooks import Tap
+from mistjax.hooks import Hooks, Tap
 from mistjax.models import fast
 from mistjax.models.config import TINY_FAST, FastConfig
 from mistjax.models.fast import Pi0Fast
@@ -24,7 +24,7 @@ def run(variables, obs, keys, temperature):
     prefix = prefill(model, variables, obs)
     first = fast.start(model, variables, prefix)
     return (
-        fast.write(model, variables, prefix, keys, temperature=temperature, taps=TAPS),
+        fast.write(model, variables, prefix, keys, Hooks((), TAPS), temperature=temperature),
         first,
         prefix,
     )

@@ -6,7 +6,7 @@ import pytest
 
 from mistjax.cli import main
 from mistjax.demo import SHIPPED
-from mistjax.hooks import Add, Tap
+from mistjax.hooks import Add, Hooks, Tap
 from mistjax.models.config import PI05, TINY, TINY_FAST
 from mistjax.models.pi0 import example_observation
 from mistjax.policies.price import config_of, infer, price, variable_shapes
@@ -18,7 +18,7 @@ TAPS = (Tap("vlm.mlp_neurons", (1,)), Tap("action.resid", None, "action", "mean"
 def test_the_price_is_what_an_inference_returns(config):
     variables = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), variable_shapes(config))
     keys = jax.random.split(jax.random.key(0), 3)
-    _, found = infer(config, variables, example_observation(config, 3), keys, taps=TAPS)
+    _, found = infer(config, variables, example_observation(config, 3), keys, Hooks((), TAPS))
     asked = price(config, TAPS, batch=3)
     assert {n: (v.shape, v.dtype) for n, v in found.items()} == {
         n: (v.shape, v.dtype) for n, v in asked.taps.items()
