@@ -60,6 +60,7 @@ class Loop:
         self._slots = [Slot(row) for row in range(slots)]
         self._waiting: collections.deque[int] = collections.deque()
         self._deaths: collections.Counter[int] = collections.Counter()
+        self._seen = self._usual = None  # shapes of the last prepared batch; of one that went well
 
     def episodes(self, seeds: Sequence[int]) -> Iterator[Trace]:
         """Yields a trace whenever an episode ends; the order is that of the ends."""
@@ -71,14 +72,15 @@ class Loop:
             active = [slot for slot in self._slots if slot.recorder is not None]
             if not active:
                 return
+            shown = [slot if slot.recorder is not None else active[0] for slot in self._slots]
             try:
                 if not warm:  # so that no episode's timing contains the compilation
-                    self._infer(active[0])
+                    self._infer(shown, self._state)
                     warm = True
-                inference, self._state = self._infer(active[0])
+                inference, self._state = self._infer(shown, self._state)
+                self._usual = self._seen
             except Exception:
-                error = traceback.format_exc()
-                for slot in active:
+                for slot, error in self._culprits(active, traceback.format_exc()):
                     yield self._end(slot, error)
                 continue
             yield from self._act(inference)
@@ -101,8 +103,9 @@ class Loop:
             cameras = tuple(self._policy.spec.cameras.values()) if seed in self._videos else ()
             (start,) = reply.moments
             try:
-                slot.raw, slot.fresh = start.raw, True
-                slot.recorder = Recorder(seed, start.raw, start.info, cameras)
+                prompt = self._policy.preset.prompt(start.raw)
+                slot.raw, slot.fresh = {**start.raw, "prompt": prompt}, True
+                slot.recorder = Recorder(seed, slot.raw, start.info, cameras)
             except Exception:
                 yield self._end(slot, traceback.format_exc())
 
@@ -127,15 +130,16 @@ class Loop:
             return None
         return self._end(slot, f"{reply.error}, twice" if reply.lost else reply.error)
 
-    def _infer(self, stand_in: Slot) -> tuple[Inference, Any]:
-        """One inference for all rows; empty rows see what `stand_in` sees, and go nowhere."""
-        slots = [slot if slot.recorder is not None else stand_in for slot in self._slots]
-        raw = [slot.raw for slot in slots]
-        fresh = np.array([slot.fresh for slot in self._slots])
-        state = _reset_rows(self._state, self._initial, fresh)
+    def _infer(self, shown: Sequence[Slot], state: Any) -> tuple[Inference, Any]:
+        """One inference, in which each row sees what a slot sees; an empty row sees what another
+        does, and goes nowhere.
+        """
+        raw = [slot.raw for slot in shown]
+        fresh = np.array([slot.fresh for slot in shown])
+        state = _reset_rows(state, self._initial, fresh)
         keys = _episode_keys(
-            np.array([slot.recorder.seed for slot in slots]),  # type: ignore[union-attr]
-            np.array([slot.recorder.inferences for slot in slots]),  # type: ignore[union-attr]
+            np.array([slot.recorder.seed for slot in shown]),  # type: ignore[union-attr]
+            np.array([slot.recorder.inferences for slot in shown]),  # type: ignore[union-attr]
         )
         start = time.perf_counter()
         observation = self._policy.prepare(raw)
@@ -143,7 +147,40 @@ class Loop:
         jax.block_until_ready(sample)
         chunks = self._policy.finish(sample, raw)
         milliseconds = 1e3 * (time.perf_counter() - start)
+        self._seen = _shapes(observation)
         return Inference.read(self._recording, sample, chunks, milliseconds), sample.state
+
+    def _culprits(self, active: Sequence[Slot], error: str) -> list[tuple[Slot, str]]:
+        """The episodes that an inference failed for, each with its error; all, if it is nobody's
+        own. The others are as they were, and do the same in the next inference.
+
+        Each is tried alone in a batch of the usual size: first its observation is prepared, which
+        costs little and finds most, then compared with the others in shape, then inferred on.
+        """
+        found, shapes = {}, {}
+
+        def prepare(slot: Slot) -> None:
+            shapes[slot] = _shapes(self._policy.prepare([slot.raw] * len(self._slots)))
+
+        def compare(slot: Slot) -> None:
+            usual, count = collections.Counter(shapes.values()).most_common(1)[0]
+            usual = self._usual or (usual if 2 * count > len(active) else shapes[slot])
+            if shapes[slot] != usual:
+                raise ValueError(f"an observation of another shape: {shapes[slot]}, not {usual}")
+
+        def infer(slot: Slot) -> None:
+            rows = np.full(len(self._slots), slot.row)
+            self._infer([slot] * len(rows), jax.tree.map(lambda x: x[rows], self._state))
+
+        for attempt in (prepare, compare, infer):
+            for slot in active:
+                try:
+                    attempt(slot)
+                except Exception:
+                    found[slot] = traceback.format_exc()
+            if found:
+                return list(found.items())
+        return [(slot, error) for slot in active]
 
     def _act(self, inference: Inference) -> Iterator[Trace]:
         """Executes the first actions of every chunk; yields the traces of episodes that end."""
@@ -172,7 +209,8 @@ class Loop:
             if (trace := self._crash(slot, reply)) is not None:
                 yield trace
             elif slot.recorder is not None and ended:
-                yield self._end(slot, reply.moments[-1].info.get("error"))
+                error = reply.moments[-1].info.get("error")
+                yield self._end(slot, str(error) if error else None)
 
     def _record(self, slot: Slot, actions: Sequence[np.ndarray], reply: Reply) -> bool:
         """Adds what the actions led to; returns whether the episode is over."""
@@ -191,11 +229,17 @@ class Loop:
         perturbation = self._options.get("perturbation", {})
         try:
             trace = recorder.trace(self._envs.env_id, self._policy.spec, perturbation, error)
-        except ValueError:
+        except Exception:
             error = traceback.format_exc()
             trace = recorder.trace(self._envs.env_id, self._policy.spec, perturbation, error)
         slot.recorder = None
         return trace
+
+
+def _shapes(observation: Any) -> tuple[Any, ...]:
+    """Shape and dtype of each array of a prepared batch."""
+    leaves = jax.tree.leaves(observation)
+    return tuple((np.shape(x), str(getattr(x, "dtype", type(x).__name__))) for x in leaves)
 
 
 @jax.jit

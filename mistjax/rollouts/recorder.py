@@ -111,18 +111,28 @@ class Recorder:
         values |= {f"features/{name}": value[row] for name, value in batch.features.items()}
         values |= {f"aux/{name}": value[row] for name, value in batch.aux.items()}
         values |= {f"images/{name}": np.array(raw[name]) for name in self._cameras}
+        if self._inferences:
+            _check_alike(values, self._inferences[0][1])
         self._inferences.append((self.steps, values))
         return batch.chunks[row]
 
     def step(
         self, state: np.ndarray, action: np.ndarray, raw: RawObs, info: Mapping[str, Any]
     ) -> None:
-        """Adds an action executed in `state`, and what it led to."""
+        """Adds an action executed in `state`, and what it led to.
+
+        Raises:
+            ValueError: the state or a picture has another size than before.
+        """
+        if self._state:
+            _check_alike({"state": state}, {"state": self._state[0]})
+        if self._cameras:
+            frame = _side_by_side(raw, self._cameras)
+            _check_alike({"the pictures": frame}, {"the pictures": self._frames[0]})
+            self._frames.append(frame)
         self._state.append(state)
         self._actions.append(np.array(action, np.float32))
         self._info = info
-        if self._cameras:
-            self._frames.append(_side_by_side(raw, self._cameras))
 
     def trace(
         self, env_id: str, spec: PolicySpec, perturbation: Mapping[str, Json], error: str | None
@@ -150,6 +160,7 @@ class Recorder:
         tensors["state"] = np.stack(self._state) if self._state else np.zeros((0, 0), np.float32)
         none = np.zeros((0, width), np.float32)
         tensors["actions"] = np.stack(self._actions) if self._actions else none
+        cause = self._info.get("failure_cause")
         row = {
             "seed": self.seed,
             "env_id": env_id,
@@ -158,13 +169,21 @@ class Recorder:
             "policy": spec.name,
             "policy_fingerprint": spec.fingerprint,
             "success": None if error is not None else bool(self._info["success"]),
-            "failure_cause": None if error is not None else self._info.get("failure_cause"),
+            "failure_cause": None if error is not None or cause is None else str(cause),
             "error": error,
             "perturbation": dict(perturbation),
             "info": {name: v for name, v in self._info.items() if is_scalar(v)},
         }
         trace = Trace.from_parts(row, tensors)
         return dataclasses.replace(trace, frames=np.stack(self._frames)) if self._frames else trace
+
+
+def _check_alike(values: Mapping[str, np.ndarray], first: Mapping[str, np.ndarray]) -> None:
+    for name, value in values.items():
+        if value.shape != first[name].shape:
+            raise ValueError(
+                f"{name} has shape {value.shape}, and {first[name].shape} earlier in the episode."
+            )
 
 
 def robot_state(raw: RawObs) -> np.ndarray:

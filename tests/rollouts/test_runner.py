@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -109,6 +111,124 @@ def test_a_crash_of_the_policy_is_an_error_of_the_episodes_in_the_batch(policy, 
     assert 1 <= len(crashed) <= 2
     assert all("out of range" in row["error"] for row in crashed)
     assert all(row["success"] is not None for row in rows if row not in crashed)
+
+
+class Faulty:
+    """Makes environments of which the seeds in `bad` show something else from step 2 on."""
+
+    def __init__(self, make_env, bad, change):
+        self.make_env, self.bad, self.change = make_env, bad, change
+
+    def __call__(self):
+        env = self.make_env()
+        step = env.step
+
+        def faulty(action):
+            raw, *rest = step(action)
+            return (self.change(raw) if env.seed in self.bad and env.steps >= 2 else raw), *rest
+
+        env.step = faulty
+        return env
+
+
+BAD = {
+    "a missing state": lambda raw: {k: v for k, v in raw.items() if "state" not in k},
+    "a longer state": lambda raw: raw | {"observation/state": np.zeros(3, np.float32)},
+    "a state of words": lambda raw: raw | {"observation/state": np.array(["a", "b"])},
+    "no observation": lambda raw: None,
+    "NaN": lambda raw: raw | {"observation/state": np.full(2, np.nan, np.float32)},
+    "another picture": lambda raw: raw | {"observation/image": np.zeros((4, 4, 3), np.uint8)},
+}
+
+
+@pytest.mark.parametrize("change", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("bad", [(1,), (0, 3)], ids=["one", "two"])
+def test_a_bad_observation_ends_its_own_episode_only(policy, make_env, same, tap, change, bad):
+    """Half of the batch or less: with two of four neither shape is the usual one but by history."""
+    prepare = policy.prepare
+
+    def checked(raw):
+        if not all(np.isfinite(r["observation/state"]).all() for r in raw):
+            raise ValueError("the state is not finite")
+        return prepare(raw)
+
+    policy.prepare = checked
+    options = {"num_envs": 4, "max_steps": 9, "taps": (tap,), "record_video": range(6)}
+    sound = run(policy, make_env, range(6), **options)
+    hurt = run(policy, Faulty(make_env, bad, change), range(6), **options)
+    assert hurt.crashed == bad
+    for seed in set(range(6)) - set(bad):
+        same(hurt.trace(seed), sound.trace(seed))
+    for seed in bad:
+        crash = hurt.trace(seed)
+        assert len(crash.chunks) > 0 and crash.success is None
+        np.testing.assert_array_equal(crash.chunks, sound.trace(seed).chunks[: len(crash.chunks)])
+
+
+@pytest.mark.parametrize("where", ["sample", "finish"])
+def test_an_inference_that_fails_for_one_episode_ends_that_one(policy, make_env, same, where):
+    original, hurt = getattr(policy, where), make_env()
+    hurt.reset(seed=2)
+    start = hurt.point.astype(np.float32)
+
+    def picky(first, second, **kwargs):
+        states = (
+            first.state if where == "sample" else np.stack([r["observation/state"] for r in second])
+        )
+        if (np.asarray(states) == start).all(1).any():
+            raise FloatingPointError("out of range")
+        return original(first, second, **kwargs)
+
+    sound = run(policy, make_env, range(5), num_envs=4, max_steps=9)
+    setattr(policy, where, picky)
+    failed = run(policy, make_env, range(5), num_envs=4, max_steps=9)
+    assert failed.crashed == (2,) and "out of range" in failed.rows[2]["error"]
+    for seed in (0, 1, 3, 4):
+        same(failed.trace(seed), sound.trace(seed))
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"success": np.array([True, False])},
+        {"success": True, "task": object()},
+        {"success": False, "error": "it broke"},
+    ],
+    ids=str,
+)
+def test_what_an_environment_says_wrongly_ends_its_own_episode_only(policy, make_env, info):
+    class Odd(make_env):
+        def reset(self, *, seed=None, options=None):
+            raw, about = super().reset(seed=seed, options=options)
+            return raw, (about | info if seed == 1 else about)
+
+        def step(self, action):
+            raw, reward, _, _, about = super().step(action)
+            return raw, reward, self.steps == 3, False, about | (info if self.seed == 1 else {})
+
+    assert run(policy, Odd, range(3), num_envs=3).crashed == (1,)
+
+
+def test_an_environment_may_leave_the_prompt_to_the_robot_and_nest_its_observation(
+    policy, make_env, same, monkeypatch
+):
+    class Nested(make_env):
+        def _raw(self):
+            raw = super()._raw()
+            return {
+                "observation": {
+                    k.removeprefix("observation/"): v for k, v in raw.items() if k != "prompt"
+                }
+            }
+
+    preset = dataclasses.replace(policy.preset, default_prompt="go to the middle")
+    monkeypatch.setattr(type(policy), "preset", preset)
+    trace = run(policy, Nested, [3], record_video=[3]).trace(3)
+    assert trace.prompt == "go to the middle" and trace.error is None
+    same(
+        trace,
+        dataclasses.replace(run(policy, make_env, [3], record_video=[3]).trace(3), env_id="Nested"),
+    )
 
 
 def test_a_setup_that_always_crashes_stops_the_run_with_the_cause(policy, make_env):

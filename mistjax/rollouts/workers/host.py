@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from mistjax.models.transforms import flatten
 from mistjax.policies.protocol import RawObs
 from mistjax.rollouts.recorder import is_scalar
 from mistjax.rollouts.trace import Json
@@ -25,7 +26,9 @@ Request = tuple[str, tuple]  # a method of `Host` and its arguments
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """An environment after `reset` or `step`. `info` holds its scalars and its `task` only."""
+    """An environment after `reset` or `step`. `raw` is flat; `info` holds its scalars and its
+    `task` only.
+    """
 
     raw: RawObs
     info: Mapping[str, Any]
@@ -69,7 +72,7 @@ class Host:
             if row not in self._envs:
                 self.make(row)
             raw, info = self._envs[row].reset(seed=seed, options=options)
-            return Reply((Moment(dict(raw), _plain(info)),))
+            return Reply((Moment(flatten(raw), _plain(info)),))
         except Exception:
             return self._crash(row, ())
 
@@ -81,7 +84,7 @@ class Host:
                 raw, _, terminated, truncated, info = self._envs[row].step(action)
                 ended = bool(terminated or truncated)
                 kept = left == 1 or ended or self._pictures[row]
-                raw = dict(raw) if kept else _vectors(raw)
+                raw = flatten(raw) if kept else _vectors(flatten(raw))
                 moments.append(Moment(raw, _plain(info), ended))
                 if ended:
                     break
