@@ -22,17 +22,16 @@ MEMORY, WRITTEN, SECONDS = 2 << 30, 1 << 28, 120  # bytes, bytes of a file, s; f
 EXPANSION, SPEED = 16, 1 << 20  # and bytes for each byte of input, bytes of input for each second
 MOST_MEMORY = 32 << 30
 
-# Our packages are found by their place and what else is installed stands behind the standard
-# library, so no folder is searched that a download could be in.
+# Our package is found by its place and what else is installed stands behind the standard library,
+# so no folder is searched that a download could be in.
 _START = """
 import json, sys
 from importlib.util import module_from_spec, spec_from_file_location
 plan = json.loads(sys.argv[1])
 sys.path += plan["installed"]
-for package in ("mistjax", "interop"):
-    spec = spec_from_file_location(package, f"{plan['root']}/{package}/__init__.py")
-    sys.modules[package] = module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[package])
+spec = spec_from_file_location("mistjax", plan["package"])
+sys.modules["mistjax"] = module_from_spec(spec)
+spec.loader.exec_module(sys.modules["mistjax"])
 from mistjax.isolation import obey
 sys.exit(obey(plan))
 """
@@ -52,7 +51,7 @@ def call(function: str, source: str | Path, **arguments: Any) -> None:
     """
     size = _size(Path(source))
     plan = {
-        "root": str(Path(__file__).resolve().parents[1]),
+        "package": str(Path(__file__).resolve().with_name("__init__.py")),
         "installed": [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")],
         "function": function,
         "arguments": {"source": os.path.abspath(source), **arguments},

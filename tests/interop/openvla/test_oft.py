@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from mistjax.hooks import Add, Tap
-from mistjax.interop.convert_pt import convert
+from mistjax.interop.convert_pt import convert, write
 from mistjax.interop.openvla import generation, oft
 from mistjax.interop.openvla.decoders import ChunkDecoder
 from mistjax.interop.openvla.hooks import Hooks, token_layouts
@@ -133,15 +133,43 @@ def test_a_component_is_converted_elsewhere_and_loads(parts, tmp_path):
     assert set(load_file(file)) == {f"module.{name}" for name in head.state_dict()}
 
 
-def test_a_file_with_code_in_it_is_refused(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return print, ("run",)
+class Evil:
+    def __reduce__(self):
+        return print, ("run",)
 
-    torch.save({"a": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="could not be converted"):
-        convert(tmp_path / "evil.pt", tmp_path / "out.safetensors")
-    assert not (tmp_path / "out.safetensors").exists()
+
+def unconvertible(parts):
+    """Name -> what `torch.save` is given, and what is said about it."""
+    state = parts.head.state_dict()
+    return {
+        "code": ({"a": Evil()}, "could not be converted"),
+        "trees": ({"model": state, "ema": state, "step": 3}, "'model' is a tree of its own"),
+        "a number": ({"step": 3}, "'step' is a int"),
+        "a list": ([torch.ones(2)], "it holds a list"),
+        "sparse": ({"a": torch.eye(3).to_sparse()}, "sparse or quantised"),
+        "expanded": ({"a": torch.ones(1).expand(10**9)}, "its tensors take 3814 MiB"),
+        "nothing": (b"", "is empty"),
+        "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        "garbage": (b"garbage", "reader of weights refuses it"),
+    }
+
+
+def test_what_is_no_dictionary_of_tensors_is_not_converted(parts, tmp_path):
+    target = tmp_path / "out.safetensors"
+    for name, (content, said) in unconvertible(parts).items():
+        source = tmp_path / f"{name}.pt"
+        if isinstance(content, bytes):
+            source.write_bytes(content)
+        else:
+            torch.save(content, source)
+        with pytest.raises(ValueError, match=said):
+            write(str(source), str(target)) if name != "code" else convert(source, target)
+        assert not target.exists()
+    (tmp_path / "link.pt").symlink_to(tmp_path / "a number.pt")
+    with pytest.raises(ValueError, match="symbolic link"):
+        write(str(tmp_path / "link.pt"), str(target))
+    with pytest.raises(FileNotFoundError, match=r"other\.pt"):
+        convert(tmp_path / "other.pt", target)
 
 
 @torch.no_grad()
