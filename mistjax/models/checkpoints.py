@@ -11,23 +11,30 @@ Published openpi checkpoints have no config.json: say the configuration in code 
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
+import inspect
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from mistjax.files import atomic, read_json
+from mistjax.models.config import FastConfig, Pi0Config
 from mistjax.models.normalize import NormStats, load_norm_stats, save_norm_stats
 from mistjax.models.sources import fetch
-from mistjax.models.tokenizers import PromptTokenizer
+from mistjax.models.tokenizers import BOS, EOS, PAD, UNKNOWN, PromptTokenizer
 
+Config = TypeVar("Config", Pi0Config, FastConfig)
 PALIGEMMA_TOKENIZER = "gs://big_vision/paligemma_tokenizer.model"
 SHOWN = 10  # leaves named per kind of mistake
 
@@ -80,23 +87,80 @@ def load_params(
         folder: a checkpoint folder.
         expected: the model's tree, e.g. `jax.eval_shape(model.init, ...)["params"]`. Its dtypes
             are not compared.
-        dtype: what to convert to; None keeps what is stored.
+        dtype: what to convert to; None keeps what is stored, float64 as float32.
 
     Raises:
         FileNotFoundError: no parameters in the folder.
-        ValueError: a PyTorch checkpoint, or a tree that differs; names the leaves that differ.
+        ValueError: a PyTorch checkpoint, an incomplete one, several trees, a tree that differs
+            (names the leaves that do), or weights that are not finite numbers.
     """
     folder = Path(folder).resolve()
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype is {dtype!r}: weights are floating-point numbers.")
     stored = _stored(folder)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        _compare(folder, _by_name(stored["params"]), _by_name(expected))
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        restore = ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding, dtype=dtype)
-        args = ocp.args.PyTreeRestore(
-            item=stored, restore_args=jax.tree.map(lambda _: restore, stored)
+    _compare(folder, _by_name(stored["params"]), _by_name(expected))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def restore(leaf):
+        kept = np.float32 if leaf.dtype == np.float64 else None
+        return ocp.ArrayRestoreArgs(
+            restore_type=jax.Array, sharding=sharding, dtype=kept if dtype is None else dtype
         )
+
+    args = ocp.args.PyTreeRestore(item=stored, restore_args=jax.tree.map(restore, stored))
+    with _naming(folder), ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.restore(folder / "params", args=args)["params"]
-    return unflatten_dict(_by_name(tree), sep="/")
+    leaves = _by_name(tree)
+    sound = jax.device_get(_finite(leaves))
+    if wrong := sorted(name for name, fine in sound.items() if not fine):
+        raise ValueError(
+            f"{folder} holds weights that are NaN or Inf in {len(wrong)} of {len(sound)} leaves, "
+            f"{', '.join(wrong[:SHOWN])} among them: "
+            + ("it is damaged." if dtype is None else f"it is damaged, or too large for {dtype}.")
+        )
+    return unflatten_dict(leaves, sep="/")
+
+
+@jax.jit
+def _finite(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.all(jnp.isfinite(leaf)) for name, leaf in leaves.items()}
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """ValueError that names the folder where its parameters cannot be read: what a file that is
+    missing or cut off ends in is not documented.
+    """
+    report = sys.unraisablehook
+    if not isinstance(report, _WithoutGivenUpReads):
+        sys.unraisablehook = _WithoutGivenUpReads(report)
+    try:
+        yield
+        sys.unraisablehook = report
+    except (jax.errors.JaxRuntimeError, MemoryError):
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")[:200]
+        raise ValueError(
+            f"{folder}/params cannot be read: it is incomplete or damaged, so copy it once more "
+            f"({type(error).__name__}: {reason})."
+        ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithoutGivenUpReads:
+    """An `unraisablehook`: once a read has failed, each of the others, for which nobody waits any
+    more, would print a traceback when it ends or is collected.
+    """
+
+    report: Callable[[Any], None]
+
+    def __call__(self, what: Any) -> None:
+        closed = isinstance(what.exc_value, RuntimeError) and "loop is closed" in str(
+            what.exc_value
+        )
+        if not (closed or inspect.iscoroutine(what.object)):
+            self.report(what)
 
 
 def leaf_names(folder: str | Path) -> frozenset[str]:
@@ -114,11 +178,24 @@ def _stored(folder: Path) -> dict[str, Any]:
                 "checkpoint of the same name, which has a params/ folder."
             )
         raise FileNotFoundError(f"{folder} has no params/: expected an openpi checkpoint folder.")
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(path).item_metadata.tree
-    if "params" not in stored:
-        raise ValueError(f"{path} holds {sorted(stored)}: expected one tree named 'params'.")
-    return {"params": stored["params"]}
+    if not (path / "_METADATA").is_file():
+        raise FileNotFoundError(f"{path} has no _METADATA: it is incomplete, so copy it once more.")
+    with _naming(folder), ocp.PyTreeCheckpointer() as checkpointer:
+        about = checkpointer.metadata(path).item_metadata
+        if about is None:
+            raise ValueError("the list of its arrays is unreadable")
+    stored = about.tree
+    if set(stored) != {"params"}:
+        raise ValueError(
+            f"{path} holds {sorted(stored)}: expected one tree named 'params'. "
+            + (
+                "This is a state of training: save the parameters to act with (ema_params where "
+                "there are some) alone, as {'params': ...}."
+                if {"params", "ema_params", "opt_state"} & set(stored)
+                else "Save it as {'params': ...} if these are the parameters."
+            )
+        )
+    return stored
 
 
 def _by_name(tree: PyTree) -> dict[str, Any]:
@@ -138,7 +215,17 @@ def _compare(folder: Path, stored: Mapping[str, Any], expected: Mapping[str, Any
         for name in expected
         if name in stored and list(stored[name].shape) != shape[name]
     ]
+    if lora := [name for name in stored if "lora_" in name and name not in expected]:
+        raise ValueError(
+            f"{folder} holds LoRA factors ({len(lora)} leaves, {lora[0]} among them): add their "
+            "products to the weights and save it without them."
+        )
     kinds = {"missing": missing, "surplus": surplus, "misshapen": misshapen}
+    numbers = {name: leaf.dtype for name, leaf in stored.items()}
+    if odd := [name for name, kind in numbers.items() if not jnp.issubdtype(kind, jnp.floating)]:
+        raise ValueError(
+            f"{folder}: {odd[0]} is {numbers[odd[0]]}: expected floating-point weights."
+        )
     lines = []
     for kind, names in kinds.items():
         lines += [f"  {kind}: {name}" for name in sorted(names)[:SHOWN]]
@@ -149,6 +236,31 @@ def _compare(folder: Path, stored: Mapping[str, Any], expected: Mapping[str, Any
             f"surplus, {len(misshapen)} misshapen): is it the right configuration?\n"
             + "\n".join(lines)
         )
+
+
+def refuse_foreign(folder: str | Path) -> None:
+    """ValueError that says what a folder is, where it is no checkpoint of a policy of ours."""
+    folder = Path(folder)
+
+    def steps() -> list[str]:
+        return sorted(path.parent.name for path in folder.glob("*/params") if path.is_dir())
+
+    config = load_config(folder) if has_config(folder) else {}
+    if (folder / "meta" / "info.json").exists():
+        found = "a LeRobot data set, not a policy"
+    elif "input_features" in config:
+        found = f"a LeRobot policy of type {config.get('type')!r}: use openpi's JAX checkpoint"
+    elif (folder / "adapter_config.json").exists():
+        found = "a LoRA adapter of PEFT: merge it into its model first"
+    elif config.get("model_type", "openvla") != "openvla":
+        found = f"a Hugging Face model of type {config['model_type']!r}, not a policy"
+    elif (folder / "run.json").exists() or (folder / "detector.json").exists():
+        found = "a run or a monitor of mistjax, not a policy"
+    elif not config and not (folder / "params").exists() and steps():
+        found = f"a training run with the checkpoints {steps()}: name one of these folders"
+    else:
+        return
+    raise ValueError(f"{folder} is {found}.")
 
 
 def has_config(folder: str | Path) -> bool:
@@ -166,6 +278,15 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: pass the model's configuration yourself.")
     return read_json(path)
+
+
+def read_config(folder: str | Path, kind: type[Config]) -> Config:
+    """The model's configuration of that kind; raises as `load_config` and `from_json`."""
+    data = load_config(folder)
+    try:
+        return kind.from_json(data)
+    except ValueError as error:
+        raise ValueError(f"{folder}/config.json: {error}") from error
 
 
 def load_assets(folder: str | Path, asset_id: str | None = None) -> dict[str, NormStats]:
@@ -189,7 +310,7 @@ def load_assets(folder: str | Path, asset_id: str | None = None) -> dict[str, No
     if not found or (asset_id is not None and asset_id not in found):
         raise FileNotFoundError(
             f"{assets} holds no <asset_id>/norm_stats.json"
-            + (f" of {asset_id!r}; it has {list(found)}." if found else ".")
+            + (f" of {asset_id!r}; it has {list(found)}: is it of another robot?" if found else ".")
         )
     return load_norm_stats(found[asset_id] if asset_id is not None else next(iter(found.values())))
 
@@ -201,13 +322,20 @@ def load_tokenizer(folder: str | Path, max_tokens: int) -> PromptTokenizer:
     Raises:
         FileNotFoundError: no checkpoint, or one of ours (with a config.json) without its tokenizer.
         ConnectionError, ImportError: see `sources.fetch`.
+        ValueError: not a tokenizer, or one with other special tokens.
     """
     path = Path(folder) / "assets" / "tokenizer.model"
     if not path.exists():
         if has_config(folder) or not (Path(folder) / "params").is_dir():
             raise FileNotFoundError(f"{path} does not exist: the checkpoint is incomplete.")
         path = fetch(PALIGEMMA_TOKENIZER)
-    return PromptTokenizer.from_file(path, max_tokens)
+    tokenizer = PromptTokenizer.from_file(path, max_tokens)
+    if tokenizer.special != (PAD, EOS, BOS, UNKNOWN):
+        raise ValueError(
+            f"{path} numbers pad, end, begin and unknown {tokenizer.special}: expected "
+            f"{(PAD, EOS, BOS, UNKNOWN)}, as PaliGemma's does."
+        )
+    return tokenizer
 
 
 def fingerprint(

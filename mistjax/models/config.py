@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+DTYPES = ("float32", "bfloat16", "float16")
 IMAGE_KEYS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 FAST_IMAGE_KEYS = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
+
+
+def _check_counts(config: Any, *names: str) -> None:
+    """ValueError unless these fields are whole numbers of at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(
+                f"{type(config).__name__}.{name} is {value!r}: expected a whole number, at least 1."
+            )
+
+
+def _check_divides(config: Any, whole: str, part: str) -> None:
+    """ValueError unless one field is a multiple of another."""
+    if getattr(config, whole) % getattr(config, part):
+        raise ValueError(
+            f"{type(config).__name__}.{whole} is {getattr(config, whole)}: expected a multiple of "
+            f"{part}, which is {getattr(config, part)}."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +40,14 @@ class SiglipConfig:
     mlp_dim: int
     num_heads: int
     patch_size: tuple[int, int] = (14, 14)
+
+    def __post_init__(self):
+        _check_counts(self, "width", "depth", "mlp_dim", "num_heads")
+        _check_divides(self, "width", "num_heads")
+        if len(self.patch_size) != 2 or min(self.patch_size) < 1:
+            raise ValueError(
+                f"patch_size is {self.patch_size}: expected (height, width) in pixels."
+            )
 
     def num_tokens(self, image_size: int) -> int:
         """Patches of one square image."""
@@ -35,6 +64,12 @@ class GemmaConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+
+    def __post_init__(self):
+        _check_counts(self, *(field.name for field in dataclasses.fields(self)))
+        _check_divides(self, "num_heads", "num_kv_heads")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}: rotary embedding needs an even one.")
 
 
 SO400M_14 = SiglipConfig(width=1152, depth=27, mlp_dim=4304, num_heads=16)
@@ -53,6 +88,20 @@ class _PrefixConfig:
     image_size: int
     image_keys: tuple[str, ...]
     max_token_len: int
+    dtype: str
+
+    def __post_init__(self):
+        sizes = "vocab_size", "image_size", "action_dim", "action_horizon", "max_token_len"
+        _check_counts(self, *sizes)
+        if any(self.image_size % side for side in self.siglip.patch_size):
+            raise ValueError(
+                f"image_size is {self.image_size}: patches of {self.siglip.patch_size} do not fill "
+                "such a picture."
+            )
+        if not self.image_keys or len(set(self.image_keys)) < len(self.image_keys):
+            raise ValueError(f"image_keys are {self.image_keys}: expected cameras, each once.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}: expected one of {', '.join(DTYPES)}.")
 
     @property
     def num_image_tokens(self) -> int:
@@ -68,17 +117,44 @@ class _PrefixConfig:
 
     @classmethod
     def from_json(cls: type[_Config], data: Mapping[str, Any]) -> _Config:
-        """The inverse of `to_json`; ValueError names a key that is not a field."""
-        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if surplus := sorted(set(data) - known):
-            raise ValueError(f"model config has unknown keys {surplus}; known: {sorted(known)}.")
-        nested = {
-            "siglip": lambda v: SiglipConfig(**{**v, "patch_size": tuple(v["patch_size"])}),
-            "vlm": lambda v: GemmaConfig(**v),
-            "action_expert": lambda v: GemmaConfig(**v),
-            "image_keys": tuple,
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: a key that is no field or is missing, or a value of another kind.
+        """
+        data = {
+            name: _KINDS[name](**_fields(_KINDS[name], value, name)) if name in _KINDS else value
+            for name, value in _fields(cls, data, "model config").items()
         }
-        return cls(**{k: nested.get(k, lambda v: v)(v) for k, v in data.items()})
+        return cls(**data)
+
+
+def _fields(kind: type, data: Any, where: str) -> dict[str, Any]:
+    """JSON values of a dataclass's fields, lists as tuples; ValueError for what they are not."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where} is {data!r}: expected a JSON object.")
+    if surplus := sorted(set(data) - set(fields)):
+        raise ValueError(f"{where} has unknown keys {surplus}; known: {sorted(fields)}.")
+    required = {n for n, field in fields.items() if field.default is dataclasses.MISSING}
+    if missing := sorted(required - set(data)):
+        raise ValueError(f"{where} lacks {missing}.")
+    values = {n: tuple(v) if isinstance(v, list) else v for n, v in data.items()}
+    for name, value in values.items():
+        if not _fits(value, str(fields[name].type)):
+            raise ValueError(f"{where} has {name} {value!r}: expected {fields[name].type}.")
+    return values
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """Whether a JSON value, lists as tuples, is what a field's annotation says."""
+    if annotation.startswith("tuple["):
+        kinds = annotation[len("tuple[") : -1].split(", ")
+        if not isinstance(value, tuple) or (kinds[-1] != "..." and len(value) != len(kinds)):
+            return False
+        return all(_fits(part, kinds[0]) for part in value)
+    wanted = {"int": int, "bool": bool, "str": str}.get(annotation)
+    return wanted is None or type(value) is wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +184,11 @@ class Pi0Config(_PrefixConfig):
     remat: bool = True
 
     def __post_init__(self):
+        super().__post_init__()
+        _check_counts(self, "num_steps")
+        if self.action_expert.width % 2:
+            width = self.action_expert.width
+            raise ValueError(f"action_expert.width is {width}: the time needs an even one.")
         shared = ("depth", "num_heads", "num_kv_heads", "head_dim")
         differ = [n for n in shared if getattr(self.vlm, n) != getattr(self.action_expert, n)]
         if differ:
@@ -150,6 +231,12 @@ class FastConfig(_PrefixConfig):
     dtype: str = "bfloat16"
     remat: bool = True
 
+    def __post_init__(self):
+        super().__post_init__()
+        _check_counts(self, "max_decoding_steps")
+        if self.decoding_gap < 0:
+            raise ValueError(f"decoding_gap is {self.decoding_gap}: expected 0 or more positions.")
+
     @property
     def experts(self) -> tuple[GemmaConfig, ...]:
         """The one Gemma stack."""
@@ -160,6 +247,8 @@ class FastConfig(_PrefixConfig):
         """Decoded tokens of one inference."""
         return self.max_decoding_steps
 
+
+_KINDS = {"siglip": SiglipConfig, "vlm": GemmaConfig, "action_expert": GemmaConfig}
 
 PI0 = Pi0Config()
 PI05 = Pi0Config(pi05=True, max_token_len=200)

@@ -16,6 +16,7 @@ import functools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,8 @@ class ActionTokenizer:
         action_dim = config.get("action_dim") if action_dim is None else action_dim
         if horizon is None or action_dim is None:
             raise ValueError(f"{folder} names no chunk shape: pass horizon and action_dim.")
-        scale, low = config.get("scale"), config.get("min_token")
+        scale: Any = config.get("scale")
+        low: Any = config.get("min_token")
         if {type(horizon), type(action_dim), type(low)} != {int} or type(scale) not in (int, float):
             raise ValueError(
                 f"{folder}/processor_config.json has chunks of {(horizon, action_dim)}, scale "
@@ -165,7 +167,8 @@ class ActionTokenizer:
         if not np.isfinite(chunk).all():
             raise ValueError("the chunk holds NaN or Inf, for which there are no tokens.")
         codes = _coefficients(chunk, self.scale) - self.min_token
-        raised = scipy.fft.idct(np.minimum(codes, 0) / self.scale, axis=0, norm="ortho")
+        short = np.minimum(codes, 0) / self.scale
+        raised = np.asarray(scipy.fft.idct(short, axis=0, norm="ortho"))
         try:
             if np.abs(raised).max() > RAISED:
                 raise ValueError

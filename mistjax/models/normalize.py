@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -41,8 +41,15 @@ class NormStats:
 
     @classmethod
     def of(cls, values: Float[np.ndarray, "*n d"]) -> NormStats:
-        """Statistics over all axes but the last."""
+        """Statistics over all axes but the last.
+
+        Raises:
+            ValueError: no values, or some that are not finite.
+        """
         flat = np.asarray(values, np.float64).reshape(-1, values.shape[-1])
+        if not flat.size or (wrong := np.flatnonzero(~np.isfinite(flat).all(axis=0))).size:
+            bad = f"NaN or Inf in dimension {wrong.tolist()}" if flat.size else "no values"
+            raise ValueError(f"data of shape {values.shape} hold {bad}: they have no statistics.")
         q01, q99 = np.quantile(flat, (0.01, 0.99), axis=0)
         stats = (flat.mean(0), flat.std(0), q01, q99)
         return cls(*(array.astype(np.float32) for array in stats))
@@ -124,7 +131,13 @@ def pad_to(x: Float[AnyArray, "*n d"], width: int) -> Float[AnyArray, "*n w"]:
 
 
 def save_norm_stats(path: str | Path, stats: Mapping[str, NormStats]) -> None:
-    """Writes openpi's `norm_stats.json`; the keys are usually "state" and "actions"."""
+    """Writes openpi's `norm_stats.json`; the keys are usually "state" and "actions".
+
+    Raises:
+        ValueError: numbers that describe no data.
+    """
+    for name, each in stats.items():
+        _check_numbers(f"{path}: {name}", each)
     content = {
         name: {f: None if (v := getattr(s, f)) is None else np.asarray(v).tolist() for f in FIELDS}
         for name, s in stats.items()
@@ -139,7 +152,8 @@ def load_norm_stats(path: str | Path) -> dict[str, NormStats]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the content is not such a file, or its arrays disagree in length.
+        ValueError: the content is not such a file, its arrays disagree in length, or its numbers
+            describe no data.
     """
     content = read_json(Path(path))
     if not isinstance(content.get("norm_stats"), dict):
@@ -147,11 +161,37 @@ def load_norm_stats(path: str | Path) -> dict[str, NormStats]:
     return {name: _parse(f"{path}: {name}", entry) for name, entry in content["norm_stats"].items()}
 
 
-def _parse(where: str, entry: Mapping[str, list[float] | None]) -> NormStats:
-    arrays = {f: np.asarray(v, np.float32) for f in FIELDS if (v := entry.get(f)) is not None}
-    if missing := [field for field in ("mean", "std") if field not in arrays]:
+def _parse(where: str, entry: Any) -> NormStats:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where} is {entry!r}: expected arrays {FIELDS}.")
+    given = {field: value for field in FIELDS if (value := entry.get(field)) is not None}
+    if missing := [field for field in ("mean", "std") if field not in given]:
         raise ValueError(f"{where} lacks {missing}; it has {sorted(entry)}.")
+    if ("q01" in given) != ("q99" in given):
+        raise ValueError(f"{where} has one of q01 and q99: expected both or none.")
+    arrays = {}
+    for field, value in given.items():
+        try:
+            with np.errstate(over="ignore"):
+                arrays[field] = np.array(value).astype(np.float32, casting="same_kind")
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}.{field} holds something other than numbers.") from None
     shapes = {field: array.shape for field, array in arrays.items()}
-    if len(set(shapes.values())) > 1 or arrays["mean"].ndim != 1:
+    if len(set(shapes.values())) > 1 or arrays["mean"].ndim != 1 or not arrays["mean"].size:
         raise ValueError(f"{where}: expected one number a dimension in each array, got {shapes}.")
+    _check_numbers(where, NormStats(**arrays))
     return NormStats(**arrays)
+
+
+def _check_numbers(where: str, stats: NormStats) -> None:
+    """ValueError that names the first dimensions which no data can have such statistics of."""
+    fields = {f: np.asarray(v) for f in FIELDS if (v := getattr(stats, f)) is not None}
+    wrong = {f"NaN or Inf in {f}": ~np.isfinite(array) for f, array in fields.items()}
+    wrong["a negative std"] = fields["std"] < 0
+    if "q01" in fields:
+        wrong["q01 above q99"] = fields["q01"] > fields["q99"]
+    for what, dimensions in wrong.items():
+        if dimensions.any():
+            raise ValueError(
+                f"{where} has {what}, dimension {np.flatnonzero(dimensions).tolist()}."
+            )

@@ -89,6 +89,12 @@ class PromptTokenizer:
         """Pieces of the file; the model's embedding may have more rows."""
         return self._processor.vocab_size()
 
+    @property
+    def special(self) -> tuple[int, int, int, int]:
+        """Ids of pad, end, begin and unknown; -1 for one that the file lacks."""
+        p = self._processor
+        return p.pad_id(), p.eos_id(), p.bos_id(), p.unk_id()
+
     def encode(self, text: str) -> list[int]:
         """Token ids of the text as it is: not cleaned, no begin, no padding."""
         return self._processor.encode(text)

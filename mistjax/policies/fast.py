@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 import flax.struct
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from mistjax.hooks.edits import Edit
@@ -45,6 +47,9 @@ class FastPolicy(PiPolicy):
     initialise: ClassVar[Callable[..., Any]] = staticmethod(fast.init)
 
     def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.temperature, float | np.floating) and not 0 <= self.temperature < np.inf:
+            raise ValueError(f"temperature is {self.temperature}: expected 0 (greedy) or above.")
         actions, config = self.tokenizer.actions, self.config
         given = (actions.horizon, actions.action_dim)
         if given != (config.action_horizon, config.action_dim):
@@ -102,8 +107,9 @@ class FastPolicy(PiPolicy):
     ) -> Sample:
         """See `Policy.sample`. `action` taps and edits are those of the decoded tokens.
 
-        `aux` holds `decode_ok` [B], False where the tokens are no action (the actions are then
-        zeros, which nobody should execute), `tokens` [B,S], and their `log_probs` [B,S], which are
+        `aux` holds `decode_ok` [B], False where the tokens are no action or were drawn from logits
+        that are not numbers (nobody should execute the actions then, and `finish` gives others),
+        `tokens` [B,S], and their `log_probs` [B,S], which are
         what an objective can differentiate: actions have no gradient.
         """
         return _sample(
@@ -132,5 +138,6 @@ def _sample(model, tokenizer, variables, obs, key, temperature, hooks, prefix):
         grammar=tokenizer.grammar if model.config.whole_actions else None,
     )
     actions, ok = tokenizer.decode_actions(written.tokens)
+    ok = ok & jnp.all(jnp.isfinite(written.log_probs), axis=1)
     aux = {"decode_ok": ok, "tokens": written.tokens, "log_probs": written.log_probs}
     return Sample(actions, {**prefix.taps, **written.taps}, aux)

@@ -24,6 +24,7 @@ def read_policy(folder: str | Path, preset: RobotPreset) -> Policy:
         ValueError: the weights do not fit the configuration.
         ImportError: an OpenVLA without PyTorch; names the extra.
     """
+    checkpoints.refuse_foreign(folder)
     if preset.model is not None and not checkpoints.has_config(folder):
         published = FastPolicy if isinstance(preset.model, FastConfig) else PiPolicy
         return published.load(folder, preset)

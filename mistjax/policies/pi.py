@@ -32,7 +32,7 @@ from mistjax.models.tokenizers import PaddedTokens, PromptTokenizer
 from mistjax.models.transforms import Cameras, DeltaActions, flat_rows
 from mistjax.policies.pi_values import pi_value_vectors
 from mistjax.policies.presets.base import RobotPreset
-from mistjax.policies.presets.check import check_model, check_statistics
+from mistjax.policies.presets.check import check_model, check_sizes, check_statistics
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample, StackSpec
 from mistjax.policies.value_vectors import ValueVectors
 
@@ -60,6 +60,11 @@ class PiPolicy(Policy):
     config_type: ClassVar[Any] = Pi0Config
     initialise: ClassVar[Callable[..., Any]] = staticmethod(pi0.init)
 
+    def __post_init__(self):
+        pieces, rows = self.prompt_tokenizer.vocab_size, self.config.vocab_size
+        if pieces > rows:  # looking up a row that there is not gives the last one
+            raise ValueError(f"the tokenizer has {pieces} pieces, the model embeds {rows}.")
+
     @classmethod
     def load(
         cls,
@@ -85,11 +90,13 @@ class PiPolicy(Policy):
             ValueError: the parameters do not fit the configuration, or the checkpoint does not fit
                 the preset.
         """
+        checkpoints.refuse_foreign(folder)
         if config is None and preset.model is not None and not checkpoints.has_config(folder):
             config = preset.model
-        config = config or cls.config_type.from_json(checkpoints.load_config(folder))
+        config = config or checkpoints.read_config(folder, cls.config_type)
         norm_stats = checkpoints.load_assets(folder, preset.asset_id)
         check_model(folder, preset, config, checkpoints.leaf_names(folder))
+        check_sizes(folder, preset, config)
         check_statistics(folder, preset, norm_stats)
         expected = jax.eval_shape(lambda: cls.initialise(config, jax.random.key(0)))["params"]
         return cls(

@@ -153,8 +153,9 @@ def config_of(source: str | Path) -> Pi0Config | FastConfig:
         stored = checkpoints.load_config(folder)
         if "siglip" not in stored:
             raise ValueError(f"{source} is not a pi0, pi0.5 or pi0-FAST; those are priced.")
-        kind = FastConfig if "max_decoding_steps" in stored else Pi0Config
-        return kind.from_json(stored)
+        return checkpoints.read_config(
+            folder, FastConfig if "max_decoding_steps" in stored else Pi0Config
+        )
     model = PRESETS[preset_of(source, folder)].model
     if model is None:
         known = sorted(name for name, preset in PRESETS.items() if preset.model is not None)

@@ -1,6 +1,7 @@
 """Checkpoints in openpi's layout load, and those that do not fit say why."""
 
 import dataclasses
+import io
 import shutil
 
 import jax
@@ -8,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import sentencepiece
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mistjax.models.checkpoints import (
     fingerprint,
+    leaf_names,
     load_assets,
     load_config,
     load_params,
     load_tokenizer,
+    refuse_foreign,
     save_checkpoint,
 )
 from mistjax.models.config import TINY, Pi0Config
@@ -124,6 +128,125 @@ def test_a_very_wrong_tree_is_still_a_short_error(tmp_path):
     expected = shapes({f"layer_{i}": jnp.zeros(1) for i in range(300)})
     with pytest.raises(ValueError, match="missing: and 290 more"):
         load_params(tmp_path, expected)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written")
+    write_openpi(folder, params())
+    return folder
+
+
+@pytest.mark.parametrize("how", ["gone", "half"])
+def test_parameters_with_a_damaged_file_are_whole_or_refused(written, tmp_path, how):
+    refused = 0
+    files = sorted(p for p in (written / "params").rglob("*") if p.is_file())
+    for number, path in enumerate(files):
+        folder = tmp_path / str(number)
+        shutil.copytree(written, folder)
+        damaged = folder / path.relative_to(written)
+        content = damaged.read_bytes()
+        damaged.unlink()
+        if how != "gone":
+            damaged.write_bytes(content[: len(content) // 2])
+        try:
+            assert leaf_names(folder) == {"layers/w", "layers/b", "head/kernel"}
+            loaded = load_params(folder, shapes(params()))
+        except (FileNotFoundError, ValueError) as error:
+            assert f"{folder}/params" in str(error) and "copy it once more" in str(error)
+            refused += 1
+        else:
+            jax.tree.map(np.testing.assert_array_equal, loaded, params())
+    assert refused >= 3
+
+
+def test_an_empty_folder_of_parameters_is_incomplete(tmp_path):
+    (tmp_path / "params").mkdir()
+    with pytest.raises(FileNotFoundError, match="no _METADATA: it is incomplete"):
+        load_params(tmp_path, shapes(params()))
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ({"params": {}, "ema_params": {}}, r"\['ema_params', 'params'\]: expected one tree.*ema_p"),
+        ({"params": {}, "opt_state": {}, "step": 3}, "expected one tree.*state of training"),
+        ({"layers": {}}, r"\['layers'\]: expected one tree.*if these are"),
+    ],
+)
+def test_any_other_tree_than_the_parameters_is_refused_in_short(tmp_path, stored, message):
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "params", {k: v or params() for k, v in stored.items()})
+    with pytest.raises(ValueError, match=message) as caught:
+        load_params(tmp_path, shapes(params()))
+    assert len(str(caught.value)) < 400
+
+
+def test_lora_factors_are_named_as_such(tmp_path):
+    layers = {"w": jnp.ones((3, 4)), "lora_a": jnp.ones((3, 1)), "lora_b": jnp.ones((1, 4))}
+    write_openpi(tmp_path, {"layers": layers})
+    with pytest.raises(ValueError, match=r"LoRA factors \(2 leaves, layers/lora_a among them\)"):
+        load_params(tmp_path, shapes({"layers": {"w": jnp.ones((3, 4))}}))
+
+
+def test_weights_that_are_no_numbers_are_refused_by_leaf(tmp_path):
+    sick = params()
+    sick["layers"]["w"] = sick["layers"]["w"].at[1, 2].set(jnp.nan)
+    sick["head"]["kernel"] = sick["head"]["kernel"].at[0, 0].set(1e30)
+    write_openpi(tmp_path / "nan", sick)
+    with pytest.raises(ValueError, match=r"NaN or Inf in 1 of 3 leaves, layers/w among them"):
+        load_params(tmp_path / "nan", shapes(sick))
+    sick["layers"]["w"] = params()["layers"]["w"]
+    write_openpi(tmp_path / "large", sick)
+    with pytest.raises(ValueError, match=r"head/kernel among them: .*too large for float16"):
+        load_params(tmp_path / "large", shapes(sick), "float16")
+    with pytest.raises(ValueError, match="weights are floating-point"):
+        load_params(tmp_path / "large", shapes(sick), "int8")
+    write_openpi(tmp_path / "whole", {"w": jnp.arange(3)})
+    with pytest.raises(ValueError, match="w is int32: expected floating-point"):
+        load_params(tmp_path / "whole", shapes({"w": jnp.ones(3)}))
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_double_precision_is_read_as_single_whatever_jax_is_set_to(tmp_path, x64):
+    write_openpi(tmp_path, {"w": np.full((2, 3), 0.1, np.float64)})
+    with jax.enable_x64(x64):
+        loaded = load_params(tmp_path, shapes({"w": jnp.zeros((2, 3))}))
+    assert loaded["w"].dtype == jnp.float32 and loaded["w"][0, 0] == np.float32(0.1)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("meta/info.json", "{}", "is a LeRobot data set"),
+        ("config.json", '{"type": "pi0", "input_features": {}}', "a LeRobot policy of type 'pi0'"),
+        ("config.json", '{"model_type": "llama"}', "a Hugging Face model of type 'llama'"),
+        ("adapter_config.json", "{}", "LoRA adapter"),
+        ("run.json", "{}", "a run or a monitor"),
+        ("29999/params/_METADATA", "{}", r"with the checkpoints \['29999'\]: name one"),
+    ],
+)
+def test_what_another_tool_wrote_is_called_by_its_name(tmp_path, file, content, message):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        refuse_foreign(tmp_path)
+
+
+def test_a_tokenizer_with_other_special_tokens_is_refused(tmp_path):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b c"]),
+        model_writer=model,
+        model_type="word",
+        vocab_size=6,
+        minloglevel=2,
+    )
+    path = tmp_path / "assets" / "tokenizer.model"
+    path.parent.mkdir()
+    path.write_bytes(model.getvalue())
+    with pytest.raises(ValueError, match=r"numbers pad, end, begin and unknown \(-1, 2, 1, 0\)"):
+        load_tokenizer(tmp_path, 8)
 
 
 def test_a_pytorch_checkpoint_is_named_as_such(tmp_path):

@@ -96,6 +96,18 @@ def test_the_file_round_trips_and_is_openpis(tmp_path):
         ({"state": {}}, "expected"),
         ({"norm_stats": {"state": {"mean": [0.0]}}}, r"state lacks \['std'\]"),
         ({"norm_stats": {"state": {"mean": [0.0], "std": [1.0, 1.0]}}}, "one number a dimension"),
+        ({"norm_stats": {"state": [0.0]}}, r"state is \[0.0\]"),
+        ({"norm_stats": {"state": {"mean": [], "std": []}}}, "one number a dimension"),
+        ({"norm_stats": {"state": {"mean": [[0]], "std": [[1]]}}}, "one number a dimension"),
+        ({"norm_stats": {"state": {"mean": ["a"], "std": [1]}}}, "state.mean holds something"),
+        ({"norm_stats": {"state": {"mean": [0, None], "std": [1, 1]}}}, "state.mean holds some"),
+        ({"norm_stats": {"state": {"mean": [0, 1e300], "std": [1, 1]}}}, r"in mean, .*\[1\]"),
+        ({"norm_stats": {"state": {"mean": [0, 0], "std": [1, -1]}}}, r"negative std, .*\[1\]"),
+        ({"norm_stats": {"state": {"mean": [0], "std": [1], "q01": [0]}}}, "one of q01 and q99"),
+        (
+            {"norm_stats": {"state": {"mean": [0], "std": [1], "q01": [1], "q99": [0]}}},
+            r"q01 above q99, dimension \[0\]",
+        ),
     ],
 )
 def test_a_file_that_is_something_else_is_refused(tmp_path, content, message):
@@ -103,3 +115,22 @@ def test_a_file_that_is_something_else_is_refused(tmp_path, content, message):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         load_norm_stats(path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_a_number_that_json_does_not_know_is_refused_by_file(tmp_path, number):
+    path = tmp_path / "norm_stats.json"
+    path.write_text('{"norm_stats": {"state": {"mean": [X], "std": [1]}}}'.replace("X", number))
+    with pytest.raises(ValueError, match=r"norm_stats\.json.*not a finite number"):
+        load_norm_stats(path)
+
+
+def test_data_and_statistics_without_numbers_are_refused(tmp_path):
+    data = np.array([[0.0, np.nan], [1.0, 2.0]])
+    with pytest.raises(ValueError, match=r"NaN or Inf in dimension \[1\]"):
+        NormStats.of(data)
+    with pytest.raises(ValueError, match="no values"):
+        NormStats.of(data[:0])
+    with pytest.raises(ValueError, match="actions has a negative std"):
+        save_norm_stats(tmp_path / "x.json", {"actions": NormStats(STATS.mean, -STATS.std)})
+    assert not (tmp_path / "x.json").exists()

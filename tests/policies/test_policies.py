@@ -225,6 +225,30 @@ def test_fast_reads_the_actions_that_it_was_taught(fast_policy):
     np.testing.assert_allclose(decoded, chunks, atol=0.15)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_tokens_from_logits_that_are_no_numbers_are_no_action(fast_policy, raw, whole, temperature):
+    steps = len(fast_policy.tokenizer.grammar.forced)
+    config = dataclasses.replace(fast_policy.config, whole_actions=True, max_decoding_steps=steps)
+    policy = fast_policy.replace(temperature=temperature)
+    policy = policy.replace(config=config) if whole else policy
+    obs = policy.prepare(raw)
+    for image in obs.images.values():
+        image[1, 0, 0, 0] = np.nan
+    sample = policy.sample(obs, KEY, taps=() if whole else TAPS)
+    assert sample.aux["decode_ok"].tolist() == [whole, False]
+    held = policy.finish(sample, raw)[1]
+    np.testing.assert_array_equal(held[:, :3], 0)
+
+
+def test_a_temperature_or_a_vocabulary_that_none_has_is_refused(fast_policy, pi_policy):
+    for bad in (np.nan, -1.0, np.inf):
+        with pytest.raises(ValueError, match="temperature is"):
+            fast_policy.replace(temperature=bad)
+    with pytest.raises(ValueError, match="the model embeds 20"):
+        pi_policy.replace(config=dataclasses.replace(pi_policy.config, vocab_size=20))
+
+
 def test_action_tokens_of_another_shape_are_refused(fast_policy):
     config = dataclasses.replace(fast_policy.config, action_horizon=9)
     with pytest.raises(ValueError, match=r"chunks of \(4, 4\), the configuration says \(9, 4\)"):

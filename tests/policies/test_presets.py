@@ -15,9 +15,9 @@ from mistjax.models.config import TINY, TINY_FAST, FastConfig
 from mistjax.models.normalize import NormStats
 from mistjax.models.tokenizers import PromptTokenizer
 from mistjax.policies import BOARD_FAST, PRESETS, PiPolicy, Sample
-from mistjax.policies.presets import preset_of
+from mistjax.policies.presets import Fallback, preset_of
 from mistjax.policies.presets.aloha import AlohaUnits
-from mistjax.policies.presets.check import check_model, kind
+from mistjax.policies.presets.check import check_model, check_sizes, kind
 from mistjax.rollouts.collect import load_policy
 
 LIBERO = ("pi0_libero", "pi0_fast_libero", "pi05_libero")
@@ -97,6 +97,17 @@ def test_a_preset_is_found_in_the_path_of_a_checkpoint():
     assert preset_of("runs/pi0_droid/my_experiment/29999", empty) == "pi0_droid"
     assert preset_of("hf://someone/pi0_libero@v1", empty) == "pi0_libero"
     assert preset_of("checkpoints/something", empty) == "board"
+    commit = "a" * 40
+    assert preset_of(f"hf://lab/mirror@{commit}/checkpoints/pi05_libero", empty) == "pi05_libero"
+    assert preset_of(f"hf://lab/pi0_droid@{commit}/29999", empty) == "pi0_droid"
+    assert preset_of("/home/user@lab/pi05_libero/", empty) == "pi05_libero"
+    assert preset_of("gs://bucket@lab/pi0_libero/x@y", empty) == "pi0_libero"
+
+
+def test_a_preset_is_found_where_one_stands(tmp_path, monkeypatch):
+    (tmp_path / "pi0_droid").mkdir()
+    monkeypatch.chdir(tmp_path / "pi0_droid")
+    assert preset_of(".", Path(".")) == "pi0_droid"
 
 
 def test_a_preset_is_found_in_the_statistics_of_a_checkpoint(tmp_path):
@@ -166,6 +177,53 @@ def test_statistics_of_another_robot_are_refused(write):
     without = NormStats(stats(ACTIONS).mean, stats(ACTIONS).std)
     with pytest.raises(ValueError, match="hold no quantiles of 'actions'"):
         PiPolicy.load(write(True, stats(STATE), without, 10), PRESETS["pi05_libero"])
+
+
+def test_a_dimension_that_never_changed_is_warned_of_by_its_name(write):
+    state, actions = stats(STATE), stats(ACTIONS)
+    still = np.asarray(actions.q01).copy()
+    still[6] = actions.q99[6]
+    folder = write(True, state, dataclasses.replace(actions, q01=still), 10)
+    with pytest.warns(UserWarning, match="dimension gripper of 'actions' never changed"):
+        PiPolicy.load(folder, PRESETS["pi05_libero"])
+    spread = np.where(np.arange(8) == 3, 0, state.std).astype(np.float32)
+    folder = write(False, dataclasses.replace(state, std=spread), stats(DELTA), 50)
+    with pytest.warns(UserWarning, match="dimension 3 of 'state' never changed"):
+        PiPolicy.load(folder, PRESETS["pi0_libero"])
+
+
+def test_padding_and_cutting_hide_no_other_robot():
+    preset = PRESETS["libero_tiny"]
+    config = dataclasses.replace(TINY, action_dim=8, action_horizon=5)
+    check_sizes("x", preset, config)
+    for change, message in (
+        ({"action_dim": 6}, "has 6 numbers of an action, and preset 'libero_tiny' needs 7"),
+        ({"action_dim": 7}, "has 7 numbers of a state, and preset 'libero_tiny' needs 8"),
+        ({"action_horizon": 4}, "has 4 actions at a time, and preset 'libero_tiny' needs 5"),
+        ({"image_keys": ("base_0_rgb", "wrist_0_rgb")}, r"through \['wrist_0_rgb'\], of which"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_sizes("x", preset, dataclasses.replace(config, **change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"action_low": (-1.0,) * 3},
+        {"action_high": (1.0, 1.0, 1.0, -1.0)},
+        {"action_low": (float("nan"),) * 4},
+        {"gripper_index": 4},
+        {"delta": (True,) * 5},
+        {"state_dim": 0},
+        {"execute_steps": 0},
+        {"fallback": Fallback((0.0,) * 3)},
+        {"fallback": Fallback((0.0,) * 4, from_state=((3, 5),))},
+        {"fallback": Fallback((float("inf"),) * 4)},
+    ],
+)
+def test_a_preset_that_contradicts_itself_is_refused_by_field(change):
+    with pytest.raises(ValueError, match=f"preset 'board' has .*{next(iter(change))}"):
+        dataclasses.replace(PRESETS["board"], **change)
 
 
 def test_padded_statistics_are_the_robots_own(write):

@@ -47,6 +47,14 @@ class Fallback:
     action: tuple[float, ...]
     from_state: tuple[tuple[int, int], ...] = ()
 
+    def fits(self, state_dim: int, action_dim: int) -> bool:
+        """Whether it is an action of such a robot, and reads nothing but its state."""
+        return (
+            len(self.action) == action_dim
+            and bool(np.isfinite(self.action).all())
+            and all(0 <= a < action_dim and 0 <= s < state_dim for a, s in self.from_state)
+        )
+
     def __call__(self, state: Float[AnyArray, "*b s"]) -> Float[AnyArray, "*b a"]:
         """The action for a raw state; NumPy and JAX arrays alike, inside jit too."""
         xp = jnp if isinstance(state, jax.Array) else np
@@ -101,6 +109,26 @@ class RobotPreset:
     default_prompt: str | None = None
     env_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fallback: Fallback | None = None
+
+    def __post_init__(self):
+        width, low, high = len(self.action_names), self.action_low, self.action_high
+        right = {
+            "action_low or action_high": len(low) == len(high) == width
+            and bool(np.isfinite([*low, *high]).all() and np.less(low, high).all()),
+            "gripper_index": self.gripper_index is None or 0 <= self.gripper_index < width,
+            "delta": len(self.delta) <= min(width, self.state_dim),
+            "state_dim": self.state_dim >= 1,
+            "execute_steps": self.execute_steps >= 1,
+            "normalizer": self.normalizer in ("zscore", "quantile"),
+            "fallback": self.fallback is None or self.fallback.fits(self.state_dim, width),
+        }
+        if wrong := [name for name, fits in right.items() if not fits]:
+            raise ValueError(
+                f"preset {self.name!r} has a {wrong[0]} that does not fit a robot with "
+                f"{self.state_dim} numbers of state and {width} of action, at least one each."
+            )
+        if self.default_prompt is not None:
+            words(self.default_prompt, "default_prompt")
 
     @property
     def action_dim(self) -> int:

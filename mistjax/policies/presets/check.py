@@ -7,6 +7,7 @@ checkpoint's statistics and leaf names do tell is compared here, before anything
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mistjax.models.config import FastConfig, Pi0Config
-from mistjax.models.normalize import NormStats
+from mistjax.models.normalize import EPSILON, NormStats
 from mistjax.policies.presets.base import RobotPreset
 
 TOLERANCE = 0.1  # of a dimension's range, by which a mean action may lie outside its bounds
@@ -50,13 +51,41 @@ def check_model(
         )
 
 
+def check_sizes(folder: str | Path, preset: RobotPreset, config: Pi0Config | FastConfig) -> None:
+    """Compares the preset's cameras and vectors with the model's: padding and cutting hide a
+    difference.
+
+    Raises:
+        ValueError: a camera of the model that the preset does not know, or too little room.
+    """
+    if unknown := sorted(set(config.image_keys) - set(preset.cameras)):
+        raise ValueError(
+            f"{folder} sees through {unknown}, of which preset {preset.name!r} knows nothing: it "
+            f"has {list(preset.cameras)}. Use the preset of this checkpoint, or map a camera that "
+            "the robot lacks to None."
+        )
+    sizes = {
+        "numbers of an action": (preset.action_dim, config.action_dim),
+        "actions at a time": (preset.execute_steps, config.action_horizon),
+    }
+    if isinstance(config, Pi0Config):  # pi0-FAST reads the state in its prompt
+        sizes["numbers of a state"] = preset.state_dim, config.action_dim
+    for what, (needed, there) in sizes.items():
+        if needed > there:
+            raise ValueError(
+                f"{folder} has {there} {what}, and preset {preset.name!r} needs {needed}: it is of "
+                "another robot."
+            )
+
+
 def check_statistics(
     folder: str | Path, preset: RobotPreset, stats: Mapping[str, NormStats]
 ) -> None:
     """Compares the preset with the statistics of states and actions.
 
     The mean action of the training data must be one that the robot can make. Statistics of actions
-    relative to the state fail this in a preset for absolute actions, and the reverse.
+    relative to the state fail this in a preset for absolute actions, and the reverse. A dimension
+    that never changed in training is warned of: what is read there is blown up a million times.
 
     Raises:
         ValueError: statistics are missing, of another robot, or of other actions.
@@ -76,6 +105,13 @@ def check_statistics(
                 f"{where} hold no quantiles of {name!r}, by which preset {preset.name!r} "
                 "normalises: use a preset with z-scores, or statistics with q01 and q99."
             )
+        if constant := _constant(stats[name], preset, width):
+            labels = preset.action_names if name == "actions" else range(width)
+            warnings.warn(
+                f"{where} say that dimension {', '.join(str(labels[i]) for i in constant)} of "
+                f"{name!r} never changed in training: any change of it there is far outside.",
+                stacklevel=3,
+            )
     mean = mean_action(preset, stats)
     low, high = np.array(preset.action_low), np.array(preset.action_high)
     margin = TOLERANCE * (high - low)
@@ -88,6 +124,16 @@ def check_statistics(
             f"[{low[worst]:.3g}, {high[worst]:.3g}]. Such a policy never succeeds; use the preset "
             "that this checkpoint was trained with."
         )
+
+
+def _constant(stats: NormStats, preset: RobotPreset, width: int) -> list[int]:
+    """Dimensions whose normaliser divides by nothing but its epsilon."""
+    if preset.normalizer == "quantile":
+        assert stats.q01 is not None and stats.q99 is not None
+        spread = np.asarray(stats.q99) - np.asarray(stats.q01)
+    else:
+        spread = np.asarray(stats.std)
+    return np.flatnonzero(spread[:width] <= EPSILON).tolist()
 
 
 def mean_action(preset: RobotPreset, stats: Mapping[str, NormStats]) -> Float[np.ndarray, " a"]:
