@@ -32,10 +32,11 @@ from mistjax.detect.from_runs import calibrate_detector, train_detector
 from mistjax.envs.board.expert import expert_observations
 from mistjax.hooks import Tap
 from mistjax.policies import PiPolicy
+from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
 from mistjax.recover.artifact import RemedyConfig, load_monitor, make_remedy, save_remedy
 from mistjax.recover.mist import MistPolicy
-from mistjax.rollouts.collect import collect, load_policy
+from mistjax.rollouts.collect import collect
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace
 from mistjax.steer.affine import AffineMap, affine_map

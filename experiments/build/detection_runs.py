@@ -17,7 +17,8 @@ import tyro
 from mistjax.compilation import enable_cache
 from mistjax.demo import PERTURBATION, SHIPPED
 from mistjax.hooks import Tap
-from mistjax.rollouts.collect import collect, load_policy
+from mistjax.policies.load import load_policy
+from mistjax.rollouts.collect import collect
 from mistjax.rollouts.run import Run
 
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb")

@@ -32,7 +32,7 @@ from mistjax.compilation import enable_cache
 from mistjax.demo import SHIPPED
 from mistjax.detect.metrics import roc_auc
 from mistjax.envs.board.env import BoardEnv, Snapshot
-from mistjax.rollouts.collect import load_policy
+from mistjax.policies.load import load_policy
 from mistjax.rollouts.run import load_run
 from mistjax.rollouts.runner import run_episodes
 from mistjax.rollouts.trace import Trace

@@ -29,9 +29,10 @@ from mistjax.compilation import enable_cache
 from mistjax.envs.board.expert import expert_observations
 from mistjax.hooks import Tap
 from mistjax.hooks.edits import Edit
+from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
 from mistjax.recover.study import format_table
-from mistjax.rollouts.collect import collect, load_policy
+from mistjax.rollouts.collect import collect
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.summary import compare, summarize
 from mistjax.steer import SteeredPolicy, affine_map

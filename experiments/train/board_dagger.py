@@ -24,7 +24,7 @@ from mistjax.envs.board.captions import caption
 from mistjax.envs.board.demos import HORIZON
 from mistjax.envs.board.env import IMAGE_KEYS, BoardEnv
 from mistjax.envs.board.expert import recovery_action
-from mistjax.rollouts.collect import load_policy
+from mistjax.policies.load import load_policy
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ from experiments.train.board_training import Training, train
 from mistjax.compilation import enable_cache
 from mistjax.models import fast
 from mistjax.policies import BOARD_FAST, FastPolicy
-from mistjax.rollouts.collect import load_policy
+from mistjax.policies.load import load_policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +75,7 @@ def main(config: Config) -> FastPolicy:
         params = trained.variables["params"]
         params = renumbered(params, tokenizer.prompts) if config.renumber else params
     elif start is not None:
+        assert isinstance(start, PiPolicy)
         params = initial_params(model, tokenizer.prompts, start, config.seed)
     else:
         params = fast.init(model, jax.random.key(config.seed))["params"]

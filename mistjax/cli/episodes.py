@@ -56,7 +56,8 @@ def collect(
     """Run a policy and record its episodes and activations.
 
     Args:
-        policy: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
+        policy: checkpoint folder, gs://BUCKET/PATH, hf://OWNER/REPOSITORY@COMMIT, or
+            MODULE:FUNCTION for one of your own.
         out: run folder; the same command goes on where it was interrupted.
         plan: which episodes, where, and how.
         preset: robot preset; the checkpoint's own by default.
@@ -67,8 +68,9 @@ def collect(
     """
     from mistjax.detect.features import DEFAULT_FEATURES
     from mistjax.hooks.sites import Tap
+    from mistjax.policies.load import load_policy
     from mistjax.policies.resampled import Resampled
-    from mistjax.rollouts.collect import collect, load_policy
+    from mistjax.rollouts.collect import collect
     from mistjax.rollouts.summary import summarize
     from mistjax.steer.policy import load_steered
 
@@ -119,7 +121,8 @@ def evaluate(
 
     Args:
         checkpoint: the same as --policy.
-        policy: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
+        policy: checkpoint folder, gs://BUCKET/PATH, hf://OWNER/REPOSITORY@COMMIT, or
+            MODULE:FUNCTION for one of your own.
         out: folder of the arms' runs and the report page; the same command goes on there.
         mist: folder of a monitor and remedy, for the arms other than bare.
         arms: of bare, monitor, random, mist.

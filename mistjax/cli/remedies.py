@@ -24,7 +24,8 @@ def explain(
 
     Args:
         run: run folder with the episode, recorded as video.
-        policy: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
+        policy: checkpoint folder, gs://BUCKET/PATH, hf://OWNER/REPOSITORY@COMMIT, or
+            MODULE:FUNCTION for one of your own.
         detector: a calibrated detector.
         seed: which episode.
         inference: which inference; the first alarm by default, else the highest score.
@@ -33,8 +34,8 @@ def explain(
         out: page to write.
         preset: robot preset; the checkpoint's own by default.
     """
+    from mistjax.policies.load import load_policy
     from mistjax.recover.explanation import explain_episode
-    from mistjax.rollouts.collect import load_policy
     from mistjax.rollouts.run import load_run
 
     bare = load_policy(policy, preset)
@@ -54,13 +55,14 @@ def vectors(
     """Build steering vectors: from words, and from failure to success in a recorded run.
 
     Args:
-        policy: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
+        policy: checkpoint folder, gs://BUCKET/PATH, hf://OWNER/REPOSITORY@COMMIT, or
+            MODULE:FUNCTION for one of your own.
         out: folder to write them to.
         run: run folder of the policy.
         concepts: name and its words, comma-separated; the board's own by default.
         preset: robot preset; the checkpoint's own by default.
     """
-    from mistjax.rollouts.collect import load_policy
+    from mistjax.policies.load import load_policy
     from mistjax.steer.build import write_vectors
 
     words = concepts and {name: text.split(",") for name, text in concepts.items()}

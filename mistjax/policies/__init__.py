@@ -1,6 +1,8 @@
 """Policies: what acts, behind one protocol."""
 
+from mistjax.policies.families import Family
 from mistjax.policies.fast import FastPolicy
+from mistjax.policies.load import load_policy
 from mistjax.policies.pi import PiPolicy, random_policy
 from mistjax.policies.presets import BOARD, BOARD_FAST, LIBERO_TINY, PRESETS, RobotPreset
 from mistjax.policies.protocol import LanguagePolicy, Policy, PolicySpec, Sample, StackSpec
@@ -10,6 +12,7 @@ __all__ = [
     "BOARD_FAST",
     "LIBERO_TINY",
     "PRESETS",
+    "Family",
     "FastPolicy",
     "LanguagePolicy",
     "PiPolicy",
@@ -18,5 +21,6 @@ __all__ = [
     "RobotPreset",
     "Sample",
     "StackSpec",
+    "load_policy",
     "random_policy",
 ]

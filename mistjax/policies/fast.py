@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,9 @@ from mistjax.models.observation import Observation
 from mistjax.models.sampling import Prefix, prefill
 from mistjax.models.tokenizers import PromptTokenizer
 from mistjax.models.transforms import flat_rows
+from mistjax.policies.families import Family, register
 from mistjax.policies.pi import PiPolicy, row_keys
+from mistjax.policies.presets.base import RobotPreset
 from mistjax.policies.protocol import RawObs, Sample
 
 
@@ -141,3 +143,12 @@ def _sample(model, tokenizer, variables, obs, key, temperature, hooks, prefix):
     ok = ok & jnp.all(jnp.isfinite(written.log_probs), axis=1)
     aux = {"decode_ok": ok, "tokens": written.tokens, "log_probs": written.log_probs}
     return Sample(actions, {**prefix.taps, **written.taps}, aux)
+
+
+def _reads(config: Mapping[str, Any] | None, preset: RobotPreset) -> bool:
+    if config is None:
+        return isinstance(preset.model, FastConfig)
+    return "siglip" in config and "max_decoding_steps" in config
+
+
+register(Family("pi0-FAST", _reads, FastPolicy.load))

@@ -1,19 +1,47 @@
-"""Which policy a checkpoint folder holds, by its `config.json` or, for openpi's, by its preset."""
+"""A policy by the name of what holds it: a checkpoint wherever it is published, or a function."""
 
 from __future__ import annotations
 
+import importlib
+import re
 from pathlib import Path
 
 from mistjax.models import checkpoints
-from mistjax.models.config import FastConfig
-from mistjax.policies.fast import FastPolicy
-from mistjax.policies.pi import PiPolicy
-from mistjax.policies.presets import RobotPreset
+from mistjax.models.sources import fetch
+from mistjax.policies.families import family_of
+from mistjax.policies.presets import PRESETS, RobotPreset, preset_of
 from mistjax.policies.protocol import Policy
+
+_FUNCTION = re.compile(r"(?P<module>[^\W\d][\w.]*):(?P<name>[^\W\d]\w*)")
+
+
+def load_policy(source: str | Path, preset: str | None = None) -> Policy:
+    """Loads a policy.
+
+    Args:
+        source: a checkpoint folder, `gs://BUCKET/PATH` or `hf://OWNER/REPOSITORY@COMMIT` (see
+            `fetch`); or `MODULE:FUNCTION`, a function without arguments that makes a policy.
+        preset: name of the robot; by default see `preset_of`. A function chooses its own.
+
+    Raises:
+        FileNotFoundError, ConnectionError: see `fetch` and `read_policy`.
+        ImportError: no such module, or an extra that is not installed.
+        ValueError: no preset of that name, no family that reads the checkpoint, weights that do not
+            fit, or a function that makes no policy.
+    """
+    found = _FUNCTION.fullmatch(str(source))
+    if found and not Path(source).exists():
+        if preset is not None:
+            raise ValueError(f"{source} chooses its own robot: leave the preset {preset!r} out.")
+        return _make(found["module"], found["name"])
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"no robot preset is called {preset!r}; choose one of {sorted(PRESETS)}.")
+    folder = fetch(source)
+    return read_policy(folder, PRESETS[preset or preset_of(source, folder)])
 
 
 def read_policy(folder: str | Path, preset: RobotPreset) -> Policy:
-    """Loads a pi0, pi0.5, pi0-FAST, OpenVLA or OpenVLA-OFT.
+    """Loads a checkpoint of any family.
 
     Args:
         folder: the checkpoint.
@@ -21,16 +49,23 @@ def read_policy(folder: str | Path, preset: RobotPreset) -> Policy:
 
     Raises:
         FileNotFoundError: a file of the checkpoint is missing.
-        ValueError: the weights do not fit the configuration.
-        ImportError: an OpenVLA without PyTorch; names the extra.
+        ValueError: no family reads it, or the weights do not fit the configuration.
+        ImportError: its family needs an extra that is not installed; names it.
     """
     checkpoints.refuse_foreign(folder)
-    if preset.model is not None and not checkpoints.has_config(folder):
-        published = FastPolicy if isinstance(preset.model, FastConfig) else PiPolicy
-        return published.load(folder, preset)
-    config = checkpoints.load_config(folder)
-    if config.get("model_type") == "openvla":
-        from mistjax.interop.openvla.policy import OpenVLAPolicy
+    folder = Path(folder)
+    config = checkpoints.load_config(folder) if checkpoints.has_config(folder) else None
+    return family_of(folder, config, preset).load(folder, preset)
 
-        return OpenVLAPolicy.load(folder, preset)
-    return (FastPolicy if "max_decoding_steps" in config else PiPolicy).load(folder, preset)
+
+def _make(module: str, name: str) -> Policy:
+    function = getattr(importlib.import_module(module), name, None)
+    if not callable(function):
+        raise ValueError(f"module {module} has no function {name!r}.")
+    policy = function()
+    if not isinstance(policy, Policy):
+        raise ValueError(
+            f"{module}:{name} made a {type(policy).__name__}, which is no policy: see "
+            "`mistjax.policies.Policy` for what one has."
+        )
+    return policy

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +30,7 @@ from mistjax.models.sampling import Prefix, denoise, prefill
 from mistjax.models.stacks import token_layouts
 from mistjax.models.tokenizers import PaddedTokens, PromptTokenizer
 from mistjax.models.transforms import Cameras, DeltaActions, flat_rows
+from mistjax.policies.families import Family, register
 from mistjax.policies.pi_values import pi_value_vectors
 from mistjax.policies.presets.base import RobotPreset
 from mistjax.policies.presets.check import check_model, check_sizes, check_statistics
@@ -352,3 +353,12 @@ def random_policy(
     stats = {"state": unit(preset.state_dim), "actions": unit(preset.action_dim)}
     variables = pi0.init(config, jax.random.key(seed))
     return PiPolicy(config, variables, tokenizer, stats, preset, name="random")
+
+
+def _reads(config: Mapping[str, Any] | None, preset: RobotPreset) -> bool:
+    if config is None:
+        return isinstance(preset.model, Pi0Config)
+    return "siglip" in config and "max_decoding_steps" not in config
+
+
+register(Family("pi0 and pi0.5", _reads, PiPolicy.load))

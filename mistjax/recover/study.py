@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mistjax.detect.calibration.drift import known_excess, watched_drift
+from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
 from mistjax.recover.artifact import ARMS, load_mist
 from mistjax.recover.explanation import alarm_explanations
@@ -18,7 +19,7 @@ from mistjax.recover.mist import MistPolicy
 from mistjax.report.blocks import Table, Text
 from mistjax.report.build import build_report, explanations
 from mistjax.report.html import Section
-from mistjax.rollouts.collect import collect, load_policy
+from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.summary import stand_ins, table, task_table

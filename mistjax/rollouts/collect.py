@@ -1,4 +1,4 @@
-"""A checkpoint and an environment by name in, recorded episodes out."""
+"""A policy and an environment by name in, recorded episodes out."""
 
 from __future__ import annotations
 
@@ -11,25 +11,10 @@ from typing import Any
 import gymnasium as gym
 
 from mistjax.hooks.sites import Tap
-from mistjax.models.sources import fetch
-from mistjax.policies import PRESETS
-from mistjax.policies.load import read_policy
-from mistjax.policies.presets import preset_of
 from mistjax.policies.protocol import Policy
 from mistjax.rollouts.plan import LIBERO_ENV, EpisodePlan
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.runner import run_episodes
-
-
-def load_policy(source: str | Path, preset: str | None = None) -> Policy:
-    """A checkpoint of any kind (see `read_policy`), wherever it is published (see `fetch`), for a
-    robot preset (by default see `preset_of`); ValueError lists the presets when there is none of
-    that name.
-    """
-    if preset is not None and preset not in PRESETS:
-        raise ValueError(f"no robot preset is called {preset!r}; choose one of {sorted(PRESETS)}.")
-    folder = fetch(source)
-    return read_policy(folder, PRESETS[preset or preset_of(source, folder)])
 
 
 def collect(

@@ -15,8 +15,9 @@ from mistjax.detect import DETECTORS
 from mistjax.detect.bench import BenchConfig, run_bench
 from mistjax.detect.bench.readers import hidden_names, readers
 from mistjax.hooks import Tap
+from mistjax.policies.load import load_policy
 from mistjax.policies.resampled import Resampled
-from mistjax.rollouts.collect import collect, load_policy
+from mistjax.rollouts.collect import collect
 from mistjax.rollouts.run import load_run
 from mistjax.rollouts.store import RunWriter
 from mistjax.rollouts.trace import Trace

@@ -23,7 +23,7 @@ from mistjax.envs.board import demos
 from mistjax.models.normalize import Quantile
 from mistjax.models.tokenizers import EOS, discretize_state
 from mistjax.policies import BOARD, BOARD_FAST, FastPolicy, PiPolicy
-from mistjax.rollouts.collect import load_policy
+from mistjax.policies.load import load_policy
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints"
 

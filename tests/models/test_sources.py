@@ -285,7 +285,7 @@ def test_a_published_checkpoint_becomes_a_policy(server, tmp_path, pi_variables,
     from mistjax.models.normalize import NormStats, save_norm_stats
     from mistjax.models.tokenizers import train_word_tokenizer
     from mistjax.policies import PRESETS
-    from mistjax.rollouts.collect import load_policy
+    from mistjax.policies.load import load_policy
 
     config = dataclasses.replace(TINY, action_dim=32, action_horizon=10, pi05=True)
     preset = dataclasses.replace(PRESETS["pi05_libero"], model=config)

@@ -15,10 +15,10 @@ from mistjax.models.config import TINY, TINY_FAST, FastConfig
 from mistjax.models.normalize import NormStats
 from mistjax.models.tokenizers import PromptTokenizer
 from mistjax.policies import BOARD_FAST, PRESETS, PiPolicy, Sample
+from mistjax.policies.load import load_policy
 from mistjax.policies.presets import Fallback, preset_of
 from mistjax.policies.presets.aloha import AlohaUnits
 from mistjax.policies.presets.check import check_model, check_sizes, kind
-from mistjax.rollouts.collect import load_policy
 
 LIBERO = ("pi0_libero", "pi0_fast_libero", "pi05_libero")
 # Of LIBERO's training data, rounded: absolute actions, and the poses that they start from.

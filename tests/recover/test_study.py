@@ -7,9 +7,9 @@ import pytest
 
 from mistjax.cli import main
 from mistjax.demo import SHIPPED, shipped_study
+from mistjax.policies.load import load_policy
 from mistjax.recover.artifact import load_mist
 from mistjax.recover.study import StudyConfig, run_study
-from mistjax.rollouts.collect import load_policy
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import load_run
 

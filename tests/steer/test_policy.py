@@ -7,7 +7,8 @@ import pytest
 from mistjax.cli import main
 from mistjax.demo import SHIPPED
 from mistjax.hooks import Add
-from mistjax.rollouts.collect import collect, load_policy
+from mistjax.policies.load import load_policy
+from mistjax.rollouts.collect import collect
 from mistjax.rollouts.run import load_run
 from mistjax.steer import SteeredPolicy, burst
 from mistjax.steer import policy as module

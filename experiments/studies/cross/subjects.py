@@ -22,8 +22,9 @@ from mistjax.detect.from_runs import episodes_from_runs
 from mistjax.detect.metrics import peak, roc_auc
 from mistjax.detect.monitor import Monitor
 from mistjax.detect.registry import fit_detector
+from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
-from mistjax.rollouts.collect import collect, load_policy
+from mistjax.rollouts.collect import collect
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.summary import summarize
 from mistjax.rollouts.trace import Trace

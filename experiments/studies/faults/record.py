@@ -21,7 +21,8 @@ from mistjax.detect.novelty.reading import FIELDS, Reads
 from mistjax.envs.faults.battery import FAULTS, Mixture
 from mistjax.envs.faults.make import make_faulty
 from mistjax.envs.faults.splits import SEEDS, SEEN_KINDS, mixtures, strengths
-from mistjax.rollouts.collect import BOARD_ENV, load_policy
+from mistjax.policies.load import load_policy
+from mistjax.rollouts.plan import BOARD_ENV
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.runner import run_episodes
 

@@ -8,9 +8,10 @@ from mistjax.demo import SHIPPED
 from mistjax.detect.artifact import FingerprintError, read_card
 from mistjax.detect.calibration.drift import check_drift, drift, known_excess, watched_drift
 from mistjax.detect.from_runs import calibrate_detector, train_detector
+from mistjax.policies.load import load_policy
 from mistjax.recover.artifact import load_mist
 from mistjax.recover.study import StudyConfig, run_study
-from mistjax.rollouts.collect import collect, load_policy
+from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import load_run
 
