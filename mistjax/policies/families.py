@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from mistjax.models.checkpoints import refuse_foreign
 from mistjax.policies.presets.base import RobotPreset
 from mistjax.policies.protocol import Policy
 
@@ -47,7 +48,8 @@ def family_of(folder: Path, config: Mapping[str, Any] | None, preset: RobotPrese
 
     Raises:
         FileNotFoundError: none does, and the folder has no configuration.
-        ValueError: none does, or an entry point names something else.
+        ValueError: none does, says what it is if that is known; or an entry point names something
+            else.
     """
     for found in _FAMILIES.values():
         if found.reads(config, preset):
@@ -59,6 +61,7 @@ def family_of(folder: Path, config: Mapping[str, Any] | None, preset: RobotPrese
         register(found)
         if found.reads(config, preset):
             return found
+    refuse_foreign(folder)
     known = ", ".join(_FAMILIES)
     if config is None:
         raise FileNotFoundError(
