@@ -31,7 +31,8 @@ Shapes = dict[str, jax.ShapeDtypeStruct]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenDecoder:
-    """One token for each number of one action; greedy.
+    """One token for each number of one action; greedy. What was chosen by logits that are no
+    numbers is NaN.
 
     `replay` returns the mean of the action bins under their probabilities in place of the greedy
     bin, which has no gradient.
@@ -57,6 +58,7 @@ class TokenDecoder:
         decoded = generation.decode(self.model, Cached(**prefix), self.steps, hooks)
         chosen = generation.greedy_actions(self.model, decoded.tokens)
         report = generation.token_report(self.model, decoded.tokens, decoded.logits)
+        chosen = chosen.where(report["token_log_prob"].isfinite(), torch.nan)
         return chosen[:, None], report
 
     def replay(

@@ -54,18 +54,24 @@ class Cause:
 
 def localise(attribution: Attribution, top: int = 3) -> Cause:
     """The cause of each row; `top` regions, words and dimensions of each modality (fewer if there
-    are no more). A NaN in the attribution counts as nothing.
+    are no more). What is NaN or infinite in the attribution counts as nothing.
+
+    Raises:
+        ValueError: `top` is below 1.
     """
-    cameras = {
-        name: _positive(grid).reshape(len(grid), -1) for name, grid in attribution.images.items()
-    }
-    text, state = _positive(attribution.text), _positive(attribution.state)
-    masses = jnp.stack([part.sum(axis=1) for part in (*cameras.values(), text, state)], axis=1)
+    if top < 1:
+        raise ValueError(f"top is {top}: expected at least 1 region, word and dimension to name.")
+    found = [_positive(part) for part in (*attribution.images.values(), attribution.text)]
+    found = [part.reshape(len(part), -1) for part in (*found, _positive(attribution.state))]
+    peak = jnp.max(jnp.concatenate(found, axis=1), axis=1, keepdims=True)
+    peak = jnp.where(peak >= jnp.finfo(peak.dtype).tiny, peak, jnp.inf)  # shares of 0 if nothing is
+    *cameras, text, state = (part / peak for part in found)  # at most 1, so that no sum overflows
+    masses = jnp.stack([part.sum(axis=1) for part in (*cameras, text, state)], axis=1)
     total = masses.sum(axis=1, keepdims=True)
-    scale = jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)
+    scale = 1 / jnp.maximum(total, 1)
 
     columns = next(iter(attribution.images.values())).shape[2]
-    best = [_top(flat * scale, top) for flat in cameras.values()]
+    best = [_top(flat * scale, top) for flat in cameras]
     patch_shares = jnp.stack([share for share, _ in best], axis=1)
     index = jnp.stack([index for _, index in best], axis=1)
     patches = jnp.stack([index // columns, index % columns], axis=-1)
@@ -73,7 +79,7 @@ def localise(attribution: Attribution, top: int = 3) -> Cause:
     token_shares, tokens = _top(text * scale, top)
     dim_shares, dims = _top(state * scale, top)
     return Cause(
-        modalities=(*cameras, "text", "state"),
+        modalities=(*attribution.images, "text", "state"),
         modality=jnp.argmax(masses, axis=1),
         shares=masses * scale,
         found=total[:, 0] > 0,
@@ -88,7 +94,7 @@ def localise(attribution: Attribution, top: int = 3) -> Cause:
 
 
 def _positive(x: Array) -> Array:
-    return jnp.where(x > 0, x, 0)
+    return jnp.where(jnp.isfinite(x) & (x > 0), x, 0)
 
 
 def _top(shares: Array, count: int) -> tuple[Array, Array]:

@@ -87,7 +87,7 @@ def fuse(
         weight: 0 keeps the original, 1 takes the steered chunk; one of each batch element.
         limits: caps, bounds and the gripper dimension.
     """
-    weight = weight[:, None, None]
+    weight = jnp.where(jnp.isfinite(weight), weight, 0.0)[:, None, None]
     step = weight * (steered - original)
     step = jnp.clip(jnp.where(jnp.isfinite(step), step, 0.0), -limits.cap, limits.cap)
     low, high = jnp.minimum(limits.low, original), jnp.maximum(limits.high, original)

@@ -7,7 +7,12 @@ edit touches it.
 
 What it promises: without an alarm, or with strength 0, the actions are bit for bit those of the
 bare policy with the same key; a fused action stays within the cap; the state belongs to one
-episode of one row.
+episode of one batch element.
+
+Fail-safe: where an observation, the bare chunk or the score is not finite, or the chunk's tokens
+stand for no action, there is nothing to repair: that batch element alarms and holds still
+(`RobotPreset.fallback`) for this chunk, and the detector remembers nothing of it. Where
+only the steered chunk is no action, the bare one goes out.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mistjax.attribute.attribution import Attribution
@@ -26,11 +32,13 @@ from mistjax.attribute.inputs import PatchSize, Regions
 from mistjax.attribute.localiser import localise
 from mistjax.attribute.readouts import FailureScore
 from mistjax.attribute.registry import attribute
+from mistjax.detect.detector import hold
 from mistjax.detect.monitor import Monitor, MonitorState
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap, split_site
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import Policy, PolicySpec, Sample
+from mistjax.models.transforms import flat_rows
+from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample
 from mistjax.policies.wrapper import Wrapper
 from mistjax.recover.fusion import FusionLimits, fuse
 from mistjax.steer.schedules import Schedule
@@ -44,6 +52,7 @@ class Remedy:
     Attributes:
         table: cause -> edit. Causes are the localiser's modalities (each camera, "text", "state").
         schedule: strength by inferences since the alarm. Once it is 0, the next alarm begins anew.
+            So it does after an alarm of which no cause in the table was found.
         limits: how far a fused action may be from the original one.
         weight: share of the steered chunk in the fused one.
         method: name of the attribution that finds the cause (static).
@@ -85,6 +94,7 @@ class MistPolicy(Wrapper):
     `objective` is the bare policy's: a remedy is a decision, and has no gradient.
 
     `Sample.aux` holds of each row the monitor's `score`, `threshold` and `alarm`, whether the
+    `fallback` goes out (the actions are then 0 until `finish` makes them the robot's), whether the
     chunk was `edited`, the `cause` (row of the steering table, -1 for none) and, at an alarm that
     begins a remedy, the attribution of the score as `why/<camera>`, `why/text` and `why/state`
     (else 0).
@@ -107,7 +117,7 @@ class MistPolicy(Wrapper):
         return self.policy.spec.wrapped(self.name, (self.monitor, self.remedy))
 
     def initial_state(self, batch: int) -> MistState:
-        none = jnp.full(batch, -1)
+        none = jnp.full(batch, -1, jnp.int32)
         return MistState(self.monitor.initial_state(batch), none, none)
 
     def prefill(
@@ -130,6 +140,14 @@ class MistPolicy(Wrapper):
         state = self.initial_state(obs.batch_size) if isinstance(state, tuple) else state
         return _sample(self, obs, key, state, tuple(edits), tuple(taps), prefix)
 
+    def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
+        """See `Policy.finish`; holds still where `sample.aux["fallback"]` says so."""
+        actions = self.policy.finish(sample, raw)
+        if "fallback" not in sample.aux:
+            return actions
+        held = np.asarray(sample.aux["fallback"])
+        return self.preset.bounded(actions, held, flat_rows(raw))
+
 
 def _union(taps: Sequence[Tap], more: Sequence[Tap]) -> tuple[Tap, ...]:
     return tuple(dict.fromkeys((*taps, *more)))
@@ -145,30 +163,45 @@ def _sample(
         prefix = policy.prefill(obs, edits=edits, taps=every)
     plain = policy.sample(obs, key, edits=edits, taps=every, prefix=prefix)
     monitor, reading = mist.monitor.step(state.monitor, plain)
+    lost = jnp.asarray(plain.broken) | ~jnp.isfinite(reading.score) | ~_is_finite(obs)
+    kept = hold(~lost, monitor.detector, state.monitor.detector)
+    monitor = monitor.replace(detector=kept)  # type: ignore[attr-defined]
+    original = jnp.where(lost[:, None, None], 0.0, plain.actions)
     aux = {
         **plain.aux,
         "score": reading.score,
         "threshold": reading.threshold,
-        "alarm": reading.alarm,
+        "alarm": reading.alarm | lost,
+        "fallback": lost,
     }
     seen = {str(tap): plain.taps[str(tap)] for tap in taps}
     if remedy is None:
-        state = MistState(monitor, state.since, state.cause)
-        aux["edited"] = jnp.zeros_like(reading.alarm)
-        return Sample(plain.actions, seen, aux, state)
+        aux["edited"] = jnp.zeros_like(lost)
+        return Sample(original, seen, aux, state.replace(monitor=monitor))  # type: ignore[attr-defined]
 
     running = remedy.schedule.at(state.since + 1) * (state.since >= 0) > 0
-    begins = reading.alarm & ~running
-    since = jnp.where(begins, 0, jnp.where(running, state.since + 1, -1))
+    begins = reading.alarm & ~running & ~lost
     cause, why = _find_cause(mist, obs, key, state, begins)
+    since = jnp.where(running, state.since + 1, jnp.where(begins & (cause >= 0), 0, -1))
     cause = jnp.where(since >= 0, cause, -1)
     edit = remedy.table.select(cause, remedy.schedule.at(since))
-    steered = jnp.asarray(edit.strength) != 0
-    actions = _repair(mist, obs, key, (*edits, edit), prefix, plain.actions, steered)
-    aux |= {"edited": steered, "cause": cause}
+    steered = (jnp.asarray(edit.strength) != 0) & ~lost
+    actions, edited = _repair(mist, obs, key, (*edits, edit), prefix, original, steered)
+    aux |= {"edited": edited, "cause": cause}
     aux |= {f"why/{name}": grid for name, grid in why.images.items()}
     aux |= {"why/text": why.text, "why/state": why.state}
     return Sample(actions, seen, aux, MistState(monitor, since, cause))
+
+
+def _is_finite(obs: Observation) -> Bool[Array, " b"]:
+    """Rows of which every picture and number is finite."""
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(obs)]
+    rows = [
+        jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
+        for leaf in leaves
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    return jnp.all(jnp.stack(rows), axis=0)
 
 
 def _find_cause(
@@ -205,16 +238,22 @@ def _where(rows: Bool[Array, " b"], tree: Any) -> Any:
 
 def _repair(
     mist: MistPolicy, obs, key, edits, prefix, original, steered: Bool[Array, " b"]
-) -> Float[Array, "b h a"]:
-    """The chunk fused with the one under edits, in the `steered` rows."""
+) -> tuple[Float[Array, "b h a"], Bool[Array, " b"]]:
+    """(the chunk, fused with the one under edits where that is an action; where it was), in the
+    `steered` rows.
+    """
     remedy = mist.remedy
     assert remedy is not None
     shared = prefix if split_site(remedy.table.site)[0] == "action" else None
 
     def fused(original):
-        chunk = mist.policy.sample(obs, key, edits=edits, prefix=shared).actions
-        weight = jnp.where(steered, remedy.weight, 0.0)
-        chunk = fuse(original, chunk, weight, remedy.limits)
-        return jnp.where(steered[:, None, None], chunk, original)
+        sample = mist.policy.sample(obs, key, edits=edits, prefix=shared)
+        edited = steered & ~sample.broken
+        weight = jnp.where(edited, jnp.asarray(remedy.weight, jnp.float32), 0.0)
+        chunk = fuse(original, sample.actions, weight, remedy.limits)
+        return jnp.where(edited[:, None, None], chunk, original), edited
 
-    return jax.lax.cond(jnp.any(steered), fused, lambda original: original, original)
+    def as_it_is(original):
+        return original, jnp.zeros_like(steered)
+
+    return jax.lax.cond(jnp.any(steered), fused, as_it_is, original)

@@ -55,6 +55,18 @@ def monitor(policy):
     return Monitor(head, threshold, FeatureSpec((TAP,)))
 
 
+@pytest.fixture(scope="session")
+def blind_monitor():
+    """`blind_monitor(policy)`: reads one layer, and alarms only where a number is not finite."""
+
+    def make(policy):
+        tap = Tap("vlm.resid", (0,), "image", "mean")
+        head = SafeMLP.create(jax.random.key(1), policy.spec.stacks["vlm"].width, hidden=8)
+        return Monitor(head, Threshold(jnp.full(10, jnp.inf), 0.1, 9, 10), FeatureSpec((tap,)))
+
+    return make
+
+
 @pytest.fixture
 def always(monitor):
     """Always alarms."""
