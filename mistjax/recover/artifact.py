@@ -12,8 +12,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import jax.numpy as jnp
-
 from mistjax.attribute.registry import ATTRIBUTIONS
 from mistjax.detect.artifact import load_detector, read_card
 from mistjax.detect.features import FeatureSpec
@@ -24,8 +22,9 @@ from mistjax.policies.protocol import Policy
 from mistjax.recover.fusion import FusionLimits
 from mistjax.recover.mist import MistPolicy, Remedy
 from mistjax.steer.artifact import SteeringArtifact, load_steering
-from mistjax.steer.schedules import Schedule
+from mistjax.steer.schedules import Schedule, is_strength
 
+_REMEDY = "remedy.json"
 ARMS = ("monitor", "random", "mist")
 
 
@@ -39,6 +38,9 @@ class RemedyConfig:
         cap: largest change of an action, as a share of its range.
         weight: share of the steered chunk in the fused one.
         method: attribution that finds the cause.
+
+    Raises:
+        ValueError: a setting that no remedy can have.
     """
 
     strengths: tuple[float, ...] = (1.0,)
@@ -46,36 +48,55 @@ class RemedyConfig:
     weight: float = 1.0
     method: str = "gradient_x_input"
 
+    def __post_init__(self):
+        for name in ("cap", "weight"):
+            value = getattr(self, name)
+            if not is_strength(value) or not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value!r}: it is a share, from 0 to 1.")
+        if not self.strengths or not all(is_strength(s) and s >= 0 for s in self.strengths):
+            raise ValueError(
+                f"strengths are {self.strengths}: expected at least one, each a share of the "
+                "recommended strength, 0 or more."
+            )
+        if self.method not in ATTRIBUTIONS:
+            raise ValueError(
+                f"method is {self.method!r}: expected one of {', '.join(ATTRIBUTIONS)}."
+            )
+
 
 def save_remedy(folder: str | Path, config: RemedyConfig) -> None:
-    """Writes `remedy.json`.
+    """Writes `remedy.json` beside the directions that it is for.
 
     Raises:
-        ValueError: a setting that no remedy can have.
+        FileNotFoundError: no directions there.
     """
-    for name, value in (("cap", config.cap), ("weight", config.weight)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}: it is a share, from 0 to 1.")
-    if not config.strengths or config.method not in ATTRIBUTIONS:
-        raise ValueError(
-            f"strengths are {config.strengths} and the method is {config.method!r}: give at least "
-            f"one strength, and one of {', '.join(ATTRIBUTIONS)}."
+    if not (Path(folder) / "steering.json").is_file():
+        raise FileNotFoundError(
+            f"no steering.json in {folder}: a remedy steers along the directions of its folder; "
+            "write them with `mistjax vectors`."
         )
-    save_together(Path(folder) / "remedy.json", dataclasses.asdict(config))
+    save_together(Path(folder) / _REMEDY, dataclasses.asdict(config))
 
 
 def load_remedy(folder: str | Path) -> RemedyConfig:
-    """Reads `remedy.json`; ValueError names keys that a remedy does not have."""
-    path = Path(folder) / "remedy.json"
+    """Reads `remedy.json`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: keys that a remedy does not have, keys that are missing, or a setting that no
+            remedy can have; names the file.
+    """
+    path = Path(folder) / _REMEDY
     if not path.exists():
-        raise FileNotFoundError(f"no remedy.json in {folder}; write one with `mistjax remedy`.")
+        raise FileNotFoundError(f"no {_REMEDY} in {folder}; write one with `mistjax remedy`.")
     data = read_json(path)
     known = {field.name for field in dataclasses.fields(RemedyConfig)}
-    if surplus := sorted(set(data) - known):
-        raise ValueError(
-            f"{folder}/remedy.json has unknown keys {surplus}; known: {sorted(known)}."
-        )
-    return RemedyConfig(**{**data, "strengths": tuple(data["strengths"])})
+    if surplus := sorted(set(data) ^ known):
+        raise ValueError(f"{path} has other keys than {sorted(known)}: {surplus}.")
+    try:
+        return RemedyConfig(**{**data, "strengths": tuple(data["strengths"])})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def load_monitor(folder: str | Path, policy: Policy, stratum: str | None = None) -> Monitor:
@@ -95,10 +116,19 @@ def load_monitor(folder: str | Path, policy: Policy, stratum: str | None = None)
 
 
 def make_remedy(policy: Policy, steering: SteeringArtifact, config: RemedyConfig) -> Remedy:
-    """A remedy from directions and settings."""
+    """A remedy from directions and settings.
+
+    Raises:
+        ValueError: a cause that is no input of the policy, or see `SteeringArtifact.table`.
+    """
+    inputs = (*policy.spec.cameras, "text", "state")
+    if unknown := sorted(set(steering.causes) - set(inputs)):
+        raise ValueError(
+            f"causes {unknown} are no inputs of {policy.spec.name!r}: it has {inputs}."
+        )
     return Remedy(
         steering.table(),
-        Schedule(jnp.array(config.strengths, jnp.float32)),
+        Schedule.of(config.strengths),
         FusionLimits.of(policy.spec, config.cap, policy.chunk_width),
         config.weight,
         config.method,

@@ -1,7 +1,7 @@
 """Steering directions on disk: `steering.safetensors` for arrays, `steering.json` for the rest.
 
 A direction means something for the policy that it was made with and for no other, so a file
-refuses to load for another fingerprint.
+refuses to load for another fingerprint. Every array is finite and as large as the policy's stack.
 """
 
 from __future__ import annotations
@@ -19,18 +19,29 @@ from safetensors.numpy import save
 from mistjax.detect.artifact import FingerprintError
 from mistjax.files import load_together, read_tensors, save_together
 from mistjax.hooks.sites import split_site
-from mistjax.policies.protocol import PolicySpec
+from mistjax.policies.protocol import PolicySpec, StackSpec
 from mistjax.steer.affine import AffineMap
+from mistjax.steer.schedules import is_strength
 from mistjax.steer.table import CauseTable, Steering, cause_table
 from mistjax.steer.vectors import NeuronOverwrite, Provenance, SteeringVector
 
 VERSION = 1
 _CARD, _ARRAYS = "steering.json", "steering.safetensors"
-_KINDS: dict[str, tuple[type, tuple[str, ...]]] = {
-    "SteeringVector": (SteeringVector, ("direction", "scale", "gate")),
-    "AffineMap": (AffineMap, ("weight", "bias", "gate")),
-    "NeuronOverwrite": (NeuronOverwrite, ("mask", "value", "gate")),
+_KINDS: dict[str, type] = {
+    kind.__name__: kind for kind in (SteeringVector, AffineMap, NeuronOverwrite)
 }
+_ADDED = ("resid", "attn_out", "mlp_out")  # points as wide as the stack
+
+
+def _shapes(kind: type, sizes: StackSpec) -> dict[str, tuple[int, ...]]:
+    """Shape of each array of a direction in a stack."""
+    layers, width, neurons = sizes.depth, sizes.width, sizes.neurons
+    own: dict[str, tuple[int, ...]] = {
+        SteeringVector: {"direction": (layers, width), "scale": (layers,)},
+        AffineMap: {"weight": (layers, width, width), "bias": (layers, width)},
+        NeuronOverwrite: {"mask": (layers, neurons), "value": (layers, neurons)},
+    }[kind]
+    return {**own, "gate": (layers,)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,9 +83,10 @@ def save_steering(folder: str | Path, artifact: SteeringArtifact) -> None:
     """Writes an artifact, replacing one that is there.
 
     Raises:
-        ValueError: a direction that was made with another policy than the artifact's, or notes
-            without a JSON form.
+        ValueError: a direction that was made with another policy than the artifact's or holds a
+            number that is not finite, a cause that does not fit, or notes without a JSON form.
     """
+    _check_causes(artifact.causes, artifact.directions)
     for name, direction in artifact.directions.items():
         if direction.provenance.policy != artifact.policy:
             raise ValueError(
@@ -84,8 +96,9 @@ def save_steering(folder: str | Path, artifact: SteeringArtifact) -> None:
     arrays, directions = {}, {}
     for name, direction in artifact.directions.items():
         kind = type(direction).__name__
-        for field in _KINDS[kind][1]:
-            arrays[f"{name}/{field}"] = np.asarray(getattr(direction, field), np.float32)
+        for field in dataclasses.fields(direction):
+            if isinstance(value := getattr(direction, field.name), jax.Array | np.ndarray):
+                arrays[f"{name}/{field.name}"] = _finite(name, field.name, value)
         directions[name] = {
             "kind": kind,
             "site": direction.site,
@@ -108,54 +121,81 @@ def load_steering(folder: str | Path, spec: PolicySpec) -> SteeringArtifact:
     Raises:
         FileNotFoundError: no artifact there.
         FingerprintError: made with another policy.
-        ValueError: another format version, or arrays that do not fit the policy's stacks.
+        ValueError: another format version, a damaged file, or arrays that do not fit the policy's
+            stacks or are not finite; names the file.
     """
-    folder = Path(folder)
-    if not (folder / _CARD).is_file():
+    path = Path(folder) / _CARD
+    if not path.is_file():
         raise FileNotFoundError(f"no {_CARD} in {folder}: write one with save_steering(...).")
-    document, files = load_together(folder / _CARD, [_ARRAYS])
-    if document["version"] != VERSION:
+    document, files = load_together(path, [_ARRAYS])
+    version, policy = document.get("version"), document.get("policy")
+    if version != VERSION:
         raise ValueError(
-            f"{folder} has steering format {document['version']}, this release reads {VERSION}: "
+            f"{folder} has steering format {version}, this release reads {VERSION}: "
             "build the vectors again."
         )
-    if document["policy"] != spec.fingerprint:
+    if policy != spec.fingerprint:
         raise FingerprintError(
-            f"{folder} holds steering vectors of policy {document['policy'][:12]}, not of "
+            f"{folder} holds steering vectors of policy {str(policy)[:12]}, not of "
             f"{spec.name!r} ({spec.fingerprint[:12]}): build them for this policy with "
             "`mistjax vectors`."
         )
-    arrays = read_tensors(folder / _ARRAYS, files[_ARRAYS])
-    directions = {
-        name: _read(name, entry, arrays, spec) for name, entry in document["directions"].items()
-    }
-    causes = {
-        cause: None if chosen is None else (chosen[0], float(chosen[1]))
-        for cause, chosen in document["causes"].items()
-    }
-    return SteeringArtifact(document["policy"], directions, causes, document["notes"])
+    arrays = read_tensors(path.with_name(_ARRAYS), files[_ARRAYS])
+    try:
+        entries, causes, notes = (document[key] for key in ("directions", "causes", "notes"))
+        directions = {name: _read(name, entry, arrays, spec) for name, entry in entries.items()}
+        _check_causes(causes, directions)
+        chosen = {cause: None if c is None else (c[0], float(c[1])) for cause, c in causes.items()}
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}: it is damaged.") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    return SteeringArtifact(spec.fingerprint, directions, chosen, notes)
 
 
 def _read(name: str, entry: Mapping[str, Any], arrays, spec: PolicySpec) -> Steering:
-    if entry["kind"] not in _KINDS:
-        raise ValueError(f"direction {name!r} is a {entry['kind']!r}: expected {sorted(_KINDS)}.")
-    kind, fields = _KINDS[entry["kind"]]
-    stack, _ = split_site(entry["site"])
-    sizes = spec.stacks[stack]
-    row = {
-        SteeringVector: (sizes.width,),
-        NeuronOverwrite: (sizes.neurons,),
-        AffineMap: (sizes.width, sizes.width),
-    }[kind]
-    found = arrays[f"{name}/{fields[0]}"].shape
-    if found != (sizes.depth, *row):
-        raise ValueError(
-            f"direction {name!r} has shape {found}; {entry['site']!r} of this policy needs "
-            f"{(sizes.depth, *row)}."
-        )
-    return kind(
-        site=entry["site"],
-        tokens=entry["tokens"],
-        provenance=Provenance(**entry["provenance"]),
-        **{field: jnp.asarray(arrays[f"{name}/{field}"]) for field in fields},
-    )
+    """One direction, if it fits the policy; ValueError, KeyError or TypeError if not."""
+    kind, site, tokens = (entry[key] for key in ("kind", "site", "tokens"))
+    if kind not in _KINDS:
+        raise ValueError(f"direction {name!r} is a {kind!r}: expected {sorted(_KINDS)}.")
+    stack, point = split_site(site)
+    if stack not in spec.stacks:
+        raise ValueError(f"direction {name!r} is for {site!r}: the policy has {[*spec.stacks]}.")
+    points = ("mlp_neurons",) if _KINDS[kind] is NeuronOverwrite else _ADDED
+    if point not in points:
+        raise ValueError(f"direction {name!r} is a {kind} for {site!r}: expected one of {points}.")
+    spec.stacks[stack].layout.select(tokens)
+    shapes = _shapes(_KINDS[kind], spec.stacks[stack])
+    found = {field: arrays[f"{name}/{field}"] for field in shapes}
+    for field, shape in shapes.items():
+        if found[field].shape != shape:
+            raise ValueError(
+                f"direction {name!r} has shape {found[field].shape} in {field!r}; {site!r} of this "
+                f"policy needs {shape}."
+            )
+    numbers = {field: jnp.asarray(_finite(name, field, array)) for field, array in found.items()}
+    provenance = Provenance(**entry["provenance"])
+    if provenance.policy != spec.fingerprint:
+        raise ValueError(f"direction {name!r} was made with policy {provenance.policy[:12]}.")
+    return _KINDS[kind](site=site, tokens=tokens, provenance=provenance, **numbers)
+
+
+def _finite(name: str, field: str, array: Any) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype.kind != "f" or not np.isfinite(array := array.astype(np.float32)).all():
+        raise ValueError(f"direction {name!r} has a {field} that is not finite numbers.")
+    return array
+
+
+def _check_causes(causes: Mapping[str, Any], directions: Mapping[str, Any]) -> None:
+    """ValueError for a cause whose direction does not exist or whose strength is no number."""
+    for cause, chosen in causes.items():
+        if chosen is None:
+            continue
+        direction, strength = chosen
+        if direction not in directions:
+            raise ValueError(
+                f"cause {cause!r} names direction {direction!r}; there are {list(directions)}."
+            )
+        if not is_strength(strength):
+            raise ValueError(f"the strength of cause {cause!r} is {strength!r}, no finite number.")

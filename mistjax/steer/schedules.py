@@ -6,11 +6,22 @@ recompiles.
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
 import flax.struct
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 HORIZON = 64
+
+
+def is_strength(value: Any) -> bool:
+    """Whether a value is a number that float32 can hold."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and abs(float(value)) <= float(np.finfo(np.float32).max)
 
 
 @flax.struct.dataclass
@@ -20,9 +31,16 @@ class Schedule:
     strengths: Float[Array, " t"]
 
     @classmethod
-    def of(cls, curve: Float[Array, " t"]) -> Schedule:
-        """From a curve of any precision; all schedules have one type, or jit would see two."""
-        return cls(jnp.asarray(curve, jnp.float32))
+    def of(cls, curve: Float[np.ndarray, " t"] | Sequence[float]) -> Schedule:
+        """From a curve of any precision; all schedules have one type, or jit would see two.
+
+        Raises:
+            ValueError: no strength, or one that is not finite.
+        """
+        strengths = np.asarray(curve, np.float64)
+        if not len(strengths) or not all(is_strength(value) for value in strengths):
+            raise ValueError(f"strengths are {strengths}: expected at least one, and all finite.")
+        return cls(jnp.asarray(strengths, jnp.float32))
 
     def at(self, since: Int[Array, "..."] | int) -> Float[Array, "..."]:
         """Strength `since` inferences after the alarm (0 is the alarm's own); 0 before it (-1)."""
@@ -33,32 +51,37 @@ class Schedule:
 
 def constant(strength: float, *, horizon: int = HORIZON) -> Schedule:
     """The same strength from the alarm on."""
-    return Schedule.of(jnp.full(horizon, float(strength)))
+    _check_fits("horizon", horizon, horizon)
+    return Schedule.of(np.full(horizon, float(strength)))
 
 
 def ramp(strength: float, over: int, *, horizon: int = HORIZON) -> Schedule:
     """Rises linearly and reaches the strength at the `over`-th inference, then holds."""
     _check_fits("over", over, horizon)
-    return Schedule.of(strength * jnp.minimum((jnp.arange(horizon) + 1) / over, 1.0))
+    return Schedule.of(strength * np.minimum((np.arange(horizon) + 1) / over, 1.0))
 
 
 def decay(strength: float, half_life: float, *, horizon: int = HORIZON) -> Schedule:
     """Halves every `half_life` inferences, and is 0 from the horizon on."""
-    if half_life <= 0:
+    if not half_life > 0:
         raise ValueError(f"half_life is {half_life}: expected inferences, more than 0.")
-    curve = strength * 0.5 ** (jnp.arange(horizon) / half_life)
-    return Schedule.of(curve.at[-1].set(0.0))
+    _check_fits("horizon", horizon, horizon)
+    curve = strength * 0.5 ** (np.arange(horizon) / half_life)
+    curve[-1] = 0.0
+    return Schedule.of(curve)
 
 
 def burst(strength: float, inferences: int, *, horizon: int = HORIZON) -> Schedule:
     """Full strength for so many inferences, then none."""
     _check_fits("inferences", inferences, horizon - 1)
-    return Schedule.of(jnp.where(jnp.arange(horizon) < inferences, float(strength), 0.0))
+    return Schedule.of(np.where(np.arange(horizon) < inferences, float(strength), 0.0))
 
 
 def _check_fits(name: str, count: int, most: int) -> None:
     if not 1 <= count <= most:
-        raise ValueError(f"{name} is {count}: expected 1 to {most}, or pass a larger horizon.")
+        raise ValueError(
+            f"{name} is {count}: expected 1 to {max(most, 1)}, or pass a larger horizon."
+        )
 
 
 def flow_steps(num_steps: int, start: int = 0, stop: int | None = None) -> Float[Array, " s"]:

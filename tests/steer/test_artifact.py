@@ -6,6 +6,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mistjax.detect.artifact import FingerprintError
 from mistjax.steer import (
@@ -127,3 +128,104 @@ def test_the_random_artifact_keeps_causes_and_lengths_but_not_directions(artifac
         )
     with pytest.raises(ValueError, match="control_neurons"):
         artifact.random()
+
+
+def change(path, keys, value):
+    """A file with one entry of its JSON replaced; without `value`, removed."""
+    document = json.loads(path.read_text())
+    document.pop("files")
+    *outer, last = keys
+    inner = document
+    for key in outer:
+        inner = inner[key]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("version",), None, "steering format None"),
+        (("directions",), None, "lacks 'directions'"),
+        (("directions", "slow"), [1], "steering.json"),
+        (("directions", "slow", "kind"), "Sum", "is a 'Sum'"),
+        (("directions", "slow", "kind"), "NeuronOverwrite", "NeuronOverwrite for 'vlm.mlp_out'"),
+        (("directions", "slow", "site"), "dino.resid", "the policy has"),
+        (("directions", "slow", "site"), "vlm.nowhere", "is not a site"),
+        (("directions", "slow", "site"), "vlm.attn_heads", "expected one of"),
+        (("directions", "slow", "site"), "action.resid", "in 'direction'"),
+        (("directions", "slow", "tokens"), "wrod", "no segment 'wrod'"),
+        (("directions", "slow", "provenance"), {"maker": "x"}, "policy"),
+        (("directions", "slow", "provenance", "policy"), "f" * 64, "was made with policy ffff"),
+        (("directions", "quick", "tokens"), None, "lacks 'tokens'"),
+        (("causes", "text"), ["slwo", 1.0], "names direction 'slwo'"),
+        (("causes", "text"), ["slow", "1"], "no finite number"),
+        (("causes", "text"), ["slow", True], "no finite number"),
+        (("causes", "text"), ["slow", 1e39], "no finite number"),
+        (("causes", "text"), ["slow"], "steering.json"),
+        (("causes",), [], "steering.json"),
+    ],
+)
+def test_a_card_that_fits_no_policy_is_refused_by_its_name(
+    artifact, planted, tmp_path, keys, value, message
+):
+    save_steering(tmp_path, artifact)
+    change(tmp_path / "steering.json", keys, value)
+    with pytest.raises(ValueError, match=message):
+        load_steering(tmp_path, planted.spec)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_strength_that_is_not_finite_is_refused(artifact, planted, tmp_path, number):
+    save_steering(tmp_path, artifact)
+    path = tmp_path / "steering.json"
+    path.write_text(path.read_text().replace("1.5", number))
+    with pytest.raises(ValueError, match=r"steering\.json"):
+        load_steering(tmp_path, planted.spec)
+
+
+ARRAYS = {
+    "slow": ("direction", "scale", "gate"),
+    "light": ("weight", "bias", "gate"),
+    "set high": ("mask", "value", "gate"),
+}
+
+
+@pytest.mark.parametrize("name,field", [(n, f) for n, fields in ARRAYS.items() for f in fields])
+def test_every_array_is_finite_numbers_of_the_stacks_size(artifact, planted, tmp_path, name, field):
+    save_steering(tmp_path, artifact)
+    path = tmp_path / "steering.safetensors"
+    good = load_file(path)
+    change(tmp_path / "steering.json", ("notes",), {})  # no digests, as in an older artifact
+    key = f"{name}/{field}"
+    wrong = {
+        "finite": np.full_like(good[key], np.nan),
+        "finite numbers": good[key].astype(np.int32),
+        "has shape": good[key][:1],
+        "in '": good[key][..., None],
+    }
+    for message, array in wrong.items():
+        save_file({**good, key: array}, path)
+        with pytest.raises(ValueError, match=message):
+            load_steering(tmp_path, planted.spec)
+    save_file({k: v for k, v in good.items() if k != key}, path)
+    with pytest.raises(ValueError, match=f"lacks '{key}'"):
+        load_steering(tmp_path, planted.spec)
+    save_file({**good, "surplus": np.zeros(1, np.float32)}, path)
+    load_steering(tmp_path, planted.spec)
+
+
+def test_what_could_not_be_loaded_is_not_saved(artifact, tmp_path):
+    slow = artifact.directions["slow"]
+    broken = dataclasses.replace(slow, scale=slow.scale * np.nan)
+    for wrong in (
+        dataclasses.replace(artifact, directions={**artifact.directions, "slow": broken}),
+        dataclasses.replace(artifact, causes={"text": ("slwo", 1.0)}),
+        dataclasses.replace(artifact, causes={"text": ("slow", np.nan)}),
+    ):
+        with pytest.raises(ValueError, match=r"slow|slwo|strength"):
+            save_steering(tmp_path, wrong)
+    assert not list(tmp_path.iterdir())
