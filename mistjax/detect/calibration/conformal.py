@@ -31,24 +31,45 @@ class CalibrationWarning(UserWarning):
     """The calibration set cannot support what was asked of it."""
 
 
-def finite_sample_rank(n: int, alpha: float) -> int:
-    """ceil((n + 1)(1 - alpha)), 1-based; larger than n means that n episodes are too few for alpha.
+def finite_sample_rank(n: int, alpha: float, confidence: float | None = None) -> int:
+    """Which of n ordered values, 1-based; larger than n means that n episodes are too few.
+
+    Without a confidence it is ceil((n + 1)(1 - alpha)): the bound then holds on average over
+    calibration sets, and about half of them exceed it. With one, it is the smallest k for which
+    that share of calibration sets keep the bound: P(Beta(k, n + 1 - k) >= 1 - alpha).
 
     Raises:
-        ValueError: alpha outside (0, 1).
+        ValueError: alpha or confidence outside (0, 1).
     """
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie in (0, 1); got {alpha}.")
-    return math.ceil(round((n + 1) * (1 - alpha), 9))  # 0.1 * 10 must not round up to rank 10
+    for name, value in (
+        ("alpha", alpha),
+        ("confidence", 0.5 if confidence is None else confidence),
+    ):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must lie in (0, 1); got {value}.")
+    if confidence is None:
+        return math.ceil(round((n + 1) * (1 - alpha), 9))  # 0.1 * 10 must not round up to rank 10
+    ranks = np.arange(1, n + 1)
+    kept = stats.beta.sf(1 - alpha, ranks, n + 1 - ranks) >= confidence
+    return int(ranks[kept][0]) if kept.any() else n + 1
 
 
-def conformal_quantile(values: Float[np.ndarray, " n"], alpha: float) -> float:
+def least_episodes(alpha: float, confidence: float | None = None) -> int:
+    """How many calibration episodes a finite threshold needs."""
+    if confidence is None:
+        return math.ceil(round(1 / alpha - 1, 9))
+    return math.ceil(math.log(1 - confidence) / math.log(1 - alpha))
+
+
+def conformal_quantile(
+    values: Float[np.ndarray, " n"], alpha: float, confidence: float | None = None
+) -> float:
     """The finite-sample rank's order statistic, +inf (with a CalibrationWarning) when n is too
     small.
     """
-    k, n = finite_sample_rank(len(values), alpha), len(values)
+    k, n = finite_sample_rank(len(values), alpha, confidence), len(values)
     if k > n:
-        least = math.ceil(round(1 / alpha - 1, 9))
+        least = least_episodes(alpha, confidence)
         warnings.warn(
             f"{n} calibration episodes cannot promise alpha = {alpha}: rank {k} > {n}, so the "
             "threshold is +inf and "
@@ -71,13 +92,15 @@ class CoverageLaw(NamedTuple):
     high: float
 
 
-def coverage_law(n: int, alpha: float, level: float = 0.9) -> CoverageLaw:
+def coverage_law(
+    n: int, alpha: float, level: float = 0.9, confidence: float | None = None
+) -> CoverageLaw:
     """Beta(k, n + 1 - k) of the realised coverage for continuous scores: mean and central interval.
 
     Source: Vovk, "Conditional validity of inductive conformal predictors" (arXiv 1209.2673),
     section 3.
     """
-    k = finite_sample_rank(n, alpha)
+    k = finite_sample_rank(n, alpha, confidence)
     if k > n:
         return CoverageLaw(1.0, 1.0, 1.0)
     low, high = stats.beta.interval(level, k, n + 1 - k)
@@ -94,6 +117,8 @@ class Threshold:
         n_calibration: successful episodes that set the rank.
         rank: order statistic used; larger than n_calibration means `upper` is +inf.
         band: shape over time.
+        confidence: share of calibration sets that keep the bound; None: it holds on average over
+            them.
     """
 
     upper: Leaf
@@ -101,6 +126,7 @@ class Threshold:
     n_calibration: int = struct.field(pytree_node=False)
     rank: int = struct.field(pytree_node=False)
     band: Band = struct.field(pytree_node=False, default="constant")
+    confidence: float | None = struct.field(pytree_node=False, default=None)
 
     def at(self, step: Int[Array, "*b"] | int) -> Float[Array, "*b"]:
         """The limit at `step`, counted from 0."""
@@ -123,9 +149,10 @@ class Threshold:
                 "few to promise "
                 f"alpha = {self.alpha}; only NaN and Inf scores alarm."
             )
-        law = coverage_law(self.n_calibration, self.alpha)
+        law = coverage_law(self.n_calibration, self.alpha, confidence=self.confidence)
+        over = "on average over" if self.confidence is None else f"for {self.confidence:.0%} of"
         return (
-            f"At most {self.alpha:.1%} of successful episodes raise an alarm on average over "
+            f"At most {self.alpha:.1%} of successful episodes raise an alarm {over} "
             "calibration sets "
             f"({self.n_calibration} successes, rank {self.rank}, {self.band} band); for 90% of "
             "calibration sets the "
@@ -189,6 +216,7 @@ def calibrate(
     reference: tuple[Any, Any] | None = None,
     reference_share: float = 0.3,
     seed: int = 0,
+    confidence: float | None = None,
 ) -> Threshold:
     """The monitor's threshold, from the successful episodes among those given.
 
@@ -203,6 +231,7 @@ def calibrate(
             `reference_share` of them give the shape.
         reference_share: see above; not used by "constant".
         seed: of that division.
+        confidence: share of calibration sets that are to keep the bound, see `finite_sample_rank`.
 
     Raises:
         ValueError: no successful episode, fewer than two for the shape of a time-varying band, or
@@ -239,12 +268,13 @@ def calibrate(
         # a nearly constant start must not set the width of the whole band
         h = np.maximum(h, 0.1 * h.mean())
     values = np.where(mask, (scores - centre) / h, -np.inf).max(1)
-    width = conformal_quantile(values, alpha)
+    width = conformal_quantile(values, alpha, confidence)
     upper = centre + width * h if math.isfinite(width) else np.full(t, np.inf)
     # float32 rounding must not push a calibration score above its own limit
     upper = np.nextafter(upper.astype(np.float32), np.float32(np.inf))
     n = len(values)
-    return Threshold(jnp.asarray(upper), alpha, n, finite_sample_rank(n, alpha), band)
+    rank = finite_sample_rank(n, alpha, confidence)
+    return Threshold(jnp.asarray(upper), alpha, n, rank, band, confidence)
 
 
 def calibrate_strata(

@@ -7,6 +7,7 @@ computed twice. Cost: one pass over the pixels.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,20 +18,21 @@ from jaxtyping import Array, Float, Int
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import Sample
+from mistjax.policies.protocol import PolicySpec, Sample
 from mistjax.policies.wrapper import Wrapper
 
 CELLS = 8
+PATCHES = 4
 TOKENS = Tap("vision.resid", (-1,), "image")
 """What the vision tower makes of every patch of every camera."""
 
 
 @flax.struct.dataclass
 class Reading:
-    """Of each row (C cameras in the model's order, N patches a camera).
+    """Of each row (C cameras in the model's order).
 
     Attributes:
-        tokens: the vision tower's output.
+        tokens: the vision tower's output, averaged to at most 4 by 4 patches a camera.
         grid: mean colour in [-1, 1] of 8 by 8 cells.
         detail: log of the mean difference between neighbouring pixels, by cell.
         state: normalised state.
@@ -59,12 +61,23 @@ def read(obs: Observation, tokens: Float[Array, "1 b t d"], state_dim: int) -> R
     cells = [_cells(picture) for picture in pictures]
     rows = tokens.shape[1]
     return Reading(
-        tokens=tokens[0].reshape(rows, len(pictures), -1, tokens.shape[-1]),
+        tokens=_coarse(tokens[0].reshape(rows, len(pictures), -1, tokens.shape[-1])),
         grid=jnp.stack([grid for grid, _ in cells], axis=1),
         detail=jnp.stack([detail for _, detail in cells], axis=1),
         state=jnp.asarray(obs.state)[:, :state_dim],
         prompt=jnp.where(obs.tokenized_prompt_mask, obs.tokenized_prompt, 0),
     )
+
+
+def _coarse(tokens: Float[Array, "b c t d"]) -> Float[Array, "b c n d"]:
+    """At most 4 by 4 patches; as they are where their number is no multiple of that square."""
+    b, c, t, d = tokens.shape
+    side = math.isqrt(t)
+    if side * side != t or side % PATCHES:
+        return tokens
+    block = side // PATCHES
+    blocks = tokens.reshape(b, c, PATCHES, block, PATCHES, block, d)
+    return blocks.mean((3, 5)).reshape(b, c, PATCHES**2, d)
 
 
 def _cells(
@@ -84,8 +97,9 @@ def _cells(
 
 @dataclasses.dataclass(frozen=True)
 class Reads(Wrapper):
-    """A policy whose samples also say what it read, as `aux["read/<field>"]`: to fit detectors of
-    its inputs to recorded runs. Its actions are the bare policy's.
+    """A policy whose samples also say what it read, as `aux["read/<field>"]`, and what it commands,
+    as `aux["read/command"]`: to fit detectors of its inputs to recorded runs. Its actions are the
+    bare policy's.
     """
 
     policy: Any
@@ -105,7 +119,14 @@ class Reads(Wrapper):
         sample = self.policy.sample(obs, key, state=state, edits=edits, taps=every, prefix=prefix)
         reading = read(obs, sample.taps[str(TOKENS)], self.policy.preset.state_dim)
         values = {f"read/{f.name}": getattr(reading, f.name) for f in dataclasses.fields(reading)}
+        values[COMMAND] = command(sample.actions, self.policy.spec)
         return dataclasses.replace(sample, aux={**sample.aux, **values})
 
 
-FIELDS = tuple(f"read/{field.name}" for field in dataclasses.fields(Reading))
+def command(actions: Float[Array, "b h a"], spec: PolicySpec) -> Float[Array, "b e c"]:
+    """The actions of a chunk that are executed, in model units."""
+    return actions[:, : spec.execute_steps, : spec.action_dim]
+
+
+COMMAND = "read/command"
+FIELDS = (*(f"read/{field.name}" for field in dataclasses.fields(Reading)), COMMAND)

@@ -1,0 +1,158 @@
+"""Visual odometry: how far the robot moved between two looks, as one camera sees it.
+
+A small network from a camera's tokens at both looks, and the state at the first, to the change of
+the state; fitted to pairs of looks of clean episodes. It settles who is right where the state
+disagrees with dead reckoning: a wrong sensor leaves the picture where the command led, a push moves
+it too. Cost of fitting: some 20 s a camera for 400 episodes on one core.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+
+@flax.struct.dataclass
+class Odometer:
+    """One network a camera, their arrays stacked.
+
+    Attributes:
+        mean, directions: principal components of a camera's tokens.
+        layers: weights and biases.
+        precision: inverse covariance of the error, the average over the looks in memory.
+    """
+
+    mean: Float[Array, "c t"]
+    directions: Float[Array, "c t k"]
+    layers: tuple[tuple[Float[Array, "c i o"], Float[Array, "c o"]], ...]
+    precision: Float[Array, "c s s"]
+
+    def moved(
+        self,
+        now: Float[Array, "b c t"],
+        before: Float[Array, "b c t"],
+        state: Float[Array, "b s"],
+    ) -> Float[Array, "b c s"]:
+        """The change of the state since an earlier look, as each camera sees it.
+
+        Args:
+            now: tokens of each camera.
+            before: at the earlier look.
+            state: at the earlier look.
+        """
+        codes = [jnp.einsum("bct,ctk->bck", x - self.mean, self.directions) for x in (now, before)]
+        states = jnp.broadcast_to(state[:, None], (*codes[0].shape[:2], state.shape[-1]))
+        return _network(self.layers, jnp.concatenate([*codes, states], axis=-1))
+
+
+def _network(layers, x: Float[Array, "b c i"]) -> Float[Array, "b c o"]:
+    for number, (weights, bias) in enumerate(layers):
+        x = jnp.einsum("bci,cio->bco", x, weights) + bias
+        if number + 1 < len(layers):
+            x = jax.nn.gelu(x)
+    return x
+
+
+def pairs(
+    episode: Int[np.ndarray, " n"], count: int, rng: np.random.Generator
+) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+    """(later looks, earlier looks of the same episode), half of them one look apart."""
+    later = rng.integers(0, len(episode), count)
+    first = np.searchsorted(episode, episode[later])
+    any_before = first + (rng.random(count) * (later - first)).astype(int)
+    near = rng.random(count) < 0.5
+    return later, np.where(near, np.maximum(later - 1, first), any_before)
+
+
+def fit_odometer(
+    tokens: Float[np.ndarray, "n c t"],
+    states: Float[np.ndarray, "n s"],
+    episode: Int[np.ndarray, " n"],
+    *,
+    components: int = 192,
+    hidden: tuple[int, ...] = (384, 192),
+    steps: int = 3000,
+    batch: int = 256,
+    noise: float = 0.4,
+    seed: int = 0,
+) -> Odometer:
+    """Fits one network a camera.
+
+    Args:
+        tokens: of every look of clean episodes, flat for each camera.
+        states: normalised.
+        episode: which episode a look is of, ascending.
+        components: principal components kept, at most.
+        hidden: widths of the network.
+        steps: of training.
+        batch: pairs a step.
+        noise: standard deviation of the noise on the components while training; their own mean
+            square is 1.
+        seed: of weights, pairs and noise.
+    """
+    rng = np.random.default_rng(seed)
+    cameras, width = tokens.shape[1], states.shape[1]
+    mean = tokens.mean(0)
+    kept = min(components, tokens.shape[2], len(tokens) - 1)
+    directions = []
+    for camera in range(cameras):
+        x = tokens[:, camera] - mean[camera]
+        values, vectors = _principal(x, kept)
+        directions.append(vectors / np.sqrt(values.mean()))
+    directions = np.stack(directions).astype(np.float32)
+    codes = np.einsum("nct,ctk->nck", tokens - mean, directions).astype(np.float32)
+    sizes = (2 * kept + width, *hidden, width)
+    layers = tuple(
+        (
+            jnp.asarray(rng.normal(size=(cameras, i, o)) / np.sqrt(i), jnp.float32),
+            jnp.zeros((cameras, o)),
+        )
+        for i, o in zip(sizes, sizes[1:], strict=False)
+    )
+    optimiser = optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=3e-2)
+
+    @jax.jit
+    def step(layers, memory, key, now, before, state, target):
+        states = jnp.broadcast_to(state[:, None], (*now.shape[:2], width))
+        x = jnp.concatenate([now, before], axis=-1)
+        x = x + noise * jax.random.normal(key, x.shape)
+        x = jnp.concatenate([x, states], axis=-1)
+
+        def loss(layers):
+            return jnp.abs(_network(layers, x) - target[:, None]).mean()
+
+        updates, memory = optimiser.update(jax.grad(loss)(layers), memory, layers)
+        return optax.apply_updates(layers, updates), memory
+
+    memory, key = optimiser.init(layers), jax.random.key(seed)
+    for number in range(steps):
+        k, j = pairs(episode, batch, rng)
+        layers, memory = step(
+            layers,
+            memory,
+            jax.random.fold_in(key, number),
+            codes[k],
+            codes[j],
+            states[j],
+            states[k] - states[j],
+        )
+    eye = jnp.broadcast_to(jnp.eye(width), (cameras, width, width))
+    return Odometer(jnp.asarray(mean), jnp.asarray(directions), layers, eye)
+
+
+def _principal(
+    x: Float[np.ndarray, "n t"], kept: int
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "t k"]]:
+    """Largest eigenvalues of the covariance and their vectors, by the smaller of both Gram
+    matrices."""
+    n, t = x.shape
+    if t <= n:
+        values, vectors = np.linalg.eigh(x.T @ x / n)
+        return values[::-1][:kept], vectors[:, ::-1][:, :kept]
+    values, left = np.linalg.eigh(x @ x.T / n)
+    values, left = values[::-1][:kept], left[:, ::-1][:, :kept]
+    return values, x.T @ left / np.sqrt(np.maximum(values * n, 1e-12))
