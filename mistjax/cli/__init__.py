@@ -17,6 +17,7 @@ from mistjax.cli.detectors import (
     detect_bench,
     drift,
     export_safe,
+    fit_inputs,
     import_safe,
     train_detector,
 )
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "price": price,
     "train-detector": train_detector,
     "calibrate": calibrate,
+    "fit-inputs": fit_inputs,
     "drift": drift,
     "detect-bench": detect_bench,
     "import-safe": import_safe,

@@ -83,6 +83,44 @@ def calibrate(
     print(report_metrics(metrics))
 
 
+def fit_inputs(
+    runs: Positional[tuple[Path, ...]],
+    /,
+    *,
+    policy: str,
+    calibration: tuple[Path, ...],
+    out: Path,
+    preset: str | None = None,
+    alpha: float = 0.1,
+    confidence: float | None = 0.95,
+) -> None:
+    """Fit a monitor of a policy's inputs to clean runs, and calibrate it on others.
+
+    Args:
+        runs: run folders of clean episodes, recorded with `collect --inputs`; no faulty ones.
+        policy: what was recorded: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY.
+        calibration: run folders of further clean episodes.
+        out: folder to write to, that of a failure monitor or a new one.
+        preset: robot preset; the checkpoint's own by default.
+        alpha: bound on the chance of any alarm in a clean episode.
+        confidence: share of calibrations for which the bound holds; None bounds their average.
+    """
+    from mistjax.detect.novelty.build import build_inputs
+    from mistjax.rollouts.collect import load_policy
+    from mistjax.rollouts.run import load_run
+
+    monitor = build_inputs(
+        load_policy(policy, preset),
+        [load_run(run) for run in runs],
+        [load_run(run) for run in calibration],
+        out,
+        alpha=alpha,
+        confidence=confidence,
+    )
+    print(monitor.threshold.describe().replace("successful", "clean"))
+    print(f"Inputs: {', '.join(monitor.inputs)}. Now: mistjax eval {policy} --mist {out} ...")
+
+
 def drift(
     runs: Positional[tuple[Path, ...]],
     /,

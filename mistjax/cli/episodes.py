@@ -50,6 +50,7 @@ def collect(
     preset: str | None = None,
     taps: tuple[str, ...] = (),
     samples: int = 1,
+    inputs: bool = False,
     steer: tuple[Path, str, float] | None = None,
     onset: int = 0,
 ) -> None:
@@ -63,10 +64,12 @@ def collect(
         preset: robot preset; the checkpoint's own by default.
         taps: activations to record, e.g. vlm.resid@-1/text/mean; the detector's own by default.
         samples: chunks drawn at each inference, for detectors of disagreement; 1 draws no others.
+        inputs: record what the policy reads as well, for `fit-inputs`.
         steer: folder of directions, the name of one and its strength: always in force, no monitor.
         onset: inferences of an episode before `steer`.
     """
     from mistjax.detect.features import DEFAULT_FEATURES
+    from mistjax.detect.novelty.reading import FIELDS, Reads
     from mistjax.hooks.sites import Tap
     from mistjax.policies.load import load_policy
     from mistjax.policies.resampled import Resampled
@@ -78,13 +81,14 @@ def collect(
     env_options = bare.preset.env_options
     if steer is not None:
         bare = load_steered(bare, *steer, onset=onset)
+    drawn = bare if samples == 1 else Resampled(bare, samples)
     run = collect(
-        bare if samples == 1 else Resampled(bare, samples),
+        Reads(drawn) if inputs else drawn,
         out,
         plan,
         env_options=env_options,
         taps=[Tap.parse(text) for text in taps] or DEFAULT_FEATURES.taps,
-        aux=() if samples == 1 else ("sampled_actions",),
+        aux=(*(() if samples == 1 else ("sampled_actions",)), *(FIELDS if inputs else ())),
     )
     print(f"success {summarize(run).success}; recorded in {out}")
 

@@ -62,6 +62,7 @@ class PolicySpec:
         num_steps: flow steps or decoded tokens of one inference.
         action_offset: env units at 0 model units; None where they follow the state. () where
             nobody has said.
+        inputs: what a monitor of inputs can name, in its order; () without one.
     """
 
     name: str
@@ -78,6 +79,7 @@ class PolicySpec:
     stacks: Mapping[str, StackSpec]
     num_steps: int
     action_offset: tuple[float | None, ...] = ()
+    inputs: tuple[str, ...] = ()
 
     def wrapped(self, name: str, parts: Any) -> PolicySpec:
         """The spec of a policy around this one: its fingerprint also covers `parts`, whatever is

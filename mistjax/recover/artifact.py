@@ -3,6 +3,7 @@
     <folder>/detector.{json,safetensors}   detector and threshold, see `detect.artifact`
     <folder>/steering.{json,safetensors}   directions and causes, see `steer.artifact`
     <folder>/remedy.json                   how far and how long to steer: `RemedyConfig`
+    <folder>/inputs.{json,safetensors}     monitor of the inputs, see `detect.novelty`; optional
 
 All of it was made with one policy and refuses to load for another.
 """
@@ -17,10 +18,13 @@ from mistjax.detect.artifact import load_detector, read_card
 from mistjax.detect.features import FeatureSpec
 from mistjax.detect.from_runs import provenance
 from mistjax.detect.monitor import Monitor
+from mistjax.detect.novelty.artifact import CARD as INPUTS
+from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.files import read_json, save_together
 from mistjax.policies.protocol import Policy
 from mistjax.recover.fusion import FusionLimits
 from mistjax.recover.mist import MistPolicy, Remedy
+from mistjax.recover.watched import Watched
 from mistjax.steer.artifact import SteeringArtifact, load_steering
 from mistjax.steer.schedules import Schedule, is_strength
 
@@ -143,8 +147,9 @@ def load_mist(
     seed: int = 0,
     *,
     stratum: str | None = None,
-) -> MistPolicy:
-    """A policy with the monitor, and the remedy of an arm.
+) -> Any:
+    """A policy with the monitor, and the remedy of an arm; `Watched` where the folder also has a
+    monitor of its inputs. With that alone, the arm `monitor` watches the inputs only.
 
     Args:
         folder: see the module.
@@ -161,6 +166,17 @@ def load_mist(
     """
     if arm not in ARMS:
         raise ValueError(f"no arm is called {arm!r}; choose one of {', '.join(ARMS)}.")
+    if not (Path(folder) / INPUTS).exists():
+        return _failure_mist(folder, policy, arm, seed, stratum)
+    inputs = load_inputs(folder, policy.spec.fingerprint)
+    if arm == "monitor" and not (Path(folder) / "detector.json").exists():
+        return Watched(policy, inputs)
+    return Watched(_failure_mist(folder, policy, arm, seed, stratum), inputs)
+
+
+def _failure_mist(
+    folder: str | Path, policy: Any, arm: str, seed: int, stratum: str | None
+) -> MistPolicy:
     monitor = load_monitor(folder, policy, stratum)
     if arm == "monitor":
         return MistPolicy(policy, monitor, None, arm)

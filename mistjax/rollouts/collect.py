@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 
+from mistjax.envs.faults.make import make_faulty
 from mistjax.hooks.sites import Tap
 from mistjax.policies.protocol import Policy
 from mistjax.rollouts.plan import LIBERO_ENV, EpisodePlan
@@ -50,9 +51,14 @@ def collect(
         raise ValueError("the plan names no environment: give its gymnasium id as env.")
     if env == LIBERO_ENV and not plan.videos:  # only what an inference looks at
         drawn["picture_every"] = policy.spec.execute_steps
+    make: Callable[[], gym.Env] = functools.partial(make_env, env, **settings, **drawn)
+    if (mixture := plan.mixture()) is not None:
+        faults, looks = mixture.to_json(), policy.spec.execute_steps
+        make = functools.partial(make_faulty, env, faults, looks, **settings, **drawn)
+        settings["faults"] = faults
     return run_episodes(
         policy,
-        functools.partial(make_env, env, **settings, **drawn),
+        make,
         plan.seeds(),
         plan,
         out=out,

@@ -11,6 +11,8 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from mistjax.envs.faults.battery import Mixture, read_mixture
+
 BOARD_ENV = "mistjax/Board-v0"
 LIBERO_ENV = "mistjax/Libero-v0"
 SEEDS = 2**31
@@ -27,6 +29,12 @@ class EpisodePlan:
         first_seed: the first seed; with `suite`, the first fixed start of each task.
         perturbation: what is changed in the environment, e.g. `camera_angle 0.5`; LIBERO has kinds
             too, e.g. `position swap`.
+        fault: a fault that begins in every episode, and its strength, e.g. `front_dimmed 0.8`; see
+            `mistjax.envs.faults`.
+        faults: in place of it a mixture, one fault drawn for each seed: the name of a shipped one,
+            e.g. board, or a JSON file.
+        fault_onset: first and last step at which a fault begins; the mixture's own by default.
+        sensor_noise: whether cameras and state have ordinary noise; by default only a mixture's.
         env: gymnasium id; None where the environment is made elsewhere (see `run_episodes`).
         suite: a LIBERO suite in place of `env`, e.g. libero_spatial.
         tasks: which tasks of the suite; all by default.
@@ -46,6 +54,10 @@ class EpisodePlan:
     episodes: int = 50
     first_seed: int = 0
     perturbation: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
+    fault: tuple[str, float] | None = None
+    faults: str | None = None
+    fault_onset: tuple[int, int] | None = None
+    sensor_noise: bool | None = None
     env: str | None = BOARD_ENV
     suite: str | None = None
     tasks: tuple[int, ...] = ()
@@ -76,6 +88,7 @@ class EpisodePlan:
             raise ValueError(f"executor is {self.executor!r}: expected 'process' or 'ray'.")
         object.__setattr__(self, "tasks", tasks)
         object.__setattr__(self, "perturbation", _plain(self.perturbation))
+        self.mixture()
         env = LIBERO_ENV if self.suite is not None else self.env
         if env is not None and (self.perturbation or env not in (BOARD_ENV, LIBERO_ENV)):
             check_perturbation(_environment(env), self.perturbation)
@@ -86,6 +99,29 @@ class EpisodePlan:
         if self.num_envs is not None:
             return self.num_envs
         return max(self.workers, 1) if self.suite or self.env == LIBERO_ENV else 8
+
+    def mixture(self) -> Mixture | None:
+        """Which faults are drawn; None where neither faults nor sensor noise are asked for.
+
+        Raises:
+            ValueError: a fault and a mixture, an unknown fault, or a mixture that cannot be read.
+        """
+        if self.fault is not None and self.faults is not None:
+            raise ValueError("a fault and a mixture of faults are given: expected one of them.")
+        options: dict[str, Any] = {}
+        if self.fault_onset is not None:
+            options["onset"] = tuple(whole("an onset", step, 0) for step in self.fault_onset)
+        if self.sensor_noise is not None:
+            options["sensor_noise"] = bool(self.sensor_noise)
+        if self.faults is not None:
+            try:
+                return dataclasses.replace(read_mixture(self.faults), **options)
+            except OSError as error:
+                raise ValueError(str(error)) from None
+        if self.fault is not None:
+            name, strength = self.fault
+            return Mixture.single(str(name), float(strength), **{"sensor_noise": False, **options})
+        return Mixture(**options) if self.sensor_noise else None
 
     def seeds(self) -> tuple[int, ...]:
         """The seeds of the episodes; with a suite see `suite_seeds`, which can refuse."""

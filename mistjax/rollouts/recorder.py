@@ -13,7 +13,17 @@ from mistjax.hooks.sites import Tap
 from mistjax.policies.protocol import PolicySpec, RawObs, Sample
 from mistjax.rollouts.trace import Json, Trace, to_json
 
-MONITOR = ("score", "threshold", "alarm", "edited")
+MONITOR: Mapping[str, Any] = {
+    "score": np.float32,
+    "threshold": np.float32,
+    "alarm": bool,
+    "edited": bool,
+    "input_score": np.float32,
+    "input_threshold": np.float32,
+    "unsound": bool,
+    "named": np.int32,
+}
+"""What is kept of every monitor, and how."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,9 +162,8 @@ class Recorder:
         horizon, width = spec.action_horizon, spec.action_dim
         tensors.setdefault("chunks", np.zeros((0, horizon, width), np.float32))
         tensors.setdefault("timings_ms", np.zeros(0, np.float32))
-        for name in MONITOR:
+        for name, kind in MONITOR.items():
             if name in tensors:
-                kind = bool if name in ("alarm", "edited") else np.float32
                 tensors[name] = tensors[name].astype(kind)
         tensors["inference_step"] = np.array([step for step, _ in self._inferences], np.int32)
         tensors["state"] = np.stack(self._state) if self._state else np.zeros((0, 0), np.float32)
@@ -172,7 +181,10 @@ class Recorder:
             "failure_cause": None if error is not None or cause is None else str(cause),
             "error": error,
             "perturbation": dict(perturbation),
-            "info": {name: v for name, v in self._info.items() if is_scalar(v)},
+            "info": {
+                **{name: v for name, v in self._info.items() if is_scalar(v)},
+                **_first_named(tensors, spec.inputs),
+            },
         }
         trace = Trace.from_parts(row, tensors)
         return dataclasses.replace(trace, frames=np.stack(self._frames)) if self._frames else trace
@@ -184,6 +196,16 @@ def _check_alike(values: Mapping[str, np.ndarray], first: Mapping[str, np.ndarra
             raise ValueError(
                 f"{name} has shape {value.shape}, and {first[name].shape} earlier in the episode."
             )
+
+
+def _first_named(tensors: Mapping[str, np.ndarray], inputs: tuple[str, ...]) -> dict[str, Json]:
+    """The input that was named first, None for none of them, and at which step; {} for nothing."""
+    named = tensors.get("named", np.zeros(0, int))
+    if not (named >= 0).any():
+        return {}
+    first = int(np.argmax(named >= 0))
+    name = [*inputs, None][named[first]]
+    return {"named_input": name, "named_step": int(tensors["inference_step"][first])}
 
 
 def robot_state(raw: RawObs) -> np.ndarray:

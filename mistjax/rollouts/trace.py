@@ -44,6 +44,8 @@ class Trace:
         score, threshold, alarm, edited: what a monitor reported at each inference (failure score,
             its threshold, whether it raised the alarm, whether the action was steered); None for a
             policy without a monitor.
+        unsound, named, input_score, input_threshold: what a monitor of its inputs reported (whether
+            one is unsound, and which, see `recover.watched`); None without one.
         images: camera key -> exactly what the policy saw at each inference; only kept, like
             `frames`, for episodes recorded as video.
         frames: the cameras side by side, before each action and once after the last. Not in the
@@ -72,6 +74,10 @@ class Trace:
     threshold: Float[np.ndarray, " n"] | None = None
     alarm: Bool[np.ndarray, " n"] | None = None
     edited: Bool[np.ndarray, " n"] | None = None
+    unsound: Bool[np.ndarray, " n"] | None = None
+    named: Int[np.ndarray, " n"] | None = None
+    input_score: Float[np.ndarray, " n"] | None = None
+    input_threshold: Float[np.ndarray, " n"] | None = None
     images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     frames: UInt8[np.ndarray, "frames height width 3"] | None = None
 
@@ -95,6 +101,7 @@ class Trace:
             "first_alarm_step": first,
             "edited_inferences": 0 if self.edited is None else int(self.edited.sum()),
             "median_ms": median,
+            **{name: self.info.get(name) for name in FAULT_COLUMNS},
         }
 
     def tensors(self) -> dict[str, np.ndarray]:
@@ -130,7 +137,20 @@ _ARRAYS: dict[str, tuple[str, int]] = {
     "threshold": ("f", 1),
     "alarm": ("b", 1),
     "edited": ("b", 1),
+    "unsound": ("b", 1),
+    "named": ("i", 1),
+    "input_score": ("f", 1),
+    "input_threshold": ("f", 1),
 }
+FAULT_COLUMNS = (
+    "fault",
+    "fault_input",
+    "fault_strength",
+    "fault_onset",
+    "named_input",
+    "named_step",
+)
+"""What went wrong on purpose, from which step on; and which input was named, at which step."""
 _GROUPS = ("features", "aux", "images")
 _LABELS = tuple(
     field.name
@@ -175,7 +195,7 @@ def checked_row(row: Any) -> dict[str, Json]:
         raise ValueError(f"seed, steps, inferences and edited inferences are {counts}")
     if (row["success"] is None) != (row["error"] is not None):
         raise ValueError(f"episode {row['seed']} neither ended nor crashed")
-    return row
+    return dict.fromkeys(FAULT_COLUMNS) | row  # an older row has none
 
 
 def check_tensors(tensors: Mapping[str, np.ndarray], row: Mapping[str, Json]) -> None:

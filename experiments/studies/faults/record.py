@@ -51,9 +51,9 @@ class Config:
     calibration: int = 600
     clean: int = 400
     tuning: int = 20
-    each: int = 24
-    mixture: int = 300
-    pictures: int = 4
+    each: int = 12
+    mixture: int = 150
+    pictures: int = 3
 
 
 @dataclasses.dataclass(frozen=True)

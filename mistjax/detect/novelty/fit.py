@@ -6,6 +6,7 @@ that it was not fitted to, so that scores of different inputs can be compared.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from mistjax.detect.novelty.monitor import (
 from mistjax.detect.novelty.motion import fit_motion
 from mistjax.detect.novelty.odometry import fit_odometer
 from mistjax.detect.novelty.reading import COMMAND, FIELDS, Reading
+from mistjax.policies.protocol import PolicySpec
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace
 
@@ -42,8 +44,8 @@ class Recorded:
     """What was read in recorded episodes, padded to the longest: leading axes [E,N]."""
 
     readings: Reading
-    commands: Float[Array, "e n x a"]
-    mask: Bool[Array, "e n"]
+    commands: Float[Any, "e n x a"]
+    mask: Bool[Any, "e n"]
 
     def __getitem__(self, rows: Any) -> Recorded:
         return jax.tree.map(lambda x: x[rows], self)
@@ -85,17 +87,15 @@ def recorded_runs(runs: Sequence[Run]) -> Recorded:
     return recorded([trace for run in runs for trace in run.traces()])
 
 
-def command_bounds(policy: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high) of an action in model units; infinite where actions are relative to the state."""
-    spec = policy.spec
-    width = spec.action_dim
-    if getattr(policy.preset, "delta", ()) or policy.preset.units is not None:
-        return np.full(width, -np.inf, np.float32), np.full(width, np.inf, np.float32)
-    bounds = [
-        np.asarray(policy.action_normalizer.normalize(np.asarray(b, np.float32)))[:width]
-        for b in (spec.action_low, spec.action_high)
-    ]
-    return bounds[0], bounds[1]
+def command_bounds(spec: PolicySpec) -> tuple[np.ndarray, np.ndarray]:
+    """(low, high) of an action in model units; infinite where actions follow the state."""
+    offset = spec.action_offset or (None,) * spec.action_dim
+
+    def bound(values: Sequence[float], otherwise: float) -> np.ndarray:
+        rows = zip(values, offset, spec.action_scale, strict=False)
+        return np.array([otherwise if o is None else (v - o) / s for v, o, s in rows], np.float32)
+
+    return bound(spec.action_low, -np.inf), bound(spec.action_high, np.inf)
 
 
 def fit_inputs(policy: Any, episodes: Recorded, *, seed: int = 0, **odometer: Any) -> InputMonitor:
@@ -113,11 +113,12 @@ def fit_inputs(policy: Any, episodes: Recorded, *, seed: int = 0, **odometer: An
     count = len(episodes.mask)
     if count < 10:
         raise ValueError(f"{count} clean episodes: fit to at least ten, better to some hundred.")
+    episodes = _unpadded(episodes)
     first = episodes[: int(0.7 * count)]
     readings, episode = first.looks()
     commands = np.asarray(first.commands)[np.asarray(first.mask)]
     again = np.flatnonzero(episode[1:] == episode[:-1]) + 1
-    low, high = command_bounds(policy)
+    low, high = command_bounds(policy.spec)
     motion = fit_motion(
         readings.state[again - 1],
         commands[again - 1],
@@ -152,6 +153,16 @@ def fit_inputs(policy: Any, episodes: Recorded, *, seed: int = 0, **odometer: An
         words=readings.prompt.shape[1],
     )
     return _scaled(monitor, episodes[int(0.7 * count) :])
+
+
+def _unpadded(episodes: Recorded) -> Recorded:
+    """Without the trailing entries of the state that are always 0."""
+    state = np.asarray(episodes.readings.state)
+    used = np.flatnonzero(np.abs(state).max((0, 1)) > 0)
+    width = int(used[-1]) + 1 if len(used) else 1
+    return dataclasses.replace(
+        episodes, readings=dataclasses.replace(episodes.readings, state=state[..., :width])
+    )
 
 
 @flax.struct.dataclass
@@ -209,12 +220,14 @@ def _scaled(monitor: InputMonitor, held: Recorded) -> InputMonitor:
     """With the precision of the odometer and the size of each score, from held-out episodes."""
     errors = _odometry_errors(monitor, held)
     precision = [Gaussian.of(errors[:, c], 1e-2).precision for c in range(errors.shape[1])]
-    monitor = monitor.replace(odometer=monitor.odometer.replace(precision=jnp.stack(precision)))
+    monitor = dataclasses.replace(
+        monitor, odometer=dataclasses.replace(monitor.odometer, precision=jnp.stack(precision))
+    )
     ratios = np.asarray(evidence(monitor, held).ratios)
     largest = np.where(np.asarray(held.mask)[..., None, None], ratios, 0).max(1)
     smallest = np.concatenate([np.repeat(SMALLEST[:1], len(monitor.cameras), 0), SMALLEST[1:]])
     scale = np.maximum(np.quantile(largest, 0.95, axis=0), smallest)
-    return monitor.replace(scale=jnp.asarray(scale, jnp.float32))
+    return dataclasses.replace(monitor, scale=jnp.asarray(scale, jnp.float32))
 
 
 def _odometry_errors(monitor: InputMonitor, held: Recorded) -> Float[np.ndarray, "n c s"]:
@@ -269,4 +282,4 @@ def calibrate_inputs(
     threshold = calibrate(
         scores, episodes.mask, everything, alpha, band="constant", confidence=confidence
     )
-    return monitor.replace(threshold=threshold)
+    return dataclasses.replace(monitor, threshold=threshold)

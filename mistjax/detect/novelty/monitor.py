@@ -15,6 +15,7 @@ without an alarm: two projections a camera; the cameras are asked only when a st
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -33,6 +34,9 @@ STREAMS = {
     "state": ("level", "dead reckoning", "drift"),
     "text": ("unknown words", "changed words", ""),
 }
+MARGIN = 1.0
+"""How much farther from the cameras' view a sensor must be than dead reckoning, to be blamed: in
+standard deviations of that view. Tuned on faults that may be looked at."""
 LEAK = 0.8
 """What is left of a residual in the drift after one look."""
 
@@ -111,8 +115,9 @@ class InputEvidence:
         suspect: input of the largest ratio.
         named: the input named at the episode's first alarm; the number of inputs for none of them;
             -1 without an alarm so far.
-        sides: squared distance of the cameras' view of the motion from the sensor's minus that from
-            dead reckoning's; above 0 the sensor is wrong. 0 where the state was not suspect.
+        sides: distance of the cameras' view of the motion from the sensor's minus that from dead
+            reckoning's, in standard deviations; above `MARGIN` the sensor is wrong. 0 where the
+            state was not suspect.
         cells: how unusual each cell of each camera is, in standard deviations; 0 before an alarm.
         entries: residual of each state entry from dead reckoning, in its own size.
         words: which tokens of the prompt changed or are unknown.
@@ -183,6 +188,7 @@ class InputMonitor:
 
     def step(self, memory: InputMemory, reading: Reading) -> tuple[InputMemory, InputEvidence]:
         """One look. Follow it with `executed`, once the actions are known."""
+        reading = dataclasses.replace(reading, state=reading.state[:, : self.state_mean.shape[0]])
         m, state, started = memory, reading.state, memory.looks > 0
         camera = camera_features(reading)
         reckoned = self.motion.predict(m.state[:, 0], m.command)
@@ -220,7 +226,7 @@ class InputMonitor:
             lambda: jnp.where(first & by_motion, self._sides(m, reading, reckoned), 0.0),
             lambda: jnp.zeros_like(score),
         )
-        innocent = first & by_motion & (sides <= 0)
+        innocent = first & by_motion & (sides <= MARGIN)
         name = jnp.where(innocent, len(self.inputs), suspect).astype(jnp.int32)
         named = jnp.where(first, name, m.named)
         cells = jax.lax.cond(
@@ -254,9 +260,12 @@ class InputMonitor:
         )
         return seen, evidence
 
-    def executed(self, memory: InputMemory, command: Float[Array, "b e a"]) -> InputMemory:
-        """After the actions of this look were decided (model units)."""
-        return memory.replace(command=command)
+    def executed(self, memory: InputMemory, actions: Float[Array, "b h a"]) -> InputMemory:
+        """After the chunk of this look was decided (model units); what of it is not executed, and
+        padding, is left out.
+        """
+        width = self.motion.low.shape[0]
+        return dataclasses.replace(memory, command=actions[:, : self.execute, :width])
 
     def level_context(
         self, command: Float[Array, "b e a"], started: Bool[Array, " b"]

@@ -6,6 +6,8 @@ simulator. Of the gripper, the sign of each command counts; of the rest, their s
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +84,6 @@ def fit_motion(
     weights = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ following)
     residual = np.abs(following - x @ weights)
     scale = np.maximum(np.quantile(residual, 0.99, axis=0) / 2.58, 1e-3)
-    return empty.replace(
-        weights=jnp.asarray(weights, jnp.float32), scale=jnp.asarray(scale, jnp.float32)
+    return dataclasses.replace(
+        empty, weights=jnp.asarray(weights, jnp.float32), scale=jnp.asarray(scale, jnp.float32)
     )

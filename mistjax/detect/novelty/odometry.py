@@ -8,6 +8,8 @@ it too. Cost of fitting: some 20 s a camera for 400 episodes on one core.
 
 from __future__ import annotations
 
+import itertools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -22,13 +24,13 @@ class Odometer:
 
     Attributes:
         mean, directions: principal components of a camera's tokens.
-        layers: weights and biases.
+        layers: weights [C,I,O] and biases [C,O].
         precision: inverse covariance of the error, the average over the looks in memory.
     """
 
     mean: Float[Array, "c t"]
     directions: Float[Array, "c t k"]
-    layers: tuple[tuple[Float[Array, "c i o"], Float[Array, "c o"]], ...]
+    layers: tuple[tuple[Array, Array], ...]
     precision: Float[Array, "c s s"]
 
     def moved(
@@ -111,7 +113,7 @@ def fit_odometer(
             jnp.asarray(rng.normal(size=(cameras, i, o)) / np.sqrt(i), jnp.float32),
             jnp.zeros((cameras, o)),
         )
-        for i, o in zip(sizes, sizes[1:], strict=False)
+        for i, o in itertools.pairwise(sizes)
     )
     optimiser = optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=3e-2)
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import PolicySpec, Sample
+from mistjax.policies.protocol import Sample
 from mistjax.policies.wrapper import Wrapper
 
 CELLS = 8
@@ -35,24 +35,23 @@ class Reading:
         tokens: the vision tower's output, averaged to at most 4 by 4 patches a camera.
         grid: mean colour in [-1, 1] of 8 by 8 cells.
         detail: log of the mean difference between neighbouring pixels, by cell.
-        state: normalised state.
+        state: normalised state, padding included.
         prompt: token ids, 0 where there is none.
     """
 
-    tokens: Float[Array, "b c n d"]
-    grid: Float[Array, "b c 8 8 3"]
-    detail: Float[Array, "b c 8 8"]
-    state: Float[Array, "b s"]
-    prompt: Int[Array, "b l"]
+    tokens: Float[Any, "*b c n d"]
+    grid: Float[Any, "*b c 8 8 3"]
+    detail: Float[Any, "*b c 8 8"]
+    state: Float[Any, "*b s"]
+    prompt: Int[Any, "*b l"]
 
 
-def read(obs: Observation, tokens: Float[Array, "1 b t d"], state_dim: int) -> Reading:
+def read(obs: Observation, tokens: Float[Array, "1 b t d"]) -> Reading:
     """What was seen.
 
     Args:
         obs: the observation.
         tokens: value of the tap `TOKENS`.
-        state_dim: entries of the state that are not padding.
 
     Raises:
         ValueError: a picture smaller than 8 pixels.
@@ -64,7 +63,7 @@ def read(obs: Observation, tokens: Float[Array, "1 b t d"], state_dim: int) -> R
         tokens=_coarse(tokens[0].reshape(rows, len(pictures), -1, tokens.shape[-1])),
         grid=jnp.stack([grid for grid, _ in cells], axis=1),
         detail=jnp.stack([detail for _, detail in cells], axis=1),
-        state=jnp.asarray(obs.state)[:, :state_dim],
+        state=jnp.asarray(obs.state, jnp.float32),
         prompt=jnp.where(obs.tokenized_prompt_mask, obs.tokenized_prompt, 0),
     )
 
@@ -117,15 +116,11 @@ class Reads(Wrapper):
         """See `Policy.sample`."""
         every = tuple(dict.fromkeys((*taps, TOKENS)))
         sample = self.policy.sample(obs, key, state=state, edits=edits, taps=every, prefix=prefix)
-        reading = read(obs, sample.taps[str(TOKENS)], self.policy.preset.state_dim)
+        reading = read(obs, sample.taps[str(TOKENS)])
         values = {f"read/{f.name}": getattr(reading, f.name) for f in dataclasses.fields(reading)}
-        values[COMMAND] = command(sample.actions, self.policy.spec)
+        spec = self.policy.spec
+        values[COMMAND] = sample.actions[:, : spec.execute_steps, : spec.action_dim]
         return dataclasses.replace(sample, aux={**sample.aux, **values})
-
-
-def command(actions: Float[Array, "b h a"], spec: PolicySpec) -> Float[Array, "b e c"]:
-    """The actions of a chunk that are executed, in model units."""
-    return actions[:, : spec.execute_steps, : spec.action_dim]
 
 
 COMMAND = "read/command"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -13,16 +12,9 @@ from mistjax.envs.board.env import IMAGE_KEYS, PROMPT_KEY, STATE_KEY
 from mistjax.envs.board.instructions import COLOURS
 from mistjax.envs.board.perturbations import content_words, perturb
 from mistjax.envs.board.physics import STEP
-from mistjax.envs.faults.battery import CAMERAS, Mixture, read_mixture
+from mistjax.envs.faults.battery import CAMERAS
 from mistjax.envs.faults.words import Choices
 from mistjax.envs.faults.wrapper import Rig
-
-MIXTURES = Path(__file__).parent / "mixtures"
-
-
-def mixture(name: str | Path = "board") -> Mixture:
-    """A shipped mixture by name, or one from a JSON file."""
-    return read_mixture(name, MIXTURES)
 
 
 def choices(prompt: str) -> Choices:

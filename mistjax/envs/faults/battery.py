@@ -3,6 +3,7 @@
 A name is `<input>_<kind>`: `front_dimmed`, `wrist_frozen`, `state_offset`, `instruction_typos`,
 `scene_table_texture`, `action_noop`; and `push`. A `Mixture` gives each a share of the episodes;
 seed and mixture decide fault, strength and onset, so that a seed is the same episode everywhere.
+Kinds are listed by name here, so that a command line can check them without loading JAX.
 """
 
 from __future__ import annotations
@@ -15,11 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from mistjax.envs.board.faults import FAULTS as ACTIONS
-from mistjax.envs.faults.inputs import PICTURES, STATES
-from mistjax.envs.faults.words import WORDS
-
 CAMERAS = ("front", "wrist")
+PICTURES = (
+    "dimmed",
+    "colour_cast",
+    "blurred",
+    "patch",
+    "frozen",
+    "black",
+    "shifted",
+    "salt_and_pepper",
+    "dropped",
+    "delayed",
+)
+STATES = ("offset", "scaled", "frozen", "drifting")
+WORDS = ("typos", "unknown_word", "dropped_word", "swapped_word")
+ACTIONS = ("offset", "noise", "noop", "late_grasp", "early_release")
 SCENES = (
     "table_colour",
     "table_texture",
@@ -33,6 +45,7 @@ SCENES = (
 INPUTS = (*CAMERAS, "state", "instruction")
 """What a policy reads, and so what an unsound input can be."""
 ONSET = (4, 20)
+MIXTURES = Path(__file__).parents[1] / "board" / "mixtures"
 
 FAULTS: dict[str, tuple[str, str]] = {
     **{f"{camera}_{kind}": (camera, kind) for camera in CAMERAS for kind in PICTURES},
@@ -43,6 +56,18 @@ FAULTS: dict[str, tuple[str, str]] = {
     "push": ("push", "push"),
 }
 """Name -> (where it is, what it is)."""
+
+
+_NAMES = {
+    "observation/image": "front",
+    "observation/wrist_image": "wrist",
+    "text": "instruction",
+}
+
+
+def input_name(key: str) -> str:
+    """An input as the battery names it, by the key of an observation; others keep theirs."""
+    return _NAMES.get(key, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,17 +180,17 @@ class Mixture:
             ) from None
 
 
-def read_mixture(source: str | Path, shipped: Path) -> Mixture:
-    """A mixture from a JSON file, or one that is shipped in a folder, by name.
+def read_mixture(source: str | Path) -> Mixture:
+    """A mixture from a JSON file, or a shipped one by name.
 
     Raises:
         FileNotFoundError: neither; the message lists those that are shipped.
         ValueError: the file holds no mixture.
     """
-    named = shipped / f"{source}.json"
+    named = MIXTURES / f"{source}.json"
     path = named if named.is_file() else Path(source)
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in shipped.glob("*.json")))
+        known = ", ".join(sorted(file.stem for file in MIXTURES.glob("*.json")))
         raise FileNotFoundError(f"no mixture {source}: give a JSON file, or one of {known}.")
     try:
         return Mixture.from_json(json.loads(path.read_text()))

@@ -6,9 +6,23 @@ import json
 import numpy as np
 import pytest
 
-from mistjax.envs.board.sensor_faults import MIXTURES, mixture
-from mistjax.envs.faults.battery import FAULTS, INPUTS, Injection, Mixture, Part
+from mistjax.envs.board.faults import FAULTS as ACTIONS
+from mistjax.envs.board.perturbations import PERTURBATIONS
+from mistjax.envs.faults import battery, inputs, words
+from mistjax.envs.faults.battery import (
+    FAULTS,
+    INPUTS,
+    MIXTURES,
+    Injection,
+    Mixture,
+    Part,
+    read_mixture,
+)
 from mistjax.envs.faults.splits import SEEDS, SEEN_KINDS, UNSEEN_KINDS, mixtures, strengths
+
+
+def mixture(source="board"):
+    return read_mixture(source)
 
 
 def test_the_headline_mixture_has_the_stated_shares_and_onsets():
@@ -20,6 +34,14 @@ def test_the_headline_mixture_has_the_stated_shares_and_onsets():
     onsets = {fault.onset for fault in drawn if fault}
     assert onsets == set(range(4, 21))
     assert mixture().sensor_noise
+
+
+def test_every_kind_has_its_function():
+    assert tuple(inputs.PICTURES) == battery.PICTURES
+    assert tuple(inputs.STATES) == battery.STATES
+    assert tuple(words.WORDS) == battery.WORDS
+    assert tuple(ACTIONS) == battery.ACTIONS
+    assert set(battery.SCENES) < set(PERTURBATIONS)
 
 
 def test_a_seed_decides_its_fault():
