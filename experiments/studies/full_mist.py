@@ -16,7 +16,7 @@ import tyro
 
 from mistjax.compilation import enable_cache
 from mistjax.demo import shipped_study
-from mistjax.recover.study import run_study
+from mistjax.report.study import run_study
 from mistjax.rollouts.summary import compare, table
 
 

@@ -31,7 +31,7 @@ from mistjax.hooks import Tap
 from mistjax.hooks.edits import Edit
 from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
-from mistjax.recover.study import format_table
+from mistjax.report.study import format_table
 from mistjax.rollouts.collect import collect
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.summary import compare, summarize

@@ -25,7 +25,7 @@ def demo(
         perturbation: what is changed in the environment, e.g. `camera_angle 0.5`.
     """
     from mistjax.demo import shipped_study
-    from mistjax.recover.study import run_study
+    from mistjax.report.study import run_study
 
     run_study(
         shipped_study(
@@ -134,7 +134,8 @@ def evaluate(
         plan: which episodes, where, and how.
         preset: robot preset; the checkpoint's own by default.
     """
-    from mistjax.recover.study import StudyConfig, run_study
+    from mistjax.recover.study import StudyConfig
+    from mistjax.report.study import run_study
 
     source = checkpoint or policy
     if source is None or (checkpoint and policy):

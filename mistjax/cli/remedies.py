@@ -35,7 +35,7 @@ def explain(
         preset: robot preset; the checkpoint's own by default.
     """
     from mistjax.policies.load import load_policy
-    from mistjax.recover.explanation import explain_episode
+    from mistjax.report.explanation import explain_episode
     from mistjax.rollouts.run import load_run
 
     bare = load_policy(policy, preset)

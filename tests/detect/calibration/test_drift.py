@@ -10,7 +10,8 @@ from mistjax.detect.calibration.drift import check_drift, drift, known_excess, w
 from mistjax.detect.from_runs import calibrate_detector, train_detector
 from mistjax.policies.load import load_policy
 from mistjax.recover.artifact import load_mist
-from mistjax.recover.study import StudyConfig, run_study
+from mistjax.recover.study import StudyConfig
+from mistjax.report.study import run_study
 from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import load_run

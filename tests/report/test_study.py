@@ -9,7 +9,8 @@ from mistjax.cli import main
 from mistjax.demo import SHIPPED, shipped_study
 from mistjax.policies.load import load_policy
 from mistjax.recover.artifact import load_mist
-from mistjax.recover.study import StudyConfig, run_study
+from mistjax.recover.study import StudyConfig
+from mistjax.report.study import run_study
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import load_run
 

@@ -1,0 +1,106 @@
+"""No module imports upward: the floors of docs/architecture.md, read off every import statement."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mistjax
+
+PACKAGE = Path(mistjax.__file__).parent
+FLOORS = (
+    "hooks",
+    "models",
+    "policies",
+    "envs",
+    "rollouts",
+    "detect",
+    "attribute",
+    "steer",
+    "recover",
+    "report",
+    "interop",
+    "conformance",
+    "demo",
+    "doctor",
+    "cli",
+)
+ROOMS = {
+    path.stem for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()
+}
+FILES = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+GROUND = FILES - set(FLOORS)
+
+STILL_UPWARD = {
+    ("detect/bench/page.py", "report"),
+    ("rollouts/formats/safe/reading.py", "detect"),
+}
+
+
+def level(room: str) -> int:
+    """0 for the ground floor, whose modules any room may import."""
+    return 0 if room in GROUND else 1 + FLOORS.index(room)
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Modules that a source imports anywhere, those for type checkers alone left out; and those
+    that it names in a string of their own, which it may import or run.
+    """
+    for node in ast.iter_child_nodes(tree):
+        match node:
+            case ast.If() if "TYPE_CHECKING" in ast.dump(node.test):
+                yield from imports(ast.Module(node.orelse, []))
+                continue
+            case ast.Import():
+                yield from (alias.name for alias in node.names)
+            case ast.ImportFrom(module="mistjax"):
+                yield from (f"mistjax.{alias.name}" for alias in node.names)
+            case ast.ImportFrom(module=module, level=level):
+                assert module and not level, "imports are absolute"
+                yield module
+            case ast.Constant(value=str(text)) if re.fullmatch(r"\w+(\.\w+)+", text):
+                yield text
+        yield from imports(node)
+
+
+def upward() -> set[tuple[str, str]]:
+    """(file, room above it that it imports)."""
+    found = set()
+    for path in sorted(PACKAGE.rglob("*.py")) + sorted((PACKAGE / "interop").rglob("*.py")):
+        name = path.relative_to(PACKAGE)
+        room = name.parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for module in imports(ast.parse(path.read_text())):
+            top, *rest = module.split(".")
+            assert top not in ("experiments", "tests"), f"{name} imports {module}"
+            if top == "mistjax" and rest and level(rest[0]) > level(room):
+                found.add((str(name), rest[0]))
+    return found
+
+
+def test_every_room_has_a_floor():
+    assert set(FLOORS) == ROOMS | {"demo", "doctor"} and {"files", "stats"} <= GROUND
+
+
+def test_no_module_imports_upward():
+    assert upward() == STILL_UPWARD
+
+
+@pytest.mark.parametrize("source", [
+    "from mistjax.cli import main",
+    "from mistjax import cli",
+    "import mistjax.cli",
+    "def f():\n    if x:\n        import mistjax.cli.main",
+    "importlib.import_module('mistjax.cli')",
+    "if TYPE_CHECKING:\n    import mistjax.report\nelse:\n    import mistjax.cli",
+])  # fmt: skip
+def test_an_import_is_seen_wherever_it_stands(source):
+    (found,) = imports(ast.parse(source))
+    assert found.split(".")[:2] == ["mistjax", "cli"]
+
+
+def test_an_import_for_type_checkers_is_none():
+    assert not list(imports(ast.parse("if TYPE_CHECKING:\n    import mistjax.cli")))
