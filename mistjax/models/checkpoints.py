@@ -34,7 +34,7 @@ from mistjax.models.normalize import NormStats, load_norm_stats, save_norm_stats
 from mistjax.models.sources import fetch
 from mistjax.models.tokenizers import BOS, EOS, PAD, UNKNOWN, PromptTokenizer
 
-Config = TypeVar("Config", Pi0Config, FastConfig)
+Config = TypeVar("Config", bound=Pi0Config | FastConfig)
 PALIGEMMA_TOKENIZER = "gs://big_vision/paligemma_tokenizer.model"
 SHOWN = 10  # leaves named per kind of mistake
 
@@ -102,7 +102,7 @@ def load_params(
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def restore(leaf):
-        kept = np.float32 if leaf.dtype == np.float64 else None
+        kept: Any = np.float32 if leaf.dtype == np.float64 else None
         return ocp.ArrayRestoreArgs(
             restore_type=jax.Array, sharding=sharding, dtype=kept if dtype is None else dtype
         )

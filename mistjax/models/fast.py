@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.interceptor import Tokens, hooked_apply
 from mistjax.models.config import FastConfig
+from mistjax.models.draws import categorical
 from mistjax.models.fast_language import ActionGrammar
 from mistjax.models.gemma import KVCache
 from mistjax.models.observation import Observation
@@ -163,7 +164,7 @@ def write(
         if grammar is not None:
             logits = jnp.where(grammar.allowed(place), logits, -jnp.inf)
         folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
-        hot = jax.vmap(jax.random.categorical)(folded, logits / jnp.maximum(temperature, 1e-6))
+        hot = jax.vmap(categorical)(folded, logits / jnp.maximum(temperature, 1e-6))
         return jnp.where(temperature > 0, hot, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
 
     def feed(state, token, step):

@@ -35,7 +35,7 @@ def time_embedding(
     t: Float[Array, " b"], width: int, min_period: float = 4e-3, max_period: float = 4.0
 ) -> Float[Array, "b w"]:
     """Sine then cosine of `t * 2 pi / period`, periods geometric."""
-    fraction = jnp.linspace(0.0, 1.0, width // 2)
+    fraction = jnp.linspace(0.0, 1.0, width // 2, dtype=jnp.float32)
     period = min_period * (max_period / min_period) ** fraction
     angle = t[:, None] * (1.0 / period * 2 * jnp.pi)[None]
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)

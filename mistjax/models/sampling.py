@@ -84,7 +84,7 @@ def denoise(
     tokens = {"action": Tokens(layout, jnp.ones((noise.shape[0], layout.length), bool))}
 
     def step(x_t, i):
-        t = jnp.full(noise.shape[0], 1.0 - i / num_steps)
+        t = jnp.full(noise.shape[0], 1.0 - jnp.float32(i) / num_steps)
         (velocity, _), found = hooked_apply(
             model,
             variables,

@@ -18,6 +18,7 @@ from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.sites import Tap
 from mistjax.models import fast
 from mistjax.models.config import FastConfig
+from mistjax.models.draws import row_keys
 from mistjax.models.fast import Pi0Fast, write
 from mistjax.models.fast_language import FastTokenizer
 from mistjax.models.fast_tokenizer import ActionTokenizer
@@ -26,7 +27,7 @@ from mistjax.models.sampling import Prefix, prefill
 from mistjax.models.tokenizers import PromptTokenizer
 from mistjax.models.transforms import flat_rows
 from mistjax.policies.families import Family, register
-from mistjax.policies.pi import PiPolicy, row_keys
+from mistjax.policies.pi import PiPolicy
 from mistjax.policies.presets.base import RobotPreset
 from mistjax.policies.protocol import RawObs, Sample
 

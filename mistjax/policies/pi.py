@@ -23,6 +23,7 @@ from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.sites import Tap
 from mistjax.models import checkpoints, pi0
 from mistjax.models.config import Pi0Config
+from mistjax.models.draws import normal, row_keys
 from mistjax.models.normalize import Normalizer, NormStats, Quantile, ZScore, pad_to
 from mistjax.models.observation import Observation
 from mistjax.models.pi0 import Pi0, PrefixModel
@@ -318,7 +319,7 @@ def _sample(model, variables, obs, key, hooks, prefix):
     if prefix is None:
         prefix = prefill(model, variables, obs, hooks)
     shape = (config.action_horizon, config.action_dim)
-    noise = jax.vmap(lambda k: jax.random.normal(k, shape))(row_keys(key, obs.batch_size))
+    noise = jax.vmap(lambda k: normal(k, shape))(row_keys(key, obs.batch_size))
     actions, found, velocity = denoise(
         model,
         variables,
@@ -330,11 +331,6 @@ def _sample(model, variables, obs, key, hooks, prefix):
     )
     aux = {"velocity": jnp.swapaxes(velocity, 0, 1)}
     return Sample(actions, {**prefix.taps, **found}, aux)
-
-
-def row_keys(key: Array, batch: int) -> Array:
-    """One PRNG key per row [B], from one key or as given: a row's draws do not depend on others."""
-    return key if key.ndim else jax.random.split(key, batch)
 
 
 def random_policy(

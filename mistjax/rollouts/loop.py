@@ -244,8 +244,12 @@ def _shapes(observation: Any) -> tuple[Any, ...]:
 
 @jax.jit
 def _episode_keys(seeds, inferences):
-    """One key per row."""
-    return jax.vmap(lambda seed, i: jax.random.fold_in(jax.random.key(seed), i))(seeds, inferences)
+    """One key per row, the same however JAX is set."""
+
+    def one(seed, i):
+        return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i)
+
+    return jax.vmap(one)(seeds, inferences)
 
 
 @jax.jit

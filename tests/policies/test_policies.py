@@ -47,6 +47,20 @@ def test_a_sample_is_the_same_for_the_same_key_row_by_row(policy, raw):
     np.testing.assert_allclose(continuous(other)[::-1], continuous(whole), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "policy", ["pi_policy", pytest.param("fast_policy", marks=pytest.mark.slow)]
+)
+def test_a_sample_does_not_depend_on_how_jax_is_set(request, policy, raw):
+    policy = request.getfixturevalue(policy)
+    if isinstance(policy, FastPolicy):
+        policy = policy.replace(temperature=1.0)
+    usual = policy.sample(policy.prepare(raw), KEY, taps=TAPS)
+    with jax.enable_x64(True), jax.threefry_partitionable(False):
+        other = policy.sample(policy.prepare(raw), KEY, taps=TAPS)
+        jax.tree.map(np.testing.assert_array_equal, other, usual)
+        assert jax.tree.map(lambda x: x.dtype, other) == jax.tree.map(lambda x: x.dtype, usual)
+
+
 def test_a_prefix_serves_many_samples(policy, raw):
     obs = policy.prepare(raw)
     prefix = policy.prefill(obs, taps=TAPS)

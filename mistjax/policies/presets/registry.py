@@ -49,8 +49,7 @@ def preset_of(source: str | Path, folder: Path) -> str:
         source: what the user named, e.g. gs://openpi-assets/checkpoints/pi05_libero.
         folder: where it lies on this machine.
     """
-    source = PurePosixPath(str(source))
-    named = (*reversed(source.parts), folder.resolve().name)
+    named = (*reversed(PurePosixPath(str(source)).parts), folder.resolve().name)
     parts = (name for part in named for name in (part, part.split("@")[0]))  # NAME@COMMIT
     statistics = sorted(path.parent.name for path in folder.glob("assets/*/norm_stats.json"))
     return next((name for name in (*parts, *statistics) if name in PRESETS), BOARD.name)
