@@ -197,6 +197,63 @@ def quartiles(row: Mapping[str, Any]) -> str:
     return f"({row['low']:.2f} to {row['high']:.2f})"
 
 
+def fault_detectors(results: Mapping[str, Any]) -> str:
+    """All faults of a group together: latency from the onset, and what was missed."""
+    order = ("board", "board_unseen_strengths", "board_unseen_kinds")
+    names = ("seen", "unseen strengths", "unseen kinds")
+
+    def cell(found: Mapping[str, Any]) -> str:
+        if not found["n"]:
+            return "–"
+        latency = found["median_latency_steps"]
+        soon = Rate(found["within_10_steps"], found["n"])
+        shown = "–" if latency is None else f"{latency:.0f}"
+        return f"{soon}; {shown}; {found['auc_per_look']:.2f}"
+
+    head = ["detector", "clean episodes with an alarm"]
+    head += [f"{name}: within 10 steps; median latency; AUC per look" for name in names]
+    return markdown(
+        head,
+        (
+            (name, rate(r["false_alarms"]), *(cell(r["by_group"][group]) for group in order))
+            for name, r in results["detectors"].items()
+        ),
+    )
+
+
+def fault_groups(results: Mapping[str, Any]) -> str:
+    """The monitor of the inputs, by where the fault is."""
+    found = results["detectors"]["inputs, level and change"]["by_group"]
+    named = results["naming"]
+    methods = ("novelty with cross-check", "novelty without cross-check", "level only", "chance")
+
+    def row(group: str) -> tuple:
+        r = found[group]
+        answers = named.get(group, {})
+        latency = r["median_latency_steps"]
+        return (
+            group.replace("_", " "),
+            r["n"],
+            r["early"],
+            r["missed"],
+            None if latency is None else f"{latency:.0f}",
+            *(rate(answers[m]) if m in answers else "–" for m in methods),
+        )
+
+    head = ["fault", "n", "alarm before it", "missed", "median latency, steps"]
+    return markdown([*head, *(f"right: {m}" for m in methods)], map(row, found))
+
+
+def mist_cost(results: Mapping[str, Any]) -> str:
+    head = ["width", "batch", "arm", "ms", "CPU, ratio to bare"]
+
+    def row(r: Mapping[str, Any]) -> tuple:
+        shown = f"{r['cpu'][0]:.2f} {interval(r['cpu'][1:])}"
+        return r["width"], r["batch"], r["arm"], f"{r['milliseconds']:.2f}", shown
+
+    return markdown(head, map(row, results["rows"]))
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "full_mist": ("full_mist", full_mist),
     "repair": ("repair", repair),
@@ -210,6 +267,9 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "hooks": ("bench_hooks", hooks),
     "hooks_sequential": ("bench_hooks_sequential", hooks),
     "workers": ("bench_workers", workers),
+    "fault_detectors": ("faults", fault_detectors),
+    "fault_groups": ("faults", fault_groups),
+    "mist_cost": ("bench_mist", mist_cost),
 }
 
 

@@ -51,6 +51,7 @@ def calibrate(
     *,
     detector: Path,
     alpha: float = 0.1,
+    confidence: float | None = None,
     band: Literal["constant", "stdev", "tfunc"] = "stdev",
     strata: str | None = None,
     group: str | None = None,
@@ -61,6 +62,8 @@ def calibrate(
         runs: run folders of the same policy.
         detector: what train-detector wrote.
         alpha: bound on the chance of any alarm in a successful episode.
+        confidence: share of calibrations for which the bound holds, e.g. 0.95; by default it holds
+            on average over calibrations, and nearly half of them exceed it.
         band: shape of the threshold over time: one number, or two kinds of functional conformal
             band.
         strata: a threshold for each value of this key: a setting of the run such as `suite`, a key
@@ -74,6 +77,7 @@ def calibrate(
         detector,
         [load_run(run) for run in runs],
         alpha=alpha,
+        confidence=confidence,
         band=band,
         strata=strata,
         group=lambda trace: task_group(trace, group),
@@ -106,7 +110,7 @@ def fit_inputs(
         confidence: share of calibrations for which the bound holds; None bounds their average.
     """
     from mistjax.detect.novelty.build import build_inputs
-    from mistjax.rollouts.collect import load_policy
+    from mistjax.policies.load import load_policy
     from mistjax.rollouts.run import load_run
 
     monitor = build_inputs(

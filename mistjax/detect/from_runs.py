@@ -126,6 +126,7 @@ def calibrate_detector(
     group: Callable[[Trace], str] = lambda trace: trace.task,
     strata: str | None = None,
     seed: int = 0,
+    confidence: float | None = None,
 ) -> tuple[dict[str, Threshold], dict[str, float]]:
     """Calibrates a trained detector on the successes of other runs and writes its threshold.
 
@@ -138,6 +139,7 @@ def calibrate_detector(
         strata: one threshold for each value of this key, see `stratum_of`: the promise then holds
             within each. None is one threshold for all, under the name "".
         seed: which successes give the band its shape.
+        confidence: share of calibrations for which the bound holds; None bounds their average.
 
     Returns:
         (stratum -> threshold, the detector's metrics on these episodes).
@@ -154,7 +156,9 @@ def calibrate_detector(
     scores = np.asarray(score_episodes(detector, episodes.features, episodes.mask))
     labels = np.array([stratum_of(run, trace, strata) for run in runs for trace in run.traces()])
     mask, success = np.asarray(episodes.mask), np.asarray(episodes.success)
-    thresholds = calibrate_strata(scores, mask, success, labels, alpha, band=band, seed=seed)
+    thresholds = calibrate_strata(
+        scores, mask, success, labels, alpha, band=band, seed=seed, confidence=confidence
+    )
     metrics = summary(scores, episodes)
     notes = {
         **card["notes"],

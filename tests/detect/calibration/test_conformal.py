@@ -11,6 +11,7 @@ from mistjax.detect.calibration.conformal import (
     conformal_quantile,
     coverage_law,
     finite_sample_rank,
+    least_episodes,
 )
 
 
@@ -108,3 +109,21 @@ def test_nothing_to_calibrate_on_is_an_error():
         calibrate(scores, mask, np.zeros(5, bool), 0.2)
     with pytest.raises(ValueError, match="finite"):
         calibrate(np.full_like(scores, np.nan), mask, np.ones(5, bool), 0.2)
+
+
+@pytest.mark.parametrize(("n", "alpha", "confidence"), [(120, 0.1, 0.9), (600, 0.1, 0.95)])
+def test_a_rank_with_confidence_keeps_the_bound_for_that_share_of_calibrations(
+    n, alpha, confidence
+):
+    k = finite_sample_rank(n, alpha, confidence)
+    assert stats.beta.sf(1 - alpha, k, n + 1 - k) >= confidence
+    assert stats.beta.sf(1 - alpha, k - 1, n + 2 - k) < confidence
+    assert k > finite_sample_rank(n, alpha)
+    least = least_episodes(alpha, confidence)
+    assert finite_sample_rank(least, alpha, confidence) == least
+    assert finite_sample_rank(least - 1, alpha, confidence) > least - 1
+
+
+def test_a_confidence_outside_0_to_1_is_refused():
+    with pytest.raises(ValueError, match="confidence"):
+        finite_sample_rank(10, 0.1, 1.0)
