@@ -343,11 +343,13 @@ def fingerprint(
     config: Mapping[str, Any],
     norm_stats: Mapping[str, NormStats],
     tokenizer: bytes,
+    options: Mapping[str, Any] | None = None,
 ) -> str:
     """SHA-256 (hex) of all that decides what a policy does; the same however it was sharded.
 
-    Parameters converted to another dtype are another policy. Reads every parameter once: seconds
-    for the 3 B model, which is copied to the host leaf by leaf.
+    `options` are the rest, of JSON values and dataclasses; None where the other arguments imply
+    them. Parameters converted to another dtype are another policy. Reads every parameter once:
+    seconds for the 3 B model, which is copied to the host leaf by leaf.
     """
     digest = hashlib.sha256()
     for name, leaf in sorted(_by_name(params).items()):
@@ -361,4 +363,11 @@ def fingerprint(
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.asarray(leaf, np.float32).tobytes())
     digest.update(hashlib.sha256(tokenizer).digest())
+    if options is not None:
+        digest.update(json.dumps(options, sort_keys=True, default=_described).encode())
     return digest.hexdigest()
+
+
+def _described(value: Any) -> str:
+    kind = type(value)
+    return repr(value) if dataclasses.is_dataclass(value) else f"{kind.__module__}.{kind.__name__}"

@@ -79,6 +79,10 @@ class FastPolicy(PiPolicy):
         return ("decode_ok",)
 
     @property
+    def _settings(self) -> dict[str, float]:
+        return {"temperature": float(self.temperature)}
+
+    @property
     def model(self) -> Pi0Fast:
         return Pi0Fast(self.config)
 

@@ -35,8 +35,11 @@ from mistjax.policies.families import Family, register
 from mistjax.policies.pi_values import pi_value_vectors
 from mistjax.policies.presets.base import RobotPreset
 from mistjax.policies.presets.check import check_model, check_sizes, check_statistics
+from mistjax.policies.presets.registry import first_preset
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample, StackSpec
 from mistjax.policies.value_vectors import ValueVectors
+
+FORMAT = 1  # raise it where the same policy acts otherwise than in an earlier release
 
 
 @flax.struct.dataclass
@@ -157,7 +160,11 @@ class PiPolicy(Policy):
         return PolicySpec(
             name=self.name,
             fingerprint=checkpoints.fingerprint(
-                self.variables["params"], c.to_json(), self.norm_stats, self.tokenizer.serialized
+                self.variables["params"],
+                c.to_json(),
+                self.norm_stats,
+                self.tokenizer.serialized,
+                self._options(),
             ),
             action_dim=p.action_dim,
             action_horizon=c.action_horizon,
@@ -174,6 +181,25 @@ class PiPolicy(Policy):
                 None if follows else float(at) for at, follows in zip(zero, relative, strict=True)
             ),
         )
+
+    def _options(self) -> dict[str, Any] | None:
+        """For the fingerprint: what else decides what this policy does.
+
+        None where that is what the first preset that fits implies. Fingerprints of such policies,
+        and what was made with them, are those of before options were part of a fingerprint.
+        """
+        keys = self.config.image_keys
+        mine = {"format": FORMAT, **self._settings, **self.preset.behaviour(keys)}
+        usual = first_preset(self.config, self.norm_stats)
+        if usual is None:
+            return mine
+        implied = {"format": 1, **dict.fromkeys(self._settings, 0.0), **usual.behaviour(keys)}
+        return None if mine == implied else mine
+
+    @property
+    def _settings(self) -> dict[str, float]:
+        """Numbers of its own that a policy acts by; 0 by default."""
+        return {}
 
     @property
     def num_parameters(self) -> int:

@@ -48,8 +48,8 @@ class PolicySpec:
 
     Attributes:
         name: for tables and file names.
-        fingerprint: hash of weights, configuration and normaliser; artefacts made for one policy
-            refuse to load for another.
+        fingerprint: hash of weights, configuration, statistics, tokenizer and all that the robot's
+            preset changes; artefacts made for one policy refuse to load for another.
         action_dim: width of an action in the env's units.
         action_horizon: actions in one chunk.
         execute_steps: how many of a chunk to execute before the next inference.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mistjax.hooks import Add, Tap
+from mistjax.models.checkpoints import fingerprint
 from mistjax.models.fast_language import pad_actions
 from mistjax.policies import BOARD, FastPolicy, LanguagePolicy, PiPolicy, Policy, Sample
 
@@ -273,6 +274,59 @@ def test_too_few_decoding_steps_for_any_action_are_refused(fast_policy):
     config = dataclasses.replace(fast_policy.config, max_decoding_steps=10)
     with pytest.raises(ValueError, match="11 tokens around an action"):
         fast_policy.replace(config=config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Halved:
+    """A robot with half of the model's units."""
+
+    def to_robot_actions(self, actions):
+        return actions / 2
+
+    def to_model_actions(self, actions):
+        return actions * 2
+
+    def to_model_state(self, state):
+        return state * 2
+
+
+def test_the_fingerprint_covers_all_that_a_policy_does(policy, monkeypatch):
+    board = policy.preset
+    before = fingerprint(
+        policy.variables["params"],
+        policy.config.to_json(),
+        policy.norm_stats,
+        policy.tokenizer.serialized,
+    )
+    assert policy.spec.fingerprint == before  # what was made with it goes on to load
+    first, second = board.cameras.values()
+    changes = {
+        "normalizer": {"zscore": "quantile", "quantile": "zscore"}[board.normalizer],
+        "cameras": dict(zip(board.cameras, (second, first), strict=True)),
+        "state_key": ("observation/state",),
+        "state_in_prompt": True,
+        "delta": (True, False, False, False),
+        "units": Halved(),
+        "default_prompt": "go",
+        "execute_steps": 2,
+        "action_low": (-2.0,) * 4,
+        "fallback": None,
+    }
+    others = [
+        policy.replace(preset=dataclasses.replace(board, **{name: value}))
+        for name, value in changes.items()
+    ]
+    steps = "max_decoding_steps" if isinstance(policy, FastPolicy) else "num_steps"
+    others.append(policy.replace(config=dataclasses.replace(policy.config, **{steps: 13})))
+    if isinstance(policy, FastPolicy):
+        others += [policy.replace(temperature=t) for t in (0.5, jnp.float32(0.7))]
+    prints = [p.spec.fingerprint for p in others]
+    monkeypatch.setattr("mistjax.policies.pi.FORMAT", 2)
+    prints.append(policy.replace(name="later").spec.fingerprint)
+    assert len({before, *prints}) == len(prints) + 1
+    renamed = dataclasses.replace(board, name="mine", env_options={"image_size": 8})
+    monkeypatch.undo()
+    assert policy.replace(preset=renamed).spec.fingerprint == before
 
 
 def test_policies_are_pytrees_whose_weights_are_arguments(policy):

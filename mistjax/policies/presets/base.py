@@ -138,6 +138,16 @@ class RobotPreset:
     def asset_id(self) -> str:
         return self.asset or self.name
 
+    def behaviour(self, image_keys: Sequence[str]) -> dict[str, Any]:
+        """All fields by which a model with these cameras acts otherwise, for fingerprints."""
+        names = {"name", "asset", "model", "env_options"}
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in names
+        }
+        return {**fields, "cameras": {key: self.cameras.get(key) for key in image_keys}}
+
     def state(self, raw: Mapping[str, Any]) -> Float[np.ndarray, " s"]:
         """The state of a raw observation in the model's units.
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from mistjax.models.config import IMAGE_KEYS
+from mistjax.models.config import IMAGE_KEYS, FastConfig, Pi0Config
+from mistjax.models.normalize import NormStats
 from mistjax.policies.presets.base import Fallback, RobotPreset
+from mistjax.policies.presets.check import kind
 from mistjax.policies.presets.openpi import OPENPI, PI0_LIBERO
 
 BOARD = RobotPreset(
@@ -53,3 +56,18 @@ def preset_of(source: str | Path, folder: Path) -> str:
     parts = (name for part in named for name in (part, part.split("@")[0]))  # NAME@COMMIT
     statistics = sorted(path.parent.name for path in folder.glob("assets/*/norm_stats.json"))
     return next((name for name in (*parts, *statistics) if name in PRESETS), BOARD.name)
+
+
+def first_preset(
+    config: Pi0Config | FastConfig, stats: Mapping[str, NormStats]
+) -> RobotPreset | None:
+    """The first preset that fits a model and its statistics; one made for the model goes first."""
+    widths = stats["state"].width, stats["actions"].width
+    fitting = [
+        preset
+        for preset in PRESETS.values()
+        if preset.model in (None, config)
+        and (preset.normalizer == "zscore") == (kind(config) == "pi0")
+        and (preset.state_dim, preset.action_dim) == widths
+    ]
+    return min(fitting, key=lambda preset: preset.model is None, default=None)
