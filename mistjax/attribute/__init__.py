@@ -1,4 +1,10 @@
-"""What a readout relies on: image patches, words, state; and which activations carry it."""
+"""What a readout relies on: image patches, words, state; and which activations carry it.
+
+The package can be called: `mistjax.attribute(...)` is `attribute(...)`, imported or not.
+"""
+
+import sys
+from types import ModuleType
 
 from mistjax.attribute.attribution import Attribution
 from mistjax.attribute.explain import Explanation, explain
@@ -30,3 +36,10 @@ __all__ = [
     "explain",
     "localise",
 ]
+
+
+class _Callable(ModuleType):
+    __call__ = staticmethod(attribute)
+
+
+sys.modules[__name__].__class__ = _Callable
