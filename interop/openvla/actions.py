@@ -9,6 +9,7 @@ Source: OpenVLA, arXiv 2406.09246, section 3.2.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,12 +51,61 @@ def statistics(norm_stats: Mapping[str, Any], key: str | None, which: str) -> Ma
     """
     if key is None and len(norm_stats) == 1:
         key = next(iter(norm_stats))
+    if key is None and norm_stats:
+        raise ValueError(
+            f"the checkpoint acts in the units of one of {sorted(norm_stats)}: say which with "
+            "unnorm_key, --unnorm-key on the command line."
+        )
     if key is None or key not in norm_stats or which not in norm_stats[key]:
         known = {name: sorted(stats) for name, stats in norm_stats.items()}
         raise ValueError(
             f"no {which!r} statistics for unnorm_key {key!r}: the checkpoint has {known}."
         )
     return norm_stats[key][which]
+
+
+def check_statistics(where: str, stats: Any, width: int, bounds: tuple[str, str]) -> None:
+    """Whether statistics are of so many dimensions, and of numbers that data can have.
+
+    Warns of a dimension that never changed in training: its action is one number whatever the
+    model says, and the least change of its state is far outside.
+
+    Args:
+        where: names them in errors.
+        stats: of one data set's actions or states.
+        width: dimensions that the robot has.
+        bounds: names of the statistics that are used.
+
+    Raises:
+        ValueError: a statistic is missing, of another length, or holds no numbers.
+    """
+    if not isinstance(stats, Mapping) or not set(bounds) <= set(stats):
+        has = sorted(stats) if isinstance(stats, Mapping) else type(stats).__name__
+        raise ValueError(f"{where}: expected {' and '.join(bounds)}, found {has}.")
+    arrays = {}
+    for name in (*bounds, *({"mask"} & set(stats))):
+        try:
+            arrays[name] = np.asarray(stats[name], bool if name == "mask" else np.float64)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{where}: {name} holds something other than numbers.") from None
+        if arrays[name].shape != (width,):
+            raise ValueError(
+                f"{where}: {name} has the shape {arrays[name].shape}, and the robot has {width} "
+                "numbers: they are of another robot, or of another unnorm_key."
+            )
+    low, high = (arrays[name] for name in bounds)
+    used = arrays.get("mask", np.ones(width, bool))
+    if wrong := np.flatnonzero(~(np.isfinite(low) & np.isfinite(high) & (low <= high))).tolist():
+        raise ValueError(
+            f"{where}: dimension {wrong} has {bounds[0]} {low[wrong]} and {bounds[1]} "
+            f"{high[wrong]}, which no data have."
+        )
+    if constant := np.flatnonzero(used & (low == high)).tolist():
+        warnings.warn(
+            f"{where}: dimension {constant} never changed in training ({bounds[0]} = {bounds[1]} = "
+            f"{low[constant]}).",
+            stacklevel=3,
+        )
 
 
 def _range(stats: Mapping[str, Any], bounds: tuple[str, str]):
@@ -78,10 +128,11 @@ def normalise(
     stats: Mapping[str, Any],
     bounds: tuple[str, str] = ("q01", "q99"),
 ) -> Float[np.ndarray, "*b a"]:
-    """The data set's units to [-1, 1], clipped; how OpenVLA-OFT reads the robot's state."""
+    """The data set's units to [-1, 1], clipped, dimensions outside of the `mask` as well; how
+    OpenVLA-OFT reads the robot's state."""
     low, high, mask = _range(stats, bounds)
-    unit = np.clip(2 * (values - low) / (high - low + 1e-8) - 1, -1.0, 1.0)
-    return np.where(mask, unit, values)
+    unit = np.where(mask, 2 * (values - low) / (high - low + 1e-8) - 1, values)
+    return np.clip(unit, -1.0, 1.0)
 
 
 def libero_gripper(actions: Float[np.ndarray, "*b a"]) -> Float[np.ndarray, "*b a"]:

@@ -9,7 +9,8 @@ a time.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,9 +18,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mistjax.interop.openvla.config import OpenVLAConfig
+from mistjax.files import read_json
+from mistjax.interop.openvla.config import OpenVLAConfig, named_dtype
 from mistjax.interop.openvla.model import OpenVLA
+from mistjax.untrusted import reading, refuse_stand_in
 
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+QUANTISED = "of quantised weights, and this port reads floats: save the model without quantisation"
+FOREIGN = {
+    r"\.lora_": "a factor of LoRA: merge the adapter into its model and save that",
+    r"(^|[._])ema[._]": "a moving average beside the weights: save the one that is to act, alone",
+    r"^optim": "of a state of training: save the model's weights alone",
+    r"\.(absmax|quant_map|quant_state|qweight|qzeros|SCB|weight_scale)": QUANTISED,
+}
+"""Names that tell what a tree of weights is, where it is none of this model."""
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
@@ -34,6 +46,9 @@ def check_names(
     expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Raises ValueError naming the missing, surplus and misshapen arrays."""
+    for pattern, what in FOREIGN.items():
+        if names := [n for n in given if n not in expected and re.search(pattern, n)]:
+            raise ValueError(f"{names[0]} is {what}.")
     missing = sorted(set(expected) - set(given))
     surplus = sorted(set(given) - set(expected))
     misshapen = sorted(k for k in set(expected) & set(given) if expected[k] != given[k])
@@ -71,6 +86,7 @@ def install(
 
 def load(
     folder: str | Path,
+    config: OpenVLAConfig | None = None,
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
@@ -80,28 +96,72 @@ def load(
 
     Args:
         folder: local path; nothing is downloaded.
+        config: None reads the folder's.
         dtype: float32, or bfloat16 as published (15 GB for 7B).
         device: where the weights go.
         attention: "sdpa" or "eager".
 
     Raises:
-        FileNotFoundError: no weights or no config.json.
-        ValueError: names or shapes differ from the model's.
+        FileNotFoundError: no weights, not all of them, or no config.json.
+        ValueError: names or shapes differ from the model's, or weights that are quantised or not
+            finite.
     """
     folder = Path(folder)
-    model = empty_model(OpenVLAConfig.load(folder), attention)
+    model = empty_model(config or OpenVLAConfig.load(folder), attention)
     files = _files(folder)
-    given = {}
-    for file in files:
-        with safe_open(file, "pt") as shard:
-            given |= {n: tuple(shard.get_slice(n).get_shape()) for n in shard.keys()}  # noqa: SIM118
-    check_names(shapes_of(model), given)
+    given = _stored(files)
+    with reading(folder, "an OpenVLA"):
+        check_names(shapes_of(model), {name: shape for name, (shape, _) in given.items()})
     weights = {}
     for file in files:
         with safe_open(file, "pt") as shard:
             for name in shard.keys():  # noqa: SIM118
                 weights[name] = shard.get_tensor(name).to(device=device, dtype=dtype)
+                if not torch.isfinite(weights[name]).all():
+                    raise ValueError(
+                        f"{file}: {name} holds NaN or Inf as {dtype}: it is damaged, or too large."
+                    )
     return _assign(model, weights, device)
+
+
+def own_dtype(folder: Path) -> torch.dtype:
+    """The dtype that `config.json` names, else that of the weights.
+
+    Raises:
+        ValueError: it names another dtype than floats, or none while the weights have several.
+    """
+    with reading(folder / "config.json", "an OpenVLA's configuration"):
+        named = named_dtype(read_json(folder / "config.json"))
+    if named is None:
+        found = {DTYPES[kind] for _, kind in _stored(_files(folder)).values()}
+        if len(found) > 1:
+            raise ValueError(
+                f"{folder}/config.json names no dtype, and its weights have {sorted(found)}: pass "
+                "the one to run in."
+            )
+        (named,) = found
+    return getattr(torch, named)
+
+
+def _stored(files: Sequence[Path]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each array, without reading any.
+
+    Raises:
+        ValueError: a file is damaged or a pointer, an array is there twice or quantised.
+    """
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    for file in files:
+        with file.open("rb") as start:
+            refuse_stand_in(file, start.read(256))
+        with reading(file, "a whole safetensors file"), safe_open(file, "pt") as shard:
+            for name in shard.keys():  # noqa: SIM118
+                if name in found:
+                    raise ValueError(f"{name} is in two files of the folder.")
+                about = shard.get_slice(name)
+                found[name] = tuple(about.get_shape()), about.get_dtype()
+                if about.get_dtype() not in DTYPES:
+                    raise ValueError(f"{name} ({about.get_dtype()}) is {QUANTISED}.")
+    return found
 
 
 def save(model: OpenVLA, folder: str | Path, *, shard_bytes: int = 5_000_000_000) -> None:
@@ -145,8 +205,19 @@ def _write_json(file: Path, content: dict) -> None:
 
 def _files(folder: Path) -> list[Path]:
     if (folder / INDEX).exists():
-        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-        return [folder / name for name in sorted(names)]
+        places = read_json(folder / INDEX).get("weight_map")
+        names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else [""]
+        for name in names:
+            if not name.endswith(".safetensors") or Path(name).name != name:
+                raise ValueError(
+                    f"{folder / INDEX} names the file {name!r}: expected safetensors files in this "
+                    "folder."
+                )
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"{folder / name} is missing, and {INDEX} names it: the copy is incomplete."
+                )
+        return [folder / name for name in names]
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
     raise FileNotFoundError(

@@ -12,17 +12,18 @@ OFT publishes its last two as pickles: `interop.convert_pt.convert` makes safete
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from mistjax.interop.openvla import actions, checkpoints
+from mistjax.interop.openvla import checkpoints
+from mistjax.interop.openvla.config import OpenVLAConfig
 from mistjax.interop.openvla.decoders import ChunkDecoder, Decoder, TokenDecoder
 from mistjax.interop.openvla.model import OpenVLA
 from mistjax.interop.openvla.oft import OFTParts
 from mistjax.interop.openvla.oft_components import load_component
+from mistjax.models.checkpoints import refuse_foreign
 from mistjax.models.tokenizers import PromptTokenizer
 
 HEAD, PROPRIO, TOKENIZER = (
@@ -34,19 +35,18 @@ HEAD, PROPRIO, TOKENIZER = (
 
 def load_parts(
     folder: str | Path,
-    unnorm_key: str | None,
+    config: OpenVLAConfig,
+    action_dim: int,
     dtype: torch.dtype | None,
     device: str | torch.device,
 ) -> tuple[OpenVLA, Decoder, PromptTokenizer]:
     """What a folder holds; arguments and errors as `OpenVLAPolicy.load`."""
     folder = Path(folder)
+    tokenizer = _tokenizer(folder, config)
     if dtype is None:
-        dtype = _named_dtype(folder)
-    model = checkpoints.load(folder, dtype=dtype, device=device)
-    stats = actions.statistics(model.config.norm_stats, unnorm_key, "action")
-    action_dim = len(stats["q01"])
-    tokenizer = PromptTokenizer.from_file(folder / TOKENIZER, model.config.max_prompt_tokens)
-    if model.config.oft is None:
+        dtype = checkpoints.own_dtype(folder)
+    model = checkpoints.load(folder, config, dtype=dtype, device=device)
+    if config.oft is None:
         return model, TokenDecoder(model, action_dim), tokenizer
     with torch.device("meta"):
         parts = OFTParts.empty(model.config, action_dim)
@@ -73,9 +73,51 @@ def save_parts(
             save_file(decoder.parts.proprio.state_dict(), folder / PROPRIO)
 
 
-def _named_dtype(folder: Path) -> torch.dtype:
-    name = json.loads((folder / "config.json").read_text()).get("torch_dtype", "bfloat16")
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise ValueError(f"{folder}/config.json has torch_dtype {name!r}: one of {sorted(known)}.")
-    return known[name]
+def load_config(folder: str | Path) -> OpenVLAConfig:
+    """The configuration of a folder that is an OpenVLA in all that its files say.
+
+    Raises:
+        FileNotFoundError: no `config.json`.
+        ValueError: something else, or files of OpenVLA-OFT whose use `config.json` does not say.
+    """
+    folder = Path(folder)
+    refuse_foreign(folder)
+    if (folder / "params").is_dir():
+        raise ValueError(f"{folder} is a checkpoint of openpi, not an OpenVLA.")
+    config = OpenVLAConfig.load(folder)
+    parts = {
+        "action_head": config.oft is not None,
+        "proprio_projector": config.oft is not None and config.oft.state_dim is not None,
+        "vision_backbone": config.film,
+        "noisy_action_projector": False,
+    }
+    for part, used in parts.items():
+        if not used and (found := sorted(path.name for path in folder.glob(f"{part}*"))):
+            raise ValueError(
+                f"{folder} holds {found[0]} of OpenVLA-OFT, and its config.json does not say how "
+                "it is used: without it another policy would act. "
+                + (
+                    "A head that denoises is not implemented."
+                    if part == "noisy_action_projector"
+                    else 'Give config.json the key "oft" (and "film": true where the towers have '
+                    "it), see mistjax.interop.openvla.config."
+                )
+            )
+    return config
+
+
+def _tokenizer(folder: Path, config: OpenVLAConfig) -> PromptTokenizer:
+    file = folder / TOKENIZER
+    if not file.exists():
+        has = (
+            " It has tokenizer.json, which is another format."
+            * (folder / "tokenizer.json").exists()
+        )
+        raise FileNotFoundError(f"{file} does not exist: expected Llama-2's SentencePiece.{has}")
+    tokenizer = PromptTokenizer.from_file(file, config.max_prompt_tokens)
+    if tokenizer.vocab_size > config.text.vocab_size:
+        raise ValueError(
+            f"{file} has {tokenizer.vocab_size} pieces, and the model {config.text.vocab_size} "
+            "tokens: it is of another model."
+        )
+    return tokenizer

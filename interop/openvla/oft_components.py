@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mistjax.interop.openvla.checkpoints import check_names, shapes_of
 from mistjax.interop.openvla.model import OpenVLA
 from mistjax.interop.openvla.vision import VisionBackbone
+from mistjax.untrusted import reading, refuse_stand_in
 
 _WRAPPERS = ("module.", "vision_backbone.")
 
@@ -31,11 +32,21 @@ def load_component(
     Raises:
         ValueError: names or shapes differ from the module's.
     """
-    weights = {strip_wrappers(name): value for name, value in load_file(str(file)).items()}
+    file = Path(file)
+    with file.open("rb") as start:
+        refuse_stand_in(file, start.read(256))
+    with reading(file, "a whole safetensors file"):
+        weights = {strip_wrappers(name): value for name, value in load_file(str(file)).items()}
+    if wrong := [name for name, value in weights.items() if not _is_sound(value, dtype)]:
+        raise ValueError(f"{file}: {wrong[0]} holds no finite floating-point numbers.")
     check_names(shapes_of(module), {name: tuple(value.shape) for name, value in weights.items()})
     own: dict[str, Tensor] = {k: v.to(device=device, dtype=dtype) for k, v in weights.items()}
     module.load_state_dict(own, assign=True)
     module.requires_grad_(False).eval()
+
+
+def _is_sound(value: Tensor, dtype: torch.dtype) -> bool:
+    return value.is_floating_point() and bool(torch.isfinite(value.to(dtype)).all())
 
 
 def load_film(model: OpenVLA, file: str | Path) -> None:

@@ -22,9 +22,9 @@ from jaxtyping import Array, Float
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.interop.bridge import call_torch, differentiable
-from mistjax.interop.openvla import actions
+from mistjax.interop.openvla import actions, robots
 from mistjax.interop.openvla.decoders import JAX_DTYPES, Decoder
-from mistjax.interop.openvla.folder import load_parts, save_parts
+from mistjax.interop.openvla.folder import load_config, load_parts, save_parts
 from mistjax.interop.openvla.hooks import Hooks, token_layouts
 from mistjax.interop.openvla.model import OpenVLA
 from mistjax.interop.openvla.reader import PictureStep, Reader
@@ -32,7 +32,8 @@ from mistjax.interop.openvla.spec import fingerprint, policy_spec, stack_specs, 
 from mistjax.interop.openvla.traced import Prefix, leaves, pick
 from mistjax.interop.openvla.words import Words
 from mistjax.models.observation import Observation
-from mistjax.models.transforms import flatten
+from mistjax.models.transforms import flat_rows
+from mistjax.policies.fingerprint import fingerprint as behaviour
 from mistjax.policies.presets import RobotPreset
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample, StackSpec
 
@@ -74,37 +75,42 @@ class OpenVLAPolicy(Words, Policy):
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         image_steps: Sequence[PictureStep] | None = None,
-        finish_steps: Sequence[ActionStep] = (),
+        finish_steps: Sequence[ActionStep] | None = None,
+        bounds: tuple[str, str] = ("q01", "q99"),
     ) -> OpenVLAPolicy:
         """Reads a Hugging Face folder with `tokenizer.model`, of either kind (see `folder`).
 
-        For a checkpoint fine-tuned on LIBERO, `image_steps` is `processing.LIBERO_IMAGE` (without
-        its rotation where the env has turned the picture already) and `finish_steps` is
-        `(actions.libero_gripper,)`.
-
         Args:
             folder: local path.
-            preset: the robot. Token-by-token decoding sees its first camera, OFT all of them.
-            unnorm_key: data set whose action statistics apply.
-            dtype: of the weights; None takes the one that `config.json` names.
+            preset: the robot. Token-by-token decoding sees its first camera, OFT all that it has.
+            unnorm_key: data set whose action statistics apply; None where there is only one.
+            dtype: of the weights; None takes the one that `config.json` names, else the stored one.
             device: of the weights.
-            image_steps: see `Reader`; None resizes to the model's size.
-            finish_steps: see the class.
+            image_steps: see `Reader`; None takes the robot's, see `robots.image_steps`.
+            finish_steps: see the class; None takes the robot's, see `robots.finish_steps`.
+            bounds: see the class; OFT on ALOHA has ("min", "max").
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: weights that do not fit, or no such `unnorm_key`.
+            ValueError: weights that do not fit, another robot, or no such `unnorm_key`.
         """
-        model, decoder, tokenizer = load_parts(folder, unnorm_key, dtype, device)
-        cameras = list(preset.cameras.items())
+        config = load_config(folder)
+        robots.check_robot(folder, preset, config, unnorm_key, bounds)
+        if len(config.norm_stats) == 1:
+            unnorm_key = None  # however it was said, it is the same policy
+        model, decoder, tokenizer = load_parts(folder, config, preset.action_dim, dtype, device)
+        cameras = [(name, key) for name, key in preset.cameras.items() if key is not None]
         reader = Reader(
             tokenizer,
-            dict(cameras if model.config.oft else cameras[:1]),
-            (model.config.resize,) if image_steps is None else image_steps,
-            model.config.prompt,
+            dict(cameras if config.oft else cameras[:1]),
+            robots.image_steps(preset, config) if image_steps is None else image_steps,
+            config.prompt,
         )
+        if finish_steps is None:
+            stats = actions.statistics(config.norm_stats, unnorm_key, "action")
+            finish_steps = robots.finish_steps(preset, stats, bounds)
         name = Path(folder).resolve().name
-        return cls(model, decoder, reader, preset, unnorm_key, finish_steps=finish_steps, name=name)
+        return cls(model, decoder, reader, preset, unnorm_key, bounds, tuple(finish_steps), name)
 
     def save(self, folder: str | Path, *, shard_bytes: int = 5_000_000_000) -> None:
         """Writes what `load` reads; weights beyond `shard_bytes` in several files."""
@@ -130,6 +136,9 @@ class OpenVLAPolicy(Words, Policy):
         zero = self._to_env(np.zeros(self.chunk_width))
         unit = self._to_env(np.ones(self.chunk_width)) - zero
         said = f"{self.unnorm_key} {self.bounds} {self.reader.template}".encode()
+        steps = tuple(self.reader.image_steps), tuple(self.finish_steps)
+        if [step.__name__ for step in steps[0]] not in (["resize"], ["square"]) or steps[1]:
+            said += behaviour(*steps).encode()
         modules = [self.model, *self.decoder.extra_modules]
         written = fingerprint(self.model.config, modules, said + self.tokenizer.serialized)
         return policy_spec(
@@ -146,12 +155,14 @@ class OpenVLAPolicy(Words, Policy):
 
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
         """See `Policy.prepare`; ValueError names a missing camera or a picture of another kind."""
+        raw = flat_rows(raw)
         state = np.zeros((len(raw), 0), np.float32)
         if self.decoder.extra:
             values = np.stack([self.preset.state(r) for r in raw])
             stats = actions.statistics(self.model.config.norm_stats, self.unnorm_key, "proprio")
             state = actions.normalise(values, stats, self.bounds).astype(np.float32)
-        return self.reader(raw, state, self.model.config)
+        instructions = [self.preset.prompt(r) for r in raw]
+        return self.reader(raw, instructions, state, self.model.config)
 
     def prefill(
         self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
@@ -201,9 +212,14 @@ class OpenVLAPolicy(Words, Policy):
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
         """See `Policy.finish`; a token that is no action is the nearest one, as in the original."""
-        chosen = np.asarray(sample.actions, np.float64)
+        rows, chosen = flat_rows(raw), np.asarray(sample.actions, np.float64)
+        if chosen.ndim != 3 or (len(chosen), chosen.shape[-1]) != (len(rows), self.chunk_width):
+            raise ValueError(
+                f"chunks of {chosen.shape} for {len(rows)} observations: expected "
+                f"[{len(rows)}, steps, {self.chunk_width}]."
+            )
         broken = np.any(~np.isfinite(chosen), axis=(1, 2))
-        return self.preset.bounded(self._to_env(chosen), broken, [flatten(r) for r in raw])
+        return self.preset.bounded(self._to_env(chosen), broken, rows)
 
     def objective(
         self,

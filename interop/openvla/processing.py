@@ -26,7 +26,7 @@ PROMPT_V01 = (
 
 def prompt_text(instruction: str, template: str = PROMPT) -> str:
     """The prompt as published checkpoints were trained to read it: instruction in lower case."""
-    return template.format(instruction=instruction.lower())
+    return template.replace("{instruction}", instruction.lower())
 
 
 def square(image: UInt8[np.ndarray, "h w 3"], size: int = 224) -> UInt8[np.ndarray, "s s 3"]:

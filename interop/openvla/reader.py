@@ -40,15 +40,19 @@ class Reader:
     template: str = processing.PROMPT
 
     def __call__(
-        self, raw: Sequence[RawObs], state: Float[np.ndarray, "b s"], config: OpenVLAConfig
+        self,
+        raw: Sequence[RawObs],
+        instructions: Sequence[str],
+        state: Float[np.ndarray, "b s"],
+        config: OpenVLAConfig,
     ) -> Observation:
-        """Raw observations, one a row, with the normalised state.
+        """Flat raw observations, one a row, with what they ask for and the normalised state.
 
         Raises:
             ValueError: a camera is missing, a picture is not uint8 RGB, or a prompt is too long.
         """
         size = config.towers[0].image_size
-        prompts = [self._tokens(r["prompt"], config.text.bos_token_id) for r in raw]
+        prompts = [self._tokens(text, config.text.bos_token_id) for text in instructions]
         return Observation(
             images={
                 name: np.stack([self._picture(r, key, size) for r in raw])
