@@ -15,10 +15,10 @@ def _reads_openvla(config: Mapping[str, Any] | None, preset: RobotPreset) -> boo
     return config is not None and config.get("model_type") == "openvla"
 
 
-def _load_openvla(folder: Path, preset: RobotPreset) -> Policy:
+def _load_openvla(folder: Path, preset: RobotPreset, unnorm_key: str | None) -> Policy:
     from mistjax.interop.openvla.policy import OpenVLAPolicy
 
-    return OpenVLAPolicy.load(folder, preset)
+    return OpenVLAPolicy.load(folder, preset, unnorm_key=unnorm_key)
 
 
-OPENVLA = Family("OpenVLA and OpenVLA-OFT", _reads_openvla, _load_openvla)
+OPENVLA = Family("OpenVLA and OpenVLA-OFT", _reads_openvla, _load_openvla, several=True)

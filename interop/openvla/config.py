@@ -265,7 +265,7 @@ class OpenVLAConfig:
             ValueError: unknown towers, quantised weights, or a kind of Llama that this port does
                 not implement; names the key.
         """
-        text = raw.get("text_config") or {}
+        text = {} if raw.get("text_config") is None else raw["text_config"]
         for where, content, fixed in (("", raw, FIXED), ("text_config.", text, FIXED_TEXT)):
             for key, only in fixed.items():
                 if content.get(key, only) not in (only, None):
@@ -283,7 +283,7 @@ class OpenVLAConfig:
         dims |= _rope(text)
         if "num_attention_heads" in dims:
             dims.setdefault("num_key_value_heads", dims["num_attention_heads"])
-        if text.get("pad_token_id") is None and dims.get("vocab_size", 2**20) <= 32000:
+        if text.get("pad_token_id") is None and "vocab_size" in dims:
             dims["pad_token_id"] = 0  # nothing reads it
         llama = LlamaDims(**dims)
         if text.get("head_dim") not in (None, llama.head_dim):

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from mistjax.files import read_json
 from mistjax.interop.openvla import checkpoints
 from mistjax.interop.openvla.config import OpenVLAConfig
 from mistjax.interop.openvla.decoders import ChunkDecoder, Decoder, TokenDecoder
@@ -73,8 +74,9 @@ def save_parts(
             save_file(decoder.parts.proprio.state_dict(), folder / PROPRIO)
 
 
-def load_config(folder: str | Path) -> OpenVLAConfig:
-    """The configuration of a folder that is an OpenVLA in all that its files say.
+def load_config(folder: str | Path) -> tuple[OpenVLAConfig, str | None]:
+    """The configuration of a folder that is an OpenVLA in all that its files say, and the only data
+    set of its `dataset_statistics.json`.
 
     Raises:
         FileNotFoundError: no `config.json`.
@@ -103,7 +105,9 @@ def load_config(folder: str | Path) -> OpenVLAConfig:
                     "it), see mistjax.interop.openvla.config."
                 )
             )
-    return config
+    statistics = folder / "dataset_statistics.json"
+    tuned_on = list(read_json(statistics)) if statistics.exists() else []
+    return config, tuned_on[0] if len(tuned_on) == 1 else None
 
 
 def _tokenizer(folder: Path, config: OpenVLAConfig) -> PromptTokenizer:

@@ -83,7 +83,8 @@ class OpenVLAPolicy(Words, Policy):
         Args:
             folder: local path.
             preset: the robot. Token-by-token decoding sees its first camera, OFT all that it has.
-            unnorm_key: data set whose action statistics apply; None where there is only one.
+            unnorm_key: data set whose action statistics apply; None takes the only one, or the only
+                one of `dataset_statistics.json`, which is what a model was fine-tuned on.
             dtype: of the weights; None takes the one that `config.json` names, else the stored one.
             device: of the weights.
             image_steps: see `Reader`; None takes the robot's, see `robots.image_steps`.
@@ -94,7 +95,8 @@ class OpenVLAPolicy(Words, Policy):
             FileNotFoundError: a file is missing.
             ValueError: weights that do not fit, another robot, or no such `unnorm_key`.
         """
-        config = load_config(folder)
+        config, tuned_on = load_config(folder)
+        unnorm_key = tuned_on if unnorm_key is None else unnorm_key
         robots.check_robot(folder, preset, config, unnorm_key, bounds)
         if len(config.norm_stats) == 1:
             unnorm_key = None  # however it was said, it is the same policy
@@ -137,7 +139,8 @@ class OpenVLAPolicy(Words, Policy):
         unit = self._to_env(np.ones(self.chunk_width)) - zero
         said = f"{self.unnorm_key} {self.bounds} {self.reader.template}".encode()
         steps = tuple(self.reader.image_steps), tuple(self.finish_steps)
-        if [step.__name__ for step in steps[0]] not in (["resize"], ["square"]) or steps[1]:
+        names = [getattr(step, "__name__", "") for step in steps[0]]
+        if names not in (["resize"], ["square"]) or steps[1]:
             said += behaviour(*steps).encode()
         modules = [self.model, *self.decoder.extra_modules]
         written = fingerprint(self.model.config, modules, said + self.tokenizer.serialized)

@@ -95,6 +95,7 @@ def fit_inputs(
     calibration: tuple[Path, ...],
     out: Path,
     preset: str | None = None,
+    unnorm_key: str | None = None,
     alpha: float = 0.1,
     confidence: float | None = 0.95,
 ) -> None:
@@ -106,6 +107,7 @@ def fit_inputs(
         calibration: run folders of further clean episodes.
         out: folder to write to, that of a failure monitor or a new one.
         preset: robot preset; the checkpoint's own by default.
+        unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
         alpha: bound on the chance of any alarm in a clean episode.
         confidence: share of calibrations for which the bound holds; None bounds their average.
     """
@@ -114,7 +116,7 @@ def fit_inputs(
     from mistjax.rollouts.run import load_run
 
     monitor = build_inputs(
-        load_policy(policy, preset),
+        load_policy(policy, preset, unnorm_key=unnorm_key),
         [load_run(run) for run in runs],
         [load_run(run) for run in calibration],
         out,

@@ -48,6 +48,7 @@ def collect(
     out: Path,
     plan: Plan = EpisodePlan(),
     preset: str | None = None,
+    unnorm_key: str | None = None,
     taps: tuple[str, ...] = (),
     samples: int = 1,
     inputs: bool = False,
@@ -62,6 +63,7 @@ def collect(
         out: run folder; the same command goes on where it was interrupted.
         plan: which episodes, where, and how.
         preset: robot preset; the checkpoint's own by default.
+        unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
         taps: activations to record, e.g. vlm.resid@-1/text/mean; the detector's own by default.
         samples: chunks drawn at each inference, for detectors of disagreement; 1 draws no others.
         inputs: record what the policy reads as well, for `fit-inputs`.
@@ -77,7 +79,7 @@ def collect(
     from mistjax.rollouts.summary import summarize
     from mistjax.steer.policy import load_steered
 
-    bare = load_policy(policy, preset)
+    bare = load_policy(policy, preset, unnorm_key=unnorm_key)
     env_options = bare.preset.env_options
     if steer is not None:
         bare = load_steered(bare, *steer, onset=onset)
@@ -120,6 +122,7 @@ def evaluate(
     stratum: str | None = None,
     plan: Plan = EpisodePlan(),
     preset: str | None = None,
+    unnorm_key: str | None = None,
 ) -> None:
     """Success of a policy, and of its monitored arms on the same seeds.
 
@@ -133,6 +136,7 @@ def evaluate(
         stratum: which threshold of the monitor, where it has several.
         plan: which episodes, where, and how.
         preset: robot preset; the checkpoint's own by default.
+        unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
     """
     from mistjax.recover.study import StudyConfig
     from mistjax.report.study import run_study
@@ -148,6 +152,7 @@ def evaluate(
             arms=arms,
             stratum=stratum,
             preset=preset,
+            unnorm_key=unnorm_key,
             title="mistjax eval",
             plan=plan,
         )

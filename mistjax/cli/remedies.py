@@ -19,6 +19,7 @@ def explain(
     memory: int | None = None,
     out: Path = Path("explanation.html"),
     preset: str | None = None,
+    unnorm_key: str | None = None,
 ) -> None:
     """Say what the failure score of a recorded episode relies on, in a sentence and pictures.
 
@@ -33,12 +34,13 @@ def explain(
         memory: MiB of temporary memory to stay within; 8 runs at a time by default.
         out: page to write.
         preset: robot preset; the checkpoint's own by default.
+        unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
     """
     from mistjax.policies.load import load_policy
     from mistjax.report.explanation import explain_episode
     from mistjax.rollouts.run import load_run
 
-    bare = load_policy(policy, preset)
+    bare = load_policy(policy, preset, unnorm_key=unnorm_key)
     budget = None if memory is None else memory * 2**20
     print(explain_episode(bare, detector, load_run(run), seed, out, inference, method, budget))
 
@@ -51,6 +53,7 @@ def vectors(
     run: Path | None = None,
     concepts: dict[str, str] | None = None,
     preset: str | None = None,
+    unnorm_key: str | None = None,
 ) -> None:
     """Build steering vectors: from words, and from failure to success in a recorded run.
 
@@ -61,12 +64,17 @@ def vectors(
         run: run folder of the policy.
         concepts: name and its words, comma-separated; the board's own by default.
         preset: robot preset; the checkpoint's own by default.
+        unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
     """
     from mistjax.policies.load import load_policy
     from mistjax.steer.build import write_vectors
 
     words = concepts and {name: text.split(",") for name, text in concepts.items()}
-    print(write_vectors(load_policy(policy, preset), out, concepts=words, run=run))
+    print(
+        write_vectors(
+            load_policy(policy, preset, unnorm_key=unnorm_key), out, concepts=words, run=run
+        )
+    )
 
 
 def remedy(

@@ -28,11 +28,14 @@ class Family:
         reads: whether a checkpoint is of this family, from what its `config.json` holds (None
             without one, as in openpi's published checkpoints) and the robot.
         load: a checkpoint folder and the robot -> the policy.
+        several: whether a checkpoint may hold statistics of several data sets; `load` then takes
+            the `unnorm_key` of one.
     """
 
     name: str
     reads: Callable[[Mapping[str, Any] | None, RobotPreset], bool]
-    load: Callable[[Path, RobotPreset], Policy]
+    load: Callable[..., Policy]
+    several: bool = False
 
 
 _FAMILIES: dict[str, Family] = {}

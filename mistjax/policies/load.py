@@ -15,13 +15,16 @@ from mistjax.policies.protocol import Policy
 _FUNCTION = re.compile(r"(?P<module>[^\W\d][\w.]*):(?P<name>[^\W\d]\w*)")
 
 
-def load_policy(source: str | Path, preset: str | None = None) -> Policy:
+def load_policy(
+    source: str | Path, preset: str | None = None, *, unnorm_key: str | None = None
+) -> Policy:
     """Loads a policy.
 
     Args:
         source: a checkpoint folder, `gs://BUCKET/PATH` or `hf://OWNER/REPOSITORY@COMMIT` (see
             `fetch`); or `MODULE:FUNCTION`, a function without arguments that makes a policy.
         preset: name of the robot; by default see `preset_of`. A function chooses its own.
+        unnorm_key: which data set's statistics apply, where a checkpoint has those of several.
 
     Raises:
         FileNotFoundError, ConnectionError: see `fetch` and `read_policy`.
@@ -31,30 +34,43 @@ def load_policy(source: str | Path, preset: str | None = None) -> Policy:
     """
     found = _FUNCTION.fullmatch(str(source))
     if found and not Path(source).exists():
-        if preset is not None:
-            raise ValueError(f"{source} chooses its own robot: leave the preset {preset!r} out.")
+        if preset is not None or unnorm_key is not None:
+            raise ValueError(
+                f"{source} chooses its own robot: leave preset {preset!r} and unnorm_key "
+                f"{unnorm_key!r} out."
+            )
         return _make(found["module"], found["name"])
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"no robot preset is called {preset!r}; choose one of {sorted(PRESETS)}.")
     folder = fetch(source)
-    return read_policy(folder, PRESETS[preset or preset_of(source, folder)])
+    return read_policy(folder, PRESETS[preset or preset_of(source, folder)], unnorm_key)
 
 
-def read_policy(folder: str | Path, preset: RobotPreset) -> Policy:
+def read_policy(folder: str | Path, preset: RobotPreset, unnorm_key: str | None = None) -> Policy:
     """Loads a checkpoint of any family.
 
     Args:
         folder: the checkpoint.
         preset: the robot.
+        unnorm_key: see `load_policy`.
 
     Raises:
         FileNotFoundError: a file of the checkpoint is missing.
-        ValueError: no family reads it, or the weights do not fit the configuration.
+        ValueError: no family reads it, the weights do not fit the configuration, or an
+            `unnorm_key` for a family that has none.
         ImportError: its family needs an extra that is not installed; names it.
     """
     folder = Path(folder)
     config = checkpoints.load_config(folder) if checkpoints.has_config(folder) else None
-    return family_of(folder, config, preset).load(folder, preset)
+    family = family_of(folder, config, preset)
+    if family.several:
+        return family.load(folder, preset, unnorm_key=unnorm_key)
+    if unnorm_key is not None:
+        raise ValueError(
+            f"{folder} is a {family.name}: the statistics that apply are those of the preset's "
+            f"asset, so leave unnorm_key {unnorm_key!r} out."
+        )
+    return family.load(folder, preset)
 
 
 def _make(module: str, name: str) -> Policy:

@@ -31,6 +31,7 @@ class StudyConfig:
         plan: the episodes of each arm.
         stratum: which threshold of the monitor, where it has several.
         preset: robot preset of the policy; None is the checkpoint's own.
+        unnorm_key: see `load_policy`.
         title: of the report.
     """
 
@@ -41,6 +42,7 @@ class StudyConfig:
     plan: EpisodePlan = dataclasses.field(default_factory=lambda: EpisodePlan(videos=3))
     stratum: str | None = None
     preset: str | None = None
+    unnorm_key: str | None = None
     title: str = "Paired study"
 
 

@@ -26,7 +26,7 @@ def run_study(config: StudyConfig) -> dict[str, Run]:
     Raises:
         ValueError, FileNotFoundError, FingerprintError: see `load_arms` and `play`.
     """
-    bare = load_policy(config.policy, config.preset)
+    bare = load_policy(config.policy, config.preset, unnorm_key=config.unnorm_key)
     policies = load_arms(bare, config)
     runs = play(bare, policies, config)
     print(f"\n{format_table(table(runs))}\n")

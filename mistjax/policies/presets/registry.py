@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from mistjax.files import read_json
 from mistjax.models.config import IMAGE_KEYS, FastConfig, Pi0Config
 from mistjax.models.normalize import NormStats
 from mistjax.policies.presets.base import Fallback, RobotPreset
@@ -42,7 +43,14 @@ LIBERO_TINY = dataclasses.replace(
     env_options={"image_size": 64, "reflections": False},
 )
 
-PRESETS = {preset.name: preset for preset in (BOARD, BOARD_FAST, LIBERO_TINY, *OPENPI)}
+# LIBERO's robot for OpenVLA and OpenVLA-OFT, which have conventions of their own about its pictures
+# and gripper: see `mistjax.interop.openvla.robots`.
+OPENVLA_LIBERO = dataclasses.replace(
+    LIBERO_TINY, name="openvla_libero", execute_steps=8, env_options={}
+)
+
+_OURS = (BOARD, BOARD_FAST, LIBERO_TINY, OPENVLA_LIBERO)
+PRESETS = {preset.name: preset for preset in (*_OURS, *OPENPI)}
 
 
 def preset_of(source: str | Path, folder: Path) -> str:
@@ -55,6 +63,9 @@ def preset_of(source: str | Path, folder: Path) -> str:
     named = (*reversed(PurePosixPath(str(source)).parts), folder.resolve().name)
     parts = (name for part in named for name in (part, part.split("@")[0]))  # NAME@COMMIT
     statistics = sorted(path.parent.name for path in folder.glob("assets/*/norm_stats.json"))
+    if (file := folder / "dataset_statistics.json").exists():  # an OpenVLA's
+        names = read_json(file)
+        statistics += ["openvla_libero"] if any(n.startswith("libero") for n in names) else names
     return next((name for name in (*parts, *statistics) if name in PRESETS), BOARD.name)
 
 

@@ -41,3 +41,10 @@ def test_an_unclear_data_set_is_refused_with_the_known_ones(key):
 
 def test_the_only_data_set_needs_no_name():
     assert actions.statistics({"a": {"action": STATS}}, None, "action") is STATS
+
+
+def test_a_state_is_clipped_in_the_dimensions_that_are_not_normalised_as_well():
+    """As OpenVLA-OFT's own evaluation does: the clip is around the mask."""
+    stats = {"q01": [0.0, 0.0], "q99": [2.0, 2.0], "mask": [True, False]}
+    normal = actions.normalise(np.array([[1.0, 0.3], [9.0, 9.0], [-9.0, -9.0]]), stats)
+    np.testing.assert_allclose(normal, [[0, 0.3], [1, 1], [-1, -1]], atol=1e-7)
