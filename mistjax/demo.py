@@ -8,7 +8,11 @@ from pathlib import Path
 from mistjax.recover.study import StudyConfig
 from mistjax.rollouts.plan import EpisodePlan
 
-SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
+_PACKAGE = Path(__file__).resolve().parent
+_INSTALLED = _PACKAGE / "checkpoints"
+SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "checkpoints"
+"""The shipped checkpoints: inside an installed package, beside it in a clone."""
+
 PERTURBATION = {"table_texture": 0.4}
 
 
@@ -25,14 +29,10 @@ def shipped_study(
     """The shipped board policy in all four arms, under a perturbation that it often fails under.
 
     Raises:
-        FileNotFoundError: the checkpoints are not beside the package: they come with the
-            repository, not with an installed wheel.
+        FileNotFoundError: the installation has lost its checkpoints.
     """
     if not (SHIPPED / "board_mist").is_dir():
-        raise FileNotFoundError(
-            "the shipped checkpoints are missing: run from a clone of the repository, installed "
-            "with `pip install -e .`."
-        )
+        raise FileNotFoundError(f"{SHIPPED} lacks the shipped checkpoints: install mistjax again.")
     return StudyConfig(
         policy=SHIPPED / "board_pi0",
         mist=SHIPPED / "board_mist",
