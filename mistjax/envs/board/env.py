@@ -9,18 +9,24 @@ gripper risen. The episode ends there, or is truncated after `max_steps`.
 Cost of a step: 0.2 ms physics plus 0.5 ms for both pictures on one CPU core.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import operator
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, SupportsIndex
 
 import gymnasium as gym
 import jax
 import numpy as np
+from jax._src import xla_bridge  # nothing public says whether a backend has started
 from jaxtyping import Float, Shaped, UInt8
+from numpy.typing import ArrayLike
 
 from mistjax.envs.board import scene as s
 from mistjax.envs.board.drawing import GlCamera, board_look, board_poses
 from mistjax.envs.board.episode import Episode, draw_episode, draw_start
+from mistjax.envs.board.instructions import Task
 from mistjax.envs.board.perturbations import check, perturb
 from mistjax.envs.board.physics import Physics, World
 from mistjax.envs.board.raycast import pictures, segmentation
@@ -50,6 +56,36 @@ class Snapshot:
     progress: Progress
 
 
+_forked_from_jax = False
+
+
+def _notice_fork() -> None:
+    """JAX's threads do not survive a fork: what waits for them waits for ever."""
+    global _forked_from_jax
+    _forked_from_jax = xla_bridge.backends_are_initialized()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_notice_fork)
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[None]:
+    """Around the ray-caster: in float32, whatever `JAX_ENABLE_X64` says, and never in a fork.
+
+    Raises:
+        RuntimeError: this process was forked after JAX had started, in which drawing would hang.
+    """
+    if _forked_from_jax:
+        raise RuntimeError(
+            "this process was forked from one that runs JAX, in which no picture can be drawn: "
+            "start it with spawn, for example gymnasium.make_vec(..., vectorization_mode='async', "
+            "vector_kwargs={'context': 'spawn'})."
+        )
+    with jax.enable_x64(False):
+        yield
+
+
 class BoardEnv(gym.Env):
     """See the module. The same seed and options give the same episode bit for bit."""
 
@@ -76,6 +112,13 @@ class BoardEnv(gym.Env):
         """
         if render not in ("raycast", "gl"):
             raise ValueError(f"render is {render!r}, expected 'raycast' or 'gl'")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode is {render_mode!r}, expected None or 'rgb_array'")
+        if image_size < 1 or max_steps < 1 or not 0 < tolerance < np.inf:
+            raise ValueError(
+                f"image_size is {image_size}, max_steps {max_steps}, tolerance {tolerance}: "
+                "expected at least one pixel and one step, and a positive share"
+            )
         self.image_size, self.max_steps, self.tolerance = image_size, max_steps, tolerance
         self.render_mode = render_mode
         self._gl = GlCamera(image_size) if render == "gl" else None
@@ -88,7 +131,7 @@ class BoardEnv(gym.Env):
         )
 
     def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+        self, *, seed: SupportsIndex | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode.
 
@@ -101,7 +144,7 @@ class BoardEnv(gym.Env):
         Raises:
             ValueError: an unknown option or perturbation, or a strength outside [0, 1].
         """
-        super().reset(seed=seed)
+        super().reset(seed=None if seed is None else operator.index(seed))
         options = dict(options or {})
         task, scene = options.pop("task", None), options.pop("scene", s.BoardScene())
         perturbation = options.pop("perturbation", {})
@@ -109,6 +152,9 @@ class BoardEnv(gym.Env):
             raise ValueError(
                 f"unknown reset options {sorted(options)}, expected task, scene, perturbation"
             )
+        if not isinstance(task, Task | None) or not isinstance(scene, s.BoardScene):
+            raise ValueError(f"task is {task!r} and scene {scene!r}: expected a Task, a BoardScene")
+        check(perturbation)
         what, where, disturb = self.np_random.spawn(3)
         episode = perturb(draw_episode(what, task, scene), perturbation, disturb)
         start = draw_start(episode, where)
@@ -117,19 +163,22 @@ class BoardEnv(gym.Env):
         self.progress = Progress()
         return self._observe(), self._info()
 
-    def step(
-        self, action: Shaped[np.ndarray, "4"]
-    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Take one 0.1 s step. The reward is 1 on success and 0 before.
+    def step(self, action: ArrayLike) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Take one 0.1 s step; values outside [-1, 1] are cut. The reward is 1 on success and 0
+        before.
 
         Raises:
-            ValueError: the action is not finite.
+            ValueError: the action has another shape, or is not finite.
+            RuntimeError: there was no reset before.
         """
-        if not np.isfinite(action).all():
-            raise ValueError(f"action {action} is not finite; expected four values in [-1, 1]")
+        action = np.asarray(action, np.float64)
+        if action.shape != (4,) or not np.isfinite(action).all():
+            raise ValueError(f"action is {action}; expected four finite values in [-1, 1]")
+        if not hasattr(self, "physics"):
+            raise RuntimeError("there is no episode before the first reset.")
         held = self.world.held
         before = self.world
-        self.physics.step(np.asarray(action, np.float64))
+        self.physics.step(action)
         self.world = self.physics.world()
         self._record(before if held == self.goal else None)
         success = self.is_success()
@@ -146,12 +195,14 @@ class BoardEnv(gym.Env):
             return self._gl.pictures(self.physics.model, self.physics.data, self.episode.scene)
         poses = board_poses(self.physics.model, self.physics.data)
         shadow = self.episode.scene.shadow
-        return np.asarray(pictures(poses, self._look, size=self.image_size, shadow=shadow))
+        with _drawing():
+            return np.asarray(pictures(poses, self._look, size=self.image_size, shadow=shadow))
 
     def segmentation(self) -> Shaped[np.ndarray, "cameras size size"]:
         """What each pixel of `pictures` shows, by the ids of `drawing.solid_ids`."""
         poses = board_poses(self.physics.model, self.physics.data)
-        return np.asarray(segmentation(poses, self._look, size=self.image_size))
+        with _drawing():
+            return np.asarray(segmentation(poses, self._look, size=self.image_size))
 
     def snapshot(self) -> Snapshot:
         """This moment, to come back to with `restore` here or in another environment."""

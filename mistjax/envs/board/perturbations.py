@@ -7,6 +7,7 @@ which way the camera turns) is drawn.
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,13 +34,15 @@ class Perturbation:
 PERTURBATIONS: dict[str, Perturbation] = {}
 
 
-def check(strengths: Mapping[str, Any]) -> None:
+def check(strengths: Any) -> None:
     """Raise ValueError for an unknown name, or a strength outside [0, 1]."""
+    if not isinstance(strengths, Mapping):
+        raise ValueError(f"perturbation is {strengths!r}, expected name -> strength")
     for name, strength in strengths.items():
         if name not in PERTURBATIONS:
             known = ", ".join(PERTURBATIONS)
             raise ValueError(f"unknown perturbation {name!r}; expected one of: {known}")
-        if isinstance(strength, str) or not 0 <= strength <= 1:
+        if not (isinstance(strength, numbers.Real) and 0 <= float(strength) <= 1):
             raise ValueError(f"strength of {name!r} is {strength}, expected 0 to 1")
 
 

@@ -25,16 +25,24 @@ _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 _CLOSED = -0.01
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class World:
     """Where everything is, in metres. `opening` is half the gap between the fingers, `command` 1
-    open or -1 closed."""
+    open or -1 closed. Two are equal where every number is."""
 
     gripper: Float[np.ndarray, "3"]
     opening: float
     command: float
     stones: Float[np.ndarray, "stones 3"]
     colours: tuple[str, ...]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, World):
+            return NotImplemented
+        names = [field.name for field in dataclasses.fields(self)]
+        return all(np.array_equal(getattr(self, n), getattr(other, n)) for n in names)
+
+    __hash__ = None  # type: ignore[assignment]
 
     @property
     def held(self) -> int | None:

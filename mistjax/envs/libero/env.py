@@ -17,12 +17,14 @@ steps 0, n, 2n, ... only, where an inference looks at them, and repeats them in 
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import gymnasium as gym
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
+from numpy.typing import ArrayLike
 
 from mistjax.envs.libero import suites
 from mistjax.envs.libero.cameras import Cameras
@@ -82,8 +84,13 @@ class LiberoEnv(gym.Env):
         """
         if convention not in ("openpi", "upright"):
             raise ValueError(f"convention is {convention!r}, expected 'openpi' or 'upright'")
-        if picture_every < 1:
-            raise ValueError(f"picture_every is {picture_every}, expected at least 1")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode is {render_mode!r}, expected None or 'rgb_array'")
+        counts = {"image_size": image_size, "picture_every": picture_every, "max_steps": max_steps}
+        if wrong := {name: n for name, n in counts.items() if n is not None and n < 1}:
+            raise ValueError(f"{wrong}: expected at least 1")
+        if settle_steps < 0:
+            raise ValueError(f"settle_steps is {settle_steps}, expected at least 0")
         self._libero = load(assets)
         self.tasks = suites.suite(suite) if isinstance(suite, str) else tuple(suite)
         self.task_id = None if task_id is None else check_task(self.tasks, task_id)
@@ -105,7 +112,7 @@ class LiberoEnv(gym.Env):
         self.observation_space = gym.spaces.Dict(spaces)
 
     def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+        self, *, seed: SupportsIndex | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode.
 
@@ -120,19 +127,19 @@ class LiberoEnv(gym.Env):
             ValueError: an unknown option, task, start state or perturbation.
             SimulationError: no stable start was drawn.
         """
+        seed = None if seed is None else operator.index(seed)
         super().reset(seed=seed)
         if seed is None:
             seed = int(self.np_random.integers(2**31))
         options = {"task_id": self.task_id, **(options or {})}
+        check(options.get("perturbation", {}))
         self.episode, start = choose_episode(self.tasks, seed, options)
         self._build(self.episode.change)
         start_episode(self.simulator, seed, start, self.settle_steps)
         self.steps, self._error, self._held = 0, None, frozenset[str]()
         return self.observe(), self._info()
 
-    def step(
-        self, action: Shaped[np.ndarray, " a"]
-    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: ArrayLike) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Take one 0.05 s step; values outside [-1, 1] are cut. The reward is 1 on success.
 
         Raises:

@@ -55,7 +55,8 @@ def choose_episode(
     task_id, index = options.get("task_id"), seed
     if task_id is None:
         task_id, index = seed // STARTS % len(tasks), seed % STARTS
-    task = tasks[check_task(tasks, task_id)]
+    task_id = check_task(tasks, task_id)
+    task = tasks[task_id]
     rng = np.random.default_rng([seed, 2])
     change = perturb(task, options.get("perturbation", {}), rng, tasks)
     states = None if change.scene_changed else _init_states(task)
@@ -64,8 +65,9 @@ def choose_episode(
             raise ValueError("init_state is given, but this episode has no fixed start states")
         return Episode(task_id, task, None, change), None
     chosen = options.get("init_state", index % len(states))
-    if not 0 <= chosen < len(states):
+    if not isinstance(chosen, int | np.integer) or not 0 <= chosen < len(states):
         raise ValueError(f"init_state is {chosen}, expected 0 to {len(states) - 1}")
+    chosen = int(chosen)
     return Episode(task_id, task, chosen, change), states[chosen]
 
 
@@ -99,9 +101,9 @@ def start_episode(
 
 def check_task(tasks: Sequence[Task], task_id: int) -> int:
     """`task_id` itself; ValueError when the suite has none of that index."""
-    if not 0 <= task_id < len(tasks):
+    if not isinstance(task_id, int | np.integer) or not 0 <= task_id < len(tasks):
         raise ValueError(f"task_id is {task_id}, expected 0 to {len(tasks) - 1}")
-    return task_id
+    return int(task_id)
 
 
 @functools.lru_cache(maxsize=16)

@@ -21,6 +21,7 @@ the regions; "tint", "style", "semantic" and "task" keep the fixed start state.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -72,6 +73,7 @@ def perturb(
         ValueError: an unknown name or kind, a strength outside [0, 1], or a change that this task
             does not allow (no other object to swap with, say).
     """
+    check(requested)
     change = Change(task.problem, task.prompt)
     for name, value in requested.items():
         kind, strength = _kind(name, value)
@@ -81,8 +83,10 @@ def perturb(
     return change
 
 
-def check(requested: Mapping[str, Any]) -> None:
+def check(requested: Any) -> None:
     """ValueError for an unknown name or kind, or a strength outside [0, 1]."""
+    if not isinstance(requested, Mapping):
+        raise ValueError(f"perturbation is {requested!r}, expected name -> kind or strength")
     for name, value in requested.items():
         _kind(name, value)
 
@@ -97,6 +101,6 @@ def _kind(name: str, value: Any) -> tuple[str, float]:
     kind, strength = (value, 1.0) if isinstance(value, str) else (next(iter(kinds)), value)
     if kind not in kinds:
         raise ValueError(f"unknown kind {kind!r} of {name!r}; expected one of {list(kinds)}")
-    if not 0 <= strength <= 1:
+    if not (isinstance(strength, numbers.Real) and 0 <= float(strength) <= 1):
         raise ValueError(f"strength of {name!r} is {strength}, expected 0 to 1")
     return kind, float(strength)

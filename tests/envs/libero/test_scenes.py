@@ -1,8 +1,11 @@
 """Real scenes: as LIBERO makes them, the same every time, and perturbed as asked."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 
+import mistjax.envs  # noqa: F401 (registers the environments)
 from mistjax.envs.libero.env import IMAGE_KEYS, PROMPT_KEY, STATE_KEY, LiberoEnv
 from mistjax.envs.libero.expert import Expert
 from mistjax.envs.libero.installation import find_assets, package
@@ -241,3 +244,34 @@ def test_episodes_run_and_are_recorded_like_the_boards(tmp_path):
     trace = run.trace(103)
     assert trace.success is False and trace.failure_cause == "never_grasped"
     assert trace.actions.shape == (10, 7) and trace.state.shape == (10, 8)
+
+
+@pytest.mark.filterwarnings("ignore")  # the checker's advice
+def test_gymnasiums_own_check_passes():
+    options = {"image_size": 32, "reflections": False, "max_steps": 3, "settle_steps": 1}
+    check_env(gym.make("mistjax/Libero-v0", **options).unwrapped)
+
+
+@pytest.mark.parametrize("action", [np.zeros(6), np.zeros(7) * np.nan, np.zeros((1, 7)), 0.5])
+def test_an_action_of_another_robot_is_refused(env, action):
+    env.reset(seed=np.int64(0))
+    with pytest.raises(ValueError, match="expected seven finite values"):
+        env.step(action)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init_state": 1.5},
+        {"init_state": None},
+        {"init_state": 50},
+        {"task_id": 99},
+        {"task": 1},
+        {"perturbation": {"position": np.nan}},
+        {"perturbation": {"position": "shfit"}},
+        {"perturbation": ["position"]},
+    ],
+)
+def test_reset_options_that_mean_nothing_are_refused(env, options):
+    with pytest.raises(ValueError, match="expected"):
+        env.reset(seed=0, options=options)
