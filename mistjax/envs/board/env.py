@@ -172,8 +172,10 @@ class BoardEnv(gym.Env):
             RuntimeError: there was no reset before.
         """
         action = np.asarray(action, np.float64)
-        if action.shape != (4,) or not np.isfinite(action).all():
+        if action.shape != (4,):
             raise ValueError(f"action is {action}; expected four finite values in [-1, 1]")
+        if not np.isfinite(action).all():
+            raise ValueError(f"action {action} is not finite; expected four finite values")
         if not hasattr(self, "physics"):
             raise RuntimeError("there is no episode before the first reset.")
         held = self.world.held
