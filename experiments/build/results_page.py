@@ -241,7 +241,8 @@ def fault_groups(results: Mapping[str, Any]) -> str:
         )
 
     head = ["fault", "n", "alarm before it", "missed", "median latency, steps"]
-    return markdown([*head, *(f"right: {m}" for m in methods)], map(row, found))
+    groups = [group for group in found if "(" not in group and "_" not in group]
+    return markdown([*head, *(f"right: {m}" for m in methods)], map(row, sorted(groups)))
 
 
 def mist_cost(results: Mapping[str, Any]) -> str:

@@ -9,12 +9,14 @@ from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
 from mistjax.recover.mist import MistPolicy
 from mistjax.recover.study import StudyConfig, load_arms, play
+from mistjax.recover.watched import Watched
 from mistjax.report.blocks import Table, Text
 from mistjax.report.build import build_report, explanations
 from mistjax.report.explanation import alarm_explanations
 from mistjax.report.html import Section
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.summary import stand_ins, table, task_table
+from mistjax.stats import Rate
 
 
 def run_study(config: StudyConfig) -> dict[str, Run]:
@@ -61,14 +63,27 @@ def _calibration(
     """
     if "monitor" not in runs:
         return []
-    watched = policies["monitor"]
-    assert config.mist is not None and isinstance(watched, MistPolicy)
-    lines = [watched.monitor.threshold.describe()]
+    watched, lines = policies["monitor"], []
+    assert config.mist is not None
+    if isinstance(watched, Watched):
+        lines = [f"Inputs: {watched.inputs.threshold.describe()}", named_inputs(runs["monitor"])]
+        watched = watched.policy
+    if not isinstance(watched, MistPolicy):
+        return [Section("Calibration", [Text("\n\n".join(lines))])]
+    lines.insert(0, f"Failures: {watched.monitor.threshold.describe()}")
     successes = sum(bool(row["success"]) for row in runs["monitor"].finished)
     if successes and known_excess(config.mist, config.stratum):
         found = watched_drift(config.mist, runs["monitor"], stratum=config.stratum)
         lines.append(found.describe())
     return [Section("Calibration", [Text("\n\n".join(lines))])]
+
+
+def named_inputs(run: Run) -> str:
+    """How many episodes have an input named, and which."""
+    rows = [row for row in run.finished if row["named_step"] is not None]
+    names = [row["named_input"] or "none of the inputs" for row in rows]
+    counts = ", ".join(f"{name} {names.count(name)}" for name in sorted(set(names)))
+    return f"Something is unsound in {Rate(len(rows), len(run.finished))}: {counts or 'nothing'}."
 
 
 def _subtitle(config: StudyConfig, policy: Policy) -> str:

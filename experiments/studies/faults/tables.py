@@ -181,15 +181,15 @@ def detection(clean: Scores, faulty: Scores, onsets: Sequence[int], threshold: f
             continue
         after.append(scores[first:])
         hits = np.flatnonzero(scores[first:] > threshold)
-        missed += not len(hits)
+        missed += int(not len(hits))
         if len(hits):
             latency.append(4 * (first + hits[0]) - onset)
             soon += latency[-1] <= 10
     return {
         "n": total,
         "early": early,
-        "missed": missed,
-        "within_10_steps": soon,
+        "missed": int(missed),
+        "within_10_steps": int(soon),
         "median_latency_steps": float(np.median(latency)) if latency else None,
         "auc_per_look": auc(np.concatenate(after), np.concatenate(clean)) if after else None,
     }
@@ -231,12 +231,17 @@ def naming(episodes: Sequence[Watched], threshold: float) -> dict[str, list[tupl
     return dict(found)
 
 
-def group_of(run: str, fault: str) -> str:
-    """How a fault is reported: by place, and what of it may have been looked at."""
+def groups_of(run: str, fault: str) -> tuple[str, ...]:
+    """Where a fault is reported: in its mixture, by place and by what of it may have been looked
+    at, and by its name.
+    """
     where = FAULTS[fault][0]
     if fault in UNSEEN_KINDS:
-        return f"{where}, unseen kinds"
-    return f"{where}, unseen strengths" if run.endswith("unseen_strength") else where
+        place = f"{where}, unseen kinds"
+    else:
+        place = f"{where}, unseen strengths" if run.endswith("strengths") else where
+    places = (where,) if where == "push" else (place, f"{fault} ({run})")
+    return (run, *places) if run.startswith("board") else (place, fault)
 
 
 def rate(k: int, n: int) -> dict[str, Any]:
@@ -252,17 +257,13 @@ def main(config: Config) -> dict[str, Any]:
         watch(config, f"{name}/clean", monitor) for name in ("fitting", "calibration", "test")
     )
     groups: dict[str, list[Watched]] = collections.defaultdict(list)
-    faults: dict[str, list[Watched]] = collections.defaultdict(list)
     for folder in sorted((config.runs / "test").iterdir()):
-        mixed = folder.name.startswith("board")
         if folder.name == "clean" or not (folder / "episodes.parquet").exists():
             continue
         for e in watch(config, f"test/{folder.name}", monitor):
-            if e.trace.info.get("fault") is None:
-                continue
-            groups[folder.name if mixed else group_of(folder.name, e.trace.info["fault"])].append(e)
-            if not mixed:
-                faults[folder.name].append(e)
+            if (fault := e.trace.info.get("fault")) is not None:
+                for group in groups_of(folder.name, fault):
+                    groups[group].append(e)
     table = {}
     for name, score in detectors(config, policy, fitting).items():
         at = limit([score(e) for e in calibration], config)
@@ -286,7 +287,7 @@ def main(config: Config) -> dict[str, Any]:
             method: rate(sum(name in right(fault) for fault, name in answers), len(answers))
             for method, answers in naming(episodes, threshold).items()
         }
-        for group, episodes in {**groups, **faults}.items()
+        for group, episodes in groups.items()
     }
     results = {
         "command": "python -m experiments.studies.faults.tables",
@@ -298,7 +299,7 @@ def main(config: Config) -> dict[str, Any]:
             "fitting": len(fitting),
             "calibration": len(calibration),
             "clean test": len(clean),
-            "faulty test": sum(map(len, groups.values())),
+            "faulty test": len({id(e) for episodes in groups.values() for e in episodes}),
         },
         "detectors": table,
         "naming": named,

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mistjax.attribute.naming import describe_inputs
 from mistjax.detect.artifact import FingerprintError
 from mistjax.detect.novelty.artifact import load_inputs, save_inputs
 from mistjax.detect.novelty.fit import _unpadded, calibrate_inputs, evidence, fit_inputs, recorded
@@ -163,3 +165,31 @@ def test_a_memory_holds_the_last_looks_only(monitor):
     after, _ = jax.jit(monitor.step)(memory, readings)
     assert jax.tree.map(jnp.shape, after) == sizes
     assert dataclasses.fields(after)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("camera, other colours", r"Unsound: camera base_0_rgb \(.*cells: rows 1 to 8"),
+        (
+            "state, offset",
+            r"Unsound: the state \(dead reckoning .*most in x: \+.*cameras agree",
+        ),
+        ("text, other words", r"Unsound: the instruction \(changed words .*, token 2\."),
+    ],
+)
+def test_the_sentence_says_the_input_and_the_evidence(monitor, name, says):
+    found = evidence(monitor, changed(world(EPISODES, seed=5), **FAULTS[name][1]))
+    look = jax.tree.map(lambda x: x[:, 5], found)
+    rows = np.flatnonzero(look.unsound & (look.named == FAULTS[name][0]))
+    assert re.search(says, describe_inputs(monitor, look, int(rows[0]), ("x", "y", "z")))
+
+
+def test_the_sentence_about_a_push_blames_no_input(monitor):
+    found = evidence(monitor, world(EPISODES, seed=5, push=(5, 1.0)))
+    look = jax.tree.map(lambda x: x[:, 5], found)
+    row = int(np.flatnonzero(look.named == len(monitor.inputs))[0])
+    assert describe_inputs(monitor, look, row).startswith("None of the inputs")
+    quiet = jax.tree.map(lambda x: x[:, 0], found)
+    row = int(np.flatnonzero(~quiet.unsound)[0])
+    assert "as in clean episodes" in describe_inputs(monitor, quiet, row)
