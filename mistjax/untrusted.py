@@ -6,18 +6,21 @@ with a byte-order mark, a link. Each is named as what it is.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import stat
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+LARGEST_NPZ = 2**32  # bytes of all arrays, unpacked
 LARGEST_EMPTY = 2**24  # values that an empty array would have if none of its axes were
 
 
@@ -96,6 +99,35 @@ def read_text(path: str | Path, content: bytes | None = None) -> str:
         raise ValueError(f"{path} is no text in UTF-8 ({error}).") from None
 
 
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file; no pickle is read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: something else, damaged, or an array whose shape its bytes do not fill.
+    """
+    content = io.BytesIO(read_bytes(path))
+    with reading(path, "a whole npz file"), zipfile.ZipFile(content) as archive:
+        unpacked = 0
+        for entry in archive.infolist():
+            with archive.open(entry) as member:
+                shape, _, dtype = _npy_header(member)
+                described = member.tell() + math.prod(shape) * dtype.itemsize
+            unpacked += entry.file_size
+            if described != entry.file_size or unpacked > LARGEST_NPZ or dtype.hasobject:
+                raise ValueError(f"{entry.filename} is {dtype} {shape} in {entry.file_size} bytes")
+        content.seek(0)
+        with np.load(content, allow_pickle=False) as arrays:
+            return sound(dict(arrays))
+
+
+def _npy_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(member)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(member)
+    return np.lib.format.read_array_header_2_0(member)
+
+
 def sound(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Arrays without what NumPy would trust and a file need not keep to: bytes that are no truth
     values become some, and an empty array of immense axes is refused with a ValueError."""
@@ -112,16 +144,17 @@ def sound(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def reading(path: str | Path, expected: str) -> Iterator[None]:
     """What goes wrong inside becomes a ValueError that names the file and what it should be.
 
-    A missing file and kinds of ValueError that say more remain themselves.
+    A missing file and our own kinds of ValueError remain of their kind.
     """
     try:
         yield
     except (FileNotFoundError, ImportError, KeyboardInterrupt):
         raise
     except ValueError as error:
-        if type(error) is not ValueError or str(path) in str(error):
+        if str(path) in str(error):
             raise
-        raise ValueError(f"{path}: {error}") from error
+        kind = type(error) if type(error).__module__.startswith("mistjax.") else ValueError
+        raise kind(f"{path}: {error}") from error
     except Exception as error:  # whatever a damaged or hostile file does to its reader
         raise ValueError(
             f"{path} is not {expected} ({type(error).__name__}: {error!s:.200})."

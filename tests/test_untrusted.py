@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mistjax.files import read_json, read_tensors
+from mistjax.pickled import PickleRefused
 from mistjax.untrusted import open_file, read_text, reading
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
@@ -77,13 +78,11 @@ def test_links_devices_and_folders_are_not_opened(tmp_path):
 
 
 def test_what_goes_wrong_while_reading_names_the_file_and_errors_that_say_more_remain():
-    class Special(ValueError):
-        pass
-
     for raised, kind, said in (
         (KeyError("version"), ValueError, "a.json is not a card .KeyError: 'version'"),
         (ValueError("too long"), ValueError, "a.json: too long"),
-        (Special("other"), Special, "^other"),
+        (PickleRefused("other"), PickleRefused, "a.json: other"),
+        (UnicodeDecodeError("utf-8", b"", 0, 1, "no"), ValueError, "a.json: 'utf-8' codec"),
         (FileNotFoundError("no file"), FileNotFoundError, "no file"),
     ):
         with pytest.raises(kind, match=said), reading("a.json", "a card"):

@@ -7,22 +7,22 @@ names), `inputs.npz` and one file for each group of outputs. All are arrays; non
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from mistjax.files import read_json
 from mistjax.interop.openvla import actions, checkpoints, generation
 from mistjax.interop.openvla.config import OpenVLAConfig, dinov2, siglip
 from mistjax.interop.openvla.hooks import Hooks, token_layouts
 from mistjax.interop.openvla.model import OpenVLA
+from mistjax.untrusted import read_npz
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray]:
-    with np.load(file, allow_pickle=False) as archive:
-        return dict(archive)
+    return read_npz(file)
 
 
 def recorded_model(folder: str | Path, attention: str = "sdpa") -> OpenVLA:
@@ -30,7 +30,7 @@ def recorded_model(folder: str | Path, attention: str = "sdpa") -> OpenVLA:
     folder = Path(folder)
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} has no config.json: expected a folder of recordings.")
-    raw = json.loads((folder / "config.json").read_text())
+    raw = read_json(folder / "config.json")
 
     def tower(make, sizes):
         hidden = int(sizes["embed_dim"] * sizes.get("mlp_ratio", 4.0))
@@ -52,7 +52,7 @@ class Recordings:
     def __init__(self, folder: Path, model: OpenVLA):
         self.model = model
         self.inputs = read_arrays(folder / "inputs.npz")
-        raw = json.loads((folder / "config.json").read_text())
+        raw = read_json(folder / "config.json")
         self.stats = actions.statistics(raw["norm_stats"], raw["unnorm_key"], "action")
         self.norm_stats = raw["norm_stats"]
 

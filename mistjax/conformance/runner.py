@@ -26,8 +26,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mistjax.conformance.family import Config, Family, branch
 from mistjax.conformance.fast import FAST
 from mistjax.conformance.pi import PI
+from mistjax.files import read_json
 from mistjax.models import checkpoints
 from mistjax.models.config import FastConfig, GemmaConfig, Pi0Config, SiglipConfig
+from mistjax.untrusted import read_npz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +70,8 @@ def run_conformance(
             has or that has another shape.
     """
     npz = Path(npz)
-    with np.load(npz, allow_pickle=False) as stored:
-        arrays = dict(stored)
-    sizes = json.loads(Path(json_file or npz.with_suffix(".json")).read_text())
+    arrays = read_npz(npz)
+    sizes = read_json(Path(json_file or npz.with_suffix(".json")))
     config = _config(sizes, tuple(branch(arrays, "obs/images/")))
     family = _family(config)
     variables = {"params": unflatten_dict(branch(arrays, "params/"), sep="/")}

@@ -40,6 +40,7 @@ from mistjax.detect.methods.samples.consistency import TemporalConsistency
 from mistjax.detect.methods.sensitivity import SensitivityGate
 from mistjax.detect.methods.tokens import TokenUncertainty
 from mistjax.files import load_together, read_tensors, save_together
+from mistjax.untrusted import reading
 
 CLASSES: dict[str, type] = {
     c.__name__: c
@@ -189,15 +190,24 @@ def load_detector(
         FingerprintError: made with another policy, tap or pooling.
         ValueError: another format version, an unknown class, or not a stratum that was calibrated.
     """
+    path = Path(folder) / _CARD
     document, content = _read(folder)
-    Provenance(**document["provenance"]).require(expected)
-    arrays = read_tensors(Path(folder) / _ARRAYS, content)
-    threshold = _unpack(document["threshold"], arrays)
-    strata: dict[str | None, Any] = threshold if isinstance(threshold, dict) else {None: threshold}
+    arrays = read_tensors(path.with_name(_ARRAYS), content)
+    with reading(path, "the card of a detector"):
+        Provenance(**document["provenance"]).require(expected)
+        threshold = _unpack(document["threshold"], arrays)
+        detector = _unpack(document["detector"], arrays)
+        strata: dict[str | None, Any] = (
+            threshold if isinstance(threshold, dict) else {None: threshold}
+        )
+        if type(detector) not in CLASSES.values() or not all(
+            isinstance(each, Threshold | None) for each in strata.values()
+        ):
+            raise ValueError("its detector or a threshold is something else: it is damaged.")
     if stratum not in strata:
         has = "one threshold for everything" if None in strata else f"thresholds of {[*strata]}"
         raise ValueError(f"{folder} has {has}; asked for stratum {stratum!r}.")
-    return _unpack(document["detector"], arrays), strata[stratum]
+    return detector, strata[stratum]
 
 
 def read_card(folder: Path | str) -> dict[str, Any]:
@@ -211,9 +221,9 @@ def _read(folder: Path | str) -> tuple[dict[str, Any], bytes]:
     if not path.is_file():
         raise FileNotFoundError(f"no {_CARD} in {folder}; write one with save_detector(...).")
     document, files = load_together(path, [_ARRAYS])
-    if document["version"] != VERSION:
+    if (version := document.get("version")) != VERSION:
         raise ValueError(
-            f"{path} has format version {document['version']}; this release reads {VERSION}. Save "
-            "it again."
+            f"{path} has format version {version!r:.40}; this release reads {VERSION}. Save it "
+            "again."
         )
     return document, files[_ARRAYS]

@@ -146,11 +146,11 @@ def load_steering(folder: str | Path, spec: PolicySpec) -> SteeringArtifact:
         directions = {name: _read(name, entry, arrays, spec) for name, entry in entries.items()}
         _check_causes(causes, directions)
         chosen = {cause: None if c is None else (c[0], float(c[1])) for cause, c in causes.items()}
+        return SteeringArtifact(spec.fingerprint, directions, chosen, dict(notes))
     except KeyError as error:
         raise ValueError(f"{path} lacks {error}: it is damaged.") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from None
-    return SteeringArtifact(spec.fingerprint, directions, chosen, notes)
 
 
 def _read(name: str, entry: Mapping[str, Any], arrays, spec: PolicySpec) -> Steering:

@@ -24,11 +24,12 @@ from mistjax.detect.methods.samples.action_samples import (
 from mistjax.detect.methods.samples.consistency import TemporalConsistency
 from mistjax.detect.methods.tokens import TokenUncertainty, token_statistics
 from mistjax.detect.pooling import pool
+from mistjax.untrusted import read_npz
 
 
 def recorded_episodes(folder: Path) -> Episodes:
     """The data set, as episodes."""
-    data = np.load(folder / "dataset.npz", allow_pickle=False)
+    data = read_npz(folder / "dataset.npz")
     cuts = np.cumsum(data["lengths"])[:-1]
     features = np.split(data["features"].astype(np.float32), cuts)
     return Episodes.from_sequences(features, data["success"], data["task_id"])
@@ -36,7 +37,7 @@ def recorded_episodes(folder: Path) -> Episodes:
 
 def splits(folder: Path) -> list[Row]:
     """Seen and unseen splits from the seed alone, and earliest stops."""
-    recorded = np.load(folder / "splits.npz", allow_pickle=False)
+    recorded = read_npz(folder / "splits.npz")
     episodes = recorded_episodes(folder)
     rows = [
         compare("splits", "earliest stop", episodes.earliest_stop, recorded["task_min_step"], 0.0)
@@ -50,7 +51,7 @@ def splits(folder: Path) -> list[Row]:
 
 def normalisation(folder: Path) -> list[Row]:
     """The first five episodes, z-scored by their own statistics."""
-    wanted = np.load(folder / "normalize.npz", allow_pickle=False)["first5_normalized"]
+    wanted = read_npz(folder / "normalize.npz")["first5_normalized"]
     episodes = recorded_episodes(folder).take(np.arange(5))
     mean, scale = Standardised.statistics(episodes)
     scaled = standardise(episodes, mean, scale)
@@ -59,7 +60,7 @@ def normalisation(folder: Path) -> list[Row]:
 
 def embedding(folder: Path) -> list[Row]:
     """Distances on the recorded reference and evaluation episodes."""
-    recorded = np.load(folder / "embed.npz", allow_pickle=False)
+    recorded = read_npz(folder / "embed.npz")
     episodes = recorded_episodes(folder)
     mask = recorded["eval_mask"] > 0
     train, test = episodes.take(recorded["train_idx"]), episodes.take(recorded["eval_idx"])
@@ -70,7 +71,7 @@ def embedding(folder: Path) -> list[Row]:
         for k in ("centroids_succ", "centroids_fail")
     ]
     rows = []
-    for key in recorded.files:
+    for key in recorded:
         name = key.split("_k1")[0]
         if name not in ("mahala", "euclid", "cosine", "pca_kmeans") or key.endswith("f64"):
             continue
@@ -87,7 +88,7 @@ def embedding(folder: Path) -> list[Row]:
             )
         scores = score_episodes(detector, x, jnp.asarray(mask)) * mask
         # the original inverts the covariance in float32: its float64 run is the reference, if kept
-        exact = key + "_f64" if key + "_f64" in recorded.files else key
+        exact = key + "_f64" if key + "_f64" in recorded else key
         tolerance = 2e-4 if exact == key and name == "mahala" else 3e-5
         rows.append(compare("embedding", key, scores, recorded[exact] * mask, tolerance))
     return rows
@@ -141,7 +142,7 @@ def recorded_unet(arrays: Any, prefix: str) -> dict[str, Any]:
 
 def density(folder: Path) -> list[Row]:
     """RND and logpZO with a small U-Net: scores and losses for recorded weights and draws."""
-    arrays = dict(np.load(folder / "rnd_logpzo_tiny.npz", allow_pickle=False))
+    arrays = read_npz(folder / "rnd_logpzo_tiny.npz")
     shape: dict[str, Any] = {"channels": (8, 16, 32), "step_dim": 16}
     valid, success = arrays["valid_masks"] > 0, arrays["success_labels"] > 0
     n, t, d = arrays["features"].shape
@@ -197,7 +198,7 @@ def density(folder: Path) -> list[Row]:
 
 def handcrafted(folder: Path) -> list[Row]:
     """Token, action-variance, cluster and temporal-consistency scores."""
-    recorded = np.load(folder / "handcrafted.npz", allow_pickle=False)
+    recorded = read_npz(folder / "handcrafted.npz")
     rows = []
     statistics = token_statistics(jnp.asarray(recorded["logits"]))
     quantities: dict[Any, str] = {"probability": "prob", "entropy": "entropy"}
@@ -245,9 +246,9 @@ def handcrafted(folder: Path) -> list[Row]:
 
 def pooling(folder: Path) -> list[Row]:
     """Every recorded pooling command."""
-    recorded = np.load(folder / "index_ops.npz", allow_pickle=False)
+    recorded = read_npz(folder / "index_ops.npz")
     values = jnp.asarray(recorded["A"], jnp.float32)
-    commands = [k for k in recorded.files if k.startswith("cmd:")]
+    commands = [k for k in recorded if k.startswith("cmd:")]
     return [compare("pooling", k[4:], pool(values, k[4:]), recorded[k], 1e-6) for k in commands]
 
 

@@ -23,6 +23,7 @@ from mistjax.detect.metrics import (
     roc_auc,
     summary,
 )
+from mistjax.untrusted import read_npz
 
 BANDS: dict[str, Band] = {"Const": "constant", "Stdev": "stdev", "Tfunc": "tfunc"}
 RATES = ("tpr", "tnr", "fpr", "fnr", "acc", "bal_acc", "f1", "weighted-acc")
@@ -30,7 +31,7 @@ RATES = ("tpr", "tnr", "fpr", "fnr", "acc", "bal_acc", "f1", "weighted-acc")
 
 def conformal(folder: Path) -> list[Row]:
     """Functional bands, split thresholds and prediction sets in official mode."""
-    z = np.load(folder / "conformal.npz", allow_pickle=False)
+    z = read_npz(folder / "conformal.npz")
     rows = []
     for name, band in BANDS.items():
         for key in ("upper", "lower", "two_upper", "two_lower"):
@@ -161,7 +162,7 @@ def _functional(
 
 def metrics(folder: Path) -> list[Row]:
     """Every table of the official evaluation, for two recorded score series."""
-    z = dict(np.load(folder / "metrics.npz", allow_pickle=False))
+    z = read_npz(folder / "metrics.npz")
     tables = json.loads((folder / "metrics.json").read_text())
     episodes = recorded_episodes(folder)
     split = split_tasks(episodes.task_id, 0)

@@ -16,6 +16,7 @@ from mistjax.detect.methods.fiper.alarm import ThresholdStyle, relative_scores, 
 from mistjax.detect.methods.fiper.fiper import fit_action_chunk_entropy
 from mistjax.detect.methods.samples.action_samples import ChunkLayout
 from mistjax.detect.metrics import alarm_rates, first_alarm, time_weighted_accuracy
+from mistjax.untrusted import read_npz
 
 STYLES: dict[str, ThresholdStyle] = {
     "ct_quantile": "constant",
@@ -50,7 +51,7 @@ def _metrics(
 
 def fiper(folder: Path) -> list[Row]:
     """Every recorded array and metric."""
-    z = np.load(folder / "fiper/fiper.npz", allow_pickle=False)
+    z = read_npz(folder / "fiper/fiper.npz")
     tables = json.loads((folder / "fiper/fiper_metrics.json").read_text())
     chunks, n = z["action_preds"], int(z["n_calibration"])
     layout = ChunkLayout(*chunks.shape[1:])

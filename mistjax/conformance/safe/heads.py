@@ -23,6 +23,7 @@ from mistjax.detect.methods.safe.losses import (
 )
 from mistjax.detect.methods.safe.recipe import TrainConfig
 from mistjax.detect.methods.safe.training import train
+from mistjax.untrusted import read_npz
 
 # variant -> options of the head, options of the loss
 VARIANTS: dict[str, tuple[dict, dict]] = {
@@ -78,7 +79,7 @@ def recorded_head(arrays: Any, prefix: str, **options: Any) -> SafeMLP | SafeLST
 
 def recorded_batch(folder: Path) -> tuple[Episodes, dict[str, np.ndarray]]:
     """The batch that the forward passes and trajectories were recorded on."""
-    arrays = dict(np.load(folder / "batch.npz", allow_pickle=False))
+    arrays = read_npz(folder / "batch.npz")
     valid = arrays["valid_masks"] > 0
     features = [x[m] for x, m in zip(arrays["features"], valid, strict=True)]
     return Episodes.from_sequences(features, arrays["success_labels"] > 0), arrays
@@ -87,7 +88,7 @@ def recorded_batch(folder: Path) -> tuple[Episodes, dict[str, np.ndarray]]:
 def forward(folder: Path) -> list[Row]:
     """Scores, losses and gradients of every variant."""
     episodes, batch = recorded_batch(folder)
-    recorded = np.load(folder / "forward_losses.npz", allow_pickle=False)
+    recorded = read_npz(folder / "forward_losses.npz")
     x, mask, success = (
         jnp.asarray(a) for a in (episodes.features, episodes.mask, episodes.success)
     )
@@ -138,7 +139,7 @@ def forward(folder: Path) -> list[Row]:
 def trajectories(folder: Path) -> list[Row]:
     """Thirty epochs of training on one batch, for each optimiser."""
     episodes, _ = recorded_batch(folder)
-    recorded = np.load(folder / "train_traj.npz", allow_pickle=False)
+    recorded = read_npz(folder / "train_traj.npz")
     rows = []
     for name, config in RUNS.items():
         head = recorded_head(recorded, f"{name}/w0/")
