@@ -61,11 +61,11 @@ def _from_bucket(source: str) -> Path:
     """A folder or file of a Google bucket; the place in the cache is where openpi puts it."""
     key = PurePosixPath(source.removeprefix("gs://"))
     cache = Path(os.environ.get("OPENPI_DATA_HOME") or Path.home() / ".cache" / "openpi")
+    if len(key.parts) < 2 or not _stays_inside(str(key)):
+        raise ValueError(f"{source}: expected gs://BUCKET/PATH.")
     target = cache.expanduser() / key
     if target.exists():
         return target
-    if len(key.parts) < 2 or ".." in key.parts:
-        raise ValueError(f"{source}: expected gs://BUCKET/PATH.")
     system, files = _bucket_files(source)
 
     def fill(partial: Path) -> None:
@@ -97,9 +97,15 @@ def _bucket_files(source: str) -> tuple[Any, dict[str, dict[str, Any]]]:
     }
     if not files:
         raise FileNotFoundError(f"{source} does not exist, or is not public.")
-    if bad := [name for name in files if ".." in PurePosixPath(name).parts]:
+    if bad := [name for name in files if name and not _stays_inside(name)]:
         raise ValueError(f"{source} holds files outside itself: {bad[0]!r}.")
     return system, files
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a name from elsewhere leads to a file below the folder that it is joined to."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and path.name.isprintable()
 
 
 def _identity(info: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,10 +158,11 @@ def _from_hub(source: str) -> Path:
         raise ImportError(f"{source} needs the hub: pip install 'mistjax[download]'.") from error
 
     repo, folder = match["repo"], match["folder"]
-    if folder is not None and ".." in PurePosixPath(folder).parts:
-        raise ValueError(f"{source}: a folder of the repository cannot contain '..'.")
+    if not _stays_inside(repo) or (folder is not None and not _stays_inside(folder)):
+        raise ValueError(f"{source}: neither a repository nor a folder of it can contain '..'.")
     endpoint = os.environ.get("HF_ENDPOINT")
-    commit = _commit(huggingface_hub.HfApi(endpoint=endpoint), source, repo, match["revision"])
+    api = huggingface_hub.HfApi(endpoint=endpoint)
+    commit = _commit(api, source, repo, match["revision"])
     cache = Path(os.environ.get("MISTJAX_CACHE") or Path.home() / ".cache" / "mistjax").expanduser()
     target = cache / "hf" / f"{repo}@{commit}"
     if folder is not None:  # its own download: another folder may follow
@@ -172,11 +179,34 @@ def _from_hub(source: str) -> Path:
                 endpoint=endpoint,
             )
         shutil.rmtree(partial / ".cache", ignore_errors=True)
+        with _connection(source):
+            listed = api.list_repo_tree(repo, revision=commit, recursive=True)
+            _check_hub(source, partial, {item.path: item for item in listed})
         if not any(partial.iterdir()):
             raise FileNotFoundError(f"{source} holds no file that is read.")
 
     _download(source, target, {"commit": commit}, fill)
     return target if folder is None else target / folder
+
+
+def _check_hub(source: str, folder: Path, published: Mapping[str, Any]) -> None:
+    """ValueError where a file is not the published one, by its SHA-256 or Git's hash of it; it is
+    removed, so that the same call downloads it again."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        about, size = published.get(name), path.stat().st_size
+        large = getattr(about, "lfs", None)
+        digest = hashlib.sha256() if large else hashlib.sha1(b"blob %d\0" % size)
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+        expected = large.sha256 if large else getattr(about, "blob_id", None)
+        if path.is_symlink() or digest.hexdigest() != expected:
+            path.unlink()
+            raise ValueError(
+                f"{source}: {name} came with another hash than published; it was removed, so the "
+                "same call downloads it again."
+            )
 
 
 def _commit(api: Any, source: str, repo: str, revision: str | None) -> str:

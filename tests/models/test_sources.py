@@ -32,6 +32,10 @@ HUB = {
 }
 
 
+def git_hash(body):
+    return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+
+
 class Server(ThreadingHTTPServer):
     """A bucket and a hub; `breaks_at` ends a body early, `corrupt` swaps its first byte."""
 
@@ -41,6 +45,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.bucket, self.hub = dict(FILES), dict(HUB)
         self.breaks_at, self.corrupt, self.sent, self.requests = None, False, 0, []
+        self.redirect = None
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -72,6 +77,8 @@ class Handler(BaseHTTPRequestHandler):
         name = path.split("/o/")[1]
         if name not in self.server.bucket:
             return self.missing()
+        if "alt" in query and self.server.redirect:
+            return self.reply(302, b"", {"Location": self.server.redirect})
         if "alt" in query:
             return self.content(self.server.bucket[name])
         return self.json(self.item(name))
@@ -97,13 +104,15 @@ class Handler(BaseHTTPRequestHandler):
             return self.json({"id": "someone/policy", "sha": COMMIT, "siblings": files})
         if path.startswith("/api/models/someone/policy/tree/"):
             rows = [
-                {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()}
+                {"type": "file", "path": n, "size": len(b), "oid": git_hash(b)}
                 for n, b in self.server.hub.items()
             ]
             return self.json(rows)
         if path.startswith(f"/someone/policy/resolve/{COMMIT}/"):
             body = self.server.hub[path.split(f"{COMMIT}/")[1]]
-            tags = {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            if self.server.redirect:
+                return self.reply(302, b"", {"Location": self.server.redirect})
+            tags = {"ETag": f'"{git_hash(body)}"', "X-Repo-Commit": COMMIT}
             return self.content(body, tags)
         return self.missing()
 
@@ -235,6 +244,39 @@ def test_what_a_bucket_does_not_have_is_named(server):
     server.bucket = {f"{ROOT}/../../escape": b"x"}
     with pytest.raises(ValueError, match="files outside itself"):
         fetch(f"gs://{BUCKET}/{ROOT}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "gs:///etc/passwd",
+        "gs://bucket/../../../../../../../../etc/passwd",
+        f"hf://../..@{COMMIT}",
+        f"hf://someone/policy@{COMMIT}//etc",
+        f"hf://someone/policy@{COMMIT}/../../x",
+    ],
+)
+def test_no_name_leads_out_of_the_cache(server, source):
+    with pytest.raises(ValueError, match=r"expected gs://BUCKET/PATH|can contain"):
+        fetch(source)
+
+
+def test_a_file_of_the_hub_with_another_hash_is_refused(server):
+    server.corrupt = True
+    with pytest.raises(ValueError, match="came with another hash than published"):
+        fetch(f"hf://someone/policy@{COMMIT}")
+    server.corrupt = False
+    assert (fetch(f"hf://someone/policy@{COMMIT}") / "config.json").read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize("source", [f"gs://{BUCKET}/{ROOT}", f"hf://someone/policy@{COMMIT}"])
+def test_no_server_sends_to_a_file_of_this_machine(server, source, tmp_path):
+    (tmp_path / "secret").write_bytes(b"{}")
+    server.redirect = (tmp_path / "secret").as_uri()
+    with pytest.raises((ConnectionError, ValueError, FileNotFoundError)):
+        fetch(source)
+    server.redirect = None
+    assert fetch(source).is_dir()
 
 
 @pytest.mark.parametrize("revision", [COMMIT, "v1"])
