@@ -35,7 +35,7 @@ def conformance(
         atol: largest absolute error of FILE that passes.
         record: a checkpoint folder: write FILE from it first.
     """
-    from mistjax.conformance.originals import compare
+    from mistjax.conformance.runner import compare
 
     return compare(file, safe, openvla, atol=atol, record_from=record)
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mistjax import cli
+from mistjax.conformance.rows import Row, table
 from mistjax.conformance.safe import GROUPS, conformance_safe
-from mistjax.conformance.safe.rows import Row, table
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "safe"
 
@@ -58,6 +58,6 @@ def test_none_or_several_recordings_are_refused(given, capsys):
 
 
 def test_without_pytorch_the_extra_is_named(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "mistjax.interop.openvla.conformance", None)
+    monkeypatch.setitem(sys.modules, "mistjax.conformance.openvla", None)
     assert cli.main(["conformance", "--openvla", str(GOLDENS)]) == 2
     assert "mistjax[openvla]" in capsys.readouterr().err

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mistjax.conformance.rows import Row
 from mistjax.conformance.safe import baselines, evaluation, fiper, heads
-from mistjax.conformance.safe.rows import Row
 
 GROUPS = {**heads.GROUPS, **baselines.GROUPS, **evaluation.GROUPS, **fiper.GROUPS}
 

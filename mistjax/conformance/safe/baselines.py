@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mistjax.conformance.safe.rows import Row, compare
+from mistjax.conformance.rows import Row, compare
 from mistjax.detect.data import Episodes, split_tasks
 from mistjax.detect.detector import score_episodes
 from mistjax.detect.methods.combinators import Standardised, standardise

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from mistjax.conformance.rows import Row, compare
 from mistjax.conformance.safe.bands import functional_band, split_thresholds
 from mistjax.conformance.safe.baselines import recorded_episodes
-from mistjax.conformance.safe.rows import Row, compare
 from mistjax.detect.calibration.conformal import Band, extend
 from mistjax.detect.data import Episodes, Split, split_tasks
 from mistjax.detect.metrics import (

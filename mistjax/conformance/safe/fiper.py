@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from mistjax.conformance.safe.rows import Row, compare
+from mistjax.conformance.rows import Row, compare
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import score_episodes
 from mistjax.detect.methods.fiper.alarm import ThresholdStyle, relative_scores, released_threshold

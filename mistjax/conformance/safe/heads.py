@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mistjax.conformance.safe.rows import Row, compare
+from mistjax.conformance.rows import Row, compare
 from mistjax.detect.data import Episodes
 from mistjax.detect.methods.safe.heads import SafeLSTM, SafeMLP
 from mistjax.detect.methods.safe.losses import (

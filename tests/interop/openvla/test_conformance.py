@@ -1,17 +1,15 @@
 import pytest
 import torch
 
-from mistjax.interop.openvla.conformance import COMPARISONS, conformance_openvla, tolerance
+from mistjax.conformance.openvla import COMPARISONS, conformance_openvla
 from mistjax.interop.openvla.recordings import Recordings, recorded_model
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_every_recorded_output_of_the_original_is_repeated(goldens, attention):
-    errors = conformance_openvla(goldens, attention)
-    assert {name.partition("/")[0] + ".npz" for name in errors} == set(COMPARISONS)
-    assert len(errors) == 60
-    too_large = {k: v for k, v in errors.items() if not v <= tolerance(k, attention)}
-    assert not too_large
+    rows = conformance_openvla(goldens, attention)
+    assert {f"{row.group}.npz" for row in rows} == set(COMPARISONS)
+    assert len(rows) == 60 and not [row for row in rows if not row.passed]
 
 
 def test_the_port_is_as_close_to_float64_as_the_original_was(goldens, recordings):

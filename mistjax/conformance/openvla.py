@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from mistjax.conformance.rows import Row
 from mistjax.hooks.edits import Add, SetNeurons
 from mistjax.hooks.sites import Tap
 from mistjax.interop.openvla import actions, generation, processing
@@ -29,8 +30,8 @@ LEVELS = {"jpeg_levels": 17.0, "resized_levels": 1.0}
 """Picture steps that cannot be repeated exactly, in levels of 255."""
 
 
-def conformance_openvla(folder: str | Path, attention: str = "sdpa") -> dict[str, float]:
-    """The largest error of each recorded output.
+def conformance_openvla(folder: str | Path, attention: str = "sdpa") -> list[Row]:
+    """The largest error of each recorded output; its group is the file it was recorded in.
 
     Errors are relative to the scale of an output: max |got - expected| / max(1, max |expected|).
     Absolute errors reach 1.8e-5 on logits of size 12, and so does the distance of the recordings
@@ -40,27 +41,27 @@ def conformance_openvla(folder: str | Path, attention: str = "sdpa") -> dict[str
         folder: recordings.
         attention: "sdpa" or "eager".
 
-    Returns:
-        Output name -> error. `tolerance` says how large it may be.
-
     Raises:
-        FileNotFoundError: not a folder of recordings.
+        FileNotFoundError: not a folder of recordings, or one without outputs.
         ValueError: weights that do not fit.
     """
     folder = Path(folder)
     recorded = Recordings(folder, recorded_model(folder, attention))
-    errors: dict[str, float] = {}
+    rows: list[Row] = []
     for file, compare in COMPARISONS.items():
         if (folder / file).exists():
-            name = file.removesuffix(".npz")
-            for output, error in compare(recorded, read_arrays(folder / file)).items():
-                errors[f"{name}/{output}"] = error
-    return errors
+            errors = compare(recorded, read_arrays(folder / file))
+            rows += [
+                Row(file.removesuffix(".npz"), output, error, tolerance(output, attention))
+                for output, error in errors.items()
+            ]
+    if not rows:
+        raise FileNotFoundError(f"{folder} holds no recorded output of OpenVLA to compare with.")
+    return rows
 
 
-def tolerance(name: str, attention: str = "sdpa") -> float:
+def tolerance(output: str, attention: str) -> float:
     """How large the error of an output may be; 0 for what counts mismatches."""
-    output = name.rpartition("/")[2]
     if output.startswith("wrong_") or output == "cropped_levels":
         return 0.0
     return LEVELS.get(output, TOLERANCE[attention])
