@@ -13,6 +13,9 @@ maps).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -43,6 +46,9 @@ class Edit:
     gate: Float[Array, " l"] | None = None
     step_weights: Float[Array, " s"] | None = None
 
+    shared: ClassVar[bool] = False
+    """Whether one number may stand for a whole width."""
+
     def __post_init__(self):
         split_site(self.site)
 
@@ -57,6 +63,28 @@ class Edit:
     def layer_data(self, depth: int) -> dict[str, Array]:
         """The edit's own arrays, each with the layer axis first."""
         raise NotImplementedError
+
+    def check(self, data: Mapping[str, Array], shape: tuple[int, ...]) -> None:
+        """ValueError where an array (without the layer axis) does not fit the values [B,T,*D] of
+        the site: JAX would broadcast it.
+        """
+        for name, array in data.items():
+            if not self.fits(name, array.shape, shape):
+                raise ValueError(
+                    f"{type(self).__name__}.{name} has shape {array.shape} in each layer: "
+                    f"{self.site!r} has {shape[1]} tokens of {shape[2:]} in {shape[0]} rows."
+                )
+
+    def fits(self, name: str, own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+        """Whether an array is one value *D for all tokens, or [B,T,*D] with any of B and T 1."""
+        rows, value = (own[:2], own[2:]) if len(own) == len(shape) else ((), own)
+        return (
+            len(value) == len(shape) - 2
+            and all(
+                n in (1, m) for n, m in zip((*rows, *value), shape[2 - len(rows) :], strict=True)
+            )
+            and (self.shared or value[-1] == shape[-1])
+        )
 
     @staticmethod
     def transform(x: Array, coefficient: Array, data: dict[str, Array]) -> Array:
@@ -116,6 +144,8 @@ class Scale(Edit):
 
     factor: Float[Array, "l *d"] = None  # type: ignore[assignment]
 
+    shared: ClassVar[bool] = True
+
     def layer_data(self, depth):
         return {"factor": _check("Scale.factor", self.factor, depth)}
 
@@ -151,6 +181,12 @@ class Affine(Edit):
     weight: Float[Array, "l *r d d"] = None  # type: ignore[assignment]
     bias: Float[Array, "l *r d"] = None  # type: ignore[assignment]
 
+    def fits(self, name, own, shape):
+        """See `Edit.fits`; one map for all heads, and of each row only where there are none."""
+        one = shape[-1:] if name == "bias" else 2 * shape[-1:]
+        by_row = [(rows, 1, *one) for rows in (1, shape[0]) if len(shape) == 3]
+        return own in (one, *by_row)
+
     def layer_data(self, depth):
         return {
             "weight": _check("Affine.weight", self.weight, depth),
@@ -169,6 +205,14 @@ class Patch(Edit):
     """x + c * (value - x), value [L,B,T,*D] from another run: activation patching."""
 
     value: Float[Array, "l b t *d"] = None  # type: ignore[assignment]
+
+    shared: ClassVar[bool] = True
+
+    def fits(self, name, own, shape):
+        """See `Edit.fits`; a value of every token, and of every row or of one for all."""
+        if name == "value":
+            return own[1:] == shape[1:] and own[0] in (1, shape[0])
+        return super().fits(name, own, shape)
 
     def layer_data(self, depth):
         return {"value": _check("Patch.value", self.value, depth)}

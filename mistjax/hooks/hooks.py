@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
@@ -26,5 +31,48 @@ class Hooks:
 
     @classmethod
     def of(cls, edits: Sequence[Edit], taps: Sequence[Tap]) -> Hooks:
-        """Any sequences of them."""
+        """Any sequences of them.
+
+        Cost: outside of jit the arrays of edits are read, to be sure that they are finite. Inside,
+        what is not finite shows in the actions (`Sample.broken`).
+
+        Raises:
+            ValueError: a single edit or tap, or an edit that holds NaN or Inf.
+        """
+        if isinstance(edits, Edit) or isinstance(taps, Tap):
+            raise ValueError(
+                "expected sequences of edits and of taps: put a single one in a tuple."
+            )
+        for edit in edits:
+            for field in dataclasses.fields(edit):
+                if not _finite(getattr(edit, field.name)):
+                    raise ValueError(
+                        f"{type(edit).__name__}.{field.name} at {edit.site!r} holds NaN or Inf."
+                    )
         return cls(tuple(edits), tuple(taps))
+
+    def check_steps(self, steps: int) -> None:
+        """ValueError where `step_weights` are not one of each flow step or decoded token: indexing
+        beyond their end would give the last one.
+        """
+        for edit in self.edits:
+            if edit.step_weights is not None and np.shape(edit.step_weights) != (steps,):
+                raise ValueError(
+                    f"{type(edit).__name__}.step_weights has shape {np.shape(edit.step_weights)}: "
+                    f"an inference has {steps} steps."
+                )
+
+
+def _finite(value: Any) -> bool:
+    """Whether a value holds no NaN or Inf, as far as can be said: tracers hold nothing yet."""
+    if isinstance(value, jax.core.Tracer):
+        return True
+    if isinstance(value, jax.Array):
+        with jax.ensure_compile_time_eval():
+            return bool(_all_finite(value))
+    return not isinstance(value, float | np.ndarray | np.generic) or bool(np.isfinite(value).all())
+
+
+@jax.jit
+def _all_finite(array: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(array))

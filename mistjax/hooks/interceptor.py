@@ -190,6 +190,7 @@ class _Interceptor:
             if (edit.stack, edit.point) == (name, point):
                 leaves = dict(frame.edits[index])
                 coefficient = leaves.pop("coefficient")
+                edit.check(leaves, value.shape)
                 coefficient = coefficient.reshape(*coefficient.shape, *(1,) * (value.ndim - 2))
                 changed = edit.transform(value, coefficient, leaves)
                 value = jnp.where(coefficient != 0, changed, value)
@@ -218,6 +219,11 @@ def _edit_leaves(stack: ScannedStack, edits, tokens, step) -> dict[str, dict[str
                 f"Edit.gate has shape {gate.shape}: {edit.stack!r} has {stack.depth} layers."
             )
         strength = jnp.asarray(edit.strength, jnp.float32)
+        if strength.shape not in ((), here.valid.shape[:1]):
+            raise ValueError(
+                f"Edit.strength has shape {strength.shape}: expected a scalar, or one for each of "
+                f"the {here.valid.shape[0]} rows."
+            )
         if step is not None and edit.step_weights is not None:
             strength = strength * edit.step_weights[step]
         mask = here.layout.mask(edit.tokens, here.valid)

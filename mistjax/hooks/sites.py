@@ -14,6 +14,8 @@ selected tokens, D width, N heads, h head size, F neurons):
 from __future__ import annotations
 
 import dataclasses
+import operator
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -57,6 +59,10 @@ class Tap:
         split_site(self.site)
         if self.reduce not in ("mean", "max", None):
             raise ValueError(f"Tap.reduce is {self.reduce!r}: expected 'mean', 'max' or None.")
+        if self.layers is not None:
+            if not len(self.layers) or any(isinstance(layer, bool) for layer in self.layers):
+                raise ValueError(f"Tap.layers is {self.layers}: expected layer numbers, or None.")
+            object.__setattr__(self, "layers", tuple(map(operator.index, self.layers)))
 
     @property
     def stack(self) -> str:
@@ -128,12 +134,12 @@ class TokenLayout:
         start, stop = self.segments[name]
         if not span:
             return start, stop
-        first, _, end = span.partition("-")
-        a = int(first)
-        b = int(end) if end else a + 1
-        if not 0 <= a < b <= stop - start:
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", span)
+        a, b = (int(found[1]), int(found[2] or int(found[1]) + 1)) if found else (0, 0)
+        if not a < b <= stop - start:
             raise ValueError(
-                f"token selector {selector!r}: {name!r} has tokens 0 to {stop - start - 1}."
+                f"token selector {selector!r}: {name!r} has tokens 0 to {stop - start - 1}; "
+                f"expected '{name}:a' or '{name}:a-b', b excluded."
             )
         return start + a, start + b
 

@@ -160,6 +160,8 @@ def write(
         grammar: which tokens may follow; None allows every token.
     """
 
+    hooks.check_steps(model.config.max_decoding_steps)
+
     def pick(logits, place, step):
         if grammar is not None:
             logits = jnp.where(grammar.allowed(place), logits, -jnp.inf)

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float
 
 from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.interceptor import Tokens, hooked_apply
+from mistjax.models.config import FastConfig, Pi0Config
 from mistjax.models.gemma import KVCache
-from mistjax.models.observation import Observation
+from mistjax.models.observation import Observation, check_observation
 from mistjax.models.pi0 import Pi0, PrefixModel
 from mistjax.models.stacks import token_layouts
 
@@ -35,6 +36,15 @@ class Prefix:
     hidden: Float[Array, "b p d"]
     taps: dict[str, Array]
 
+    def check(self, config: Pi0Config | FastConfig, obs: Observation) -> None:
+        """ValueError where it is the prefix of another number of rows, or of another model."""
+        expected = obs.batch_size, config.prefix_len
+        if self.valid.shape != expected:
+            raise ValueError(
+                f"the prefix is of {self.valid.shape} rows and tokens, the observation of "
+                f"{expected}: compute it from this observation."
+            )
+
 
 def prefill(
     model: PrefixModel,
@@ -42,8 +52,14 @@ def prefill(
     obs: Observation,
     hooks: Hooks = Hooks(),
 ) -> Prefix:
-    """Runs vision tower and VLM once; taps and edits of the `vision` and `vlm` stacks."""
+    """Runs vision tower and VLM once; taps and edits of the `vision` and `vlm` stacks.
+
+    Raises:
+        ValueError: an observation or an edit of other sizes than the model's.
+    """
     config = model.config
+    check_observation(config, obs)
+    hooks.check_steps(config.num_steps)
     layouts = token_layouts(config)
     per_camera = config.siglip.num_tokens(config.image_size)
     present = jnp.stack([obs.image_masks[key] for key in config.image_keys], axis=1)
@@ -80,6 +96,7 @@ def denoise(
     Returns:
         (actions, taps with the flow step as leading axis, velocities of all steps).
     """
+    hooks.check_steps(num_steps)
     layout = token_layouts(model.config)["action"]
     tokens = {"action": Tokens(layout, jnp.ones((noise.shape[0], layout.length), bool))}
 

@@ -135,6 +135,7 @@ class FastPolicy(PiPolicy):
 def _sample(model, tokenizer, variables, obs, key, temperature, hooks, prefix):
     if prefix is None:
         prefix = prefill(model, variables, obs, hooks)
+    prefix.check(model.config, obs)
     written = write(
         model,
         variables,

@@ -344,6 +344,7 @@ def _sample(model, variables, obs, key, hooks, prefix):
     config = model.config
     if prefix is None:
         prefix = prefill(model, variables, obs, hooks)
+    prefix.check(model.config, obs)
     shape = (config.action_horizon, config.action_dim)
     noise = jax.vmap(lambda k: normal(k, shape))(row_keys(key, obs.batch_size))
     actions, found, velocity = denoise(

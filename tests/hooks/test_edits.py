@@ -1,11 +1,13 @@
 """What one edit does to one layer's activations."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mistjax.hooks import Add, Affine, Patch, ProjectOut, Scale, SetNeurons
+from mistjax.hooks import Add, Affine, Hooks, Patch, ProjectOut, Scale, SetNeurons, Tap
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(2, 3, 4)), jnp.float32)
@@ -103,3 +105,81 @@ def test_only_site_and_tokens_are_static(edit):
 def test_an_edit_at_an_unknown_site_is_refused():
     with pytest.raises(ValueError, match="is not a site"):
         Add(site="vlm.logits", vector=rows(4))
+
+
+def shaped(kind, *shape, **names):
+    arrays = {name: jnp.ones((2, *own)) for name, own in names.items()}
+    return kind(site="vlm.attn_heads" if len(shape) == 4 else "vlm.resid", **arrays)
+
+
+WRONG = {
+    "a number for the whole width": (Add, (3, 5, 4), {"vector": (1,)}),
+    "another width": (Add, (3, 5, 4), {"vector": (3,)}),
+    "one vector a row without a token axis": (Add, (3, 5, 4), {"vector": (3, 4)}),
+    "more rows than there are": (Add, (1, 5, 4), {"vector": (3, 1, 4)}),
+    "more tokens than there are": (Add, (3, 1, 4), {"vector": (1, 5, 4)}),
+    "one head for all": (ProjectOut, (3, 5, 2, 4), {"direction": (4,)}),
+    "a map of another width": (Affine, (3, 5, 4), {"weight": (3, 3), "bias": (3,)}),
+    "a map for each row of heads": (
+        Affine,
+        (3, 5, 2, 4),
+        {"weight": (3, 1, 4, 4), "bias": (3, 1, 4)},
+    ),
+    "a patch for all tokens": (Patch, (3, 5, 4), {"value": (3, 1, 4)}),
+    "a patch of fewer rows": (Patch, (3, 5, 4), {"value": (2, 5, 4)}),
+    "a mask of other neurons": (SetNeurons, (3, 5, 4), {"mask": (3,), "value": (3,)}),
+    "a factor of more heads": (Scale, (3, 5, 2, 4), {"factor": (3, 1)}),
+}
+
+
+@pytest.mark.parametrize(("kind", "shape", "names"), WRONG.values(), ids=WRONG)
+def test_an_array_that_jax_would_broadcast_is_refused(kind, shape, names):
+    edit = shaped(kind, *shape, **names)
+    with pytest.raises(ValueError, match=rf"{kind.__name__}\.\w+ has shape .* in each layer"):
+        edit.check({name: array[0] for name, array in edit.layer_data(2).items()}, shape)
+
+
+RIGHT = {
+    "one vector": (Add, (3, 5, 4), {"vector": (4,)}),
+    "one vector a row": (Add, (3, 5, 4), {"vector": (3, 1, 4)}),
+    "one factor": (Scale, (3, 5, 4), {"factor": (1,)}),
+    "a factor a head": (Scale, (3, 5, 2, 4), {"factor": (2, 1)}),
+    "a vector shared by heads": (Add, (3, 5, 2, 4), {"vector": (1, 4)}),
+    "a map": (Affine, (3, 5, 2, 4), {"weight": (4, 4), "bias": (4,)}),
+    "a map a row": (Affine, (3, 5, 4), {"weight": (3, 1, 4, 4), "bias": (3, 1, 4)}),
+    "one patch": (Patch, (3, 5, 4), {"value": (1, 5, 4)}),
+}
+
+
+@pytest.mark.parametrize(("kind", "shape", "names"), RIGHT.values(), ids=RIGHT)
+def test_an_array_for_each_value_each_row_or_all_fits(kind, shape, names):
+    edit = shaped(kind, *shape, **names)
+    edit.check({name: array[0] for name, array in edit.layer_data(2).items()}, shape)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("field", ["vector", "strength", "gate", "step_weights"])
+def test_an_edit_without_numbers_is_refused_by_field_where_that_can_be_seen(field, bad):
+    fine = Add(vector=rows(4), strength=0.0, gate=jnp.ones(2), step_weights=jnp.ones(3))
+    value = bad if field == "strength" else getattr(fine, field).at[0].set(bad)
+    for wrong in (value, jnp.asarray(value)):
+        edit = fine.replace(**{field: wrong})
+        with pytest.raises(ValueError, match=rf"Add\.{field} at 'vlm\.mlp_out' holds NaN or Inf"):
+            Hooks.of([fine, edit], ())
+    assert jax.jit(lambda edit: Hooks.of([edit], ()).edits[0].strength)(edit).shape == ()
+
+
+def test_step_weights_are_one_for_each_step():
+    Hooks.of([Add(vector=rows(4), step_weights=jnp.ones(3)), Add(vector=rows(4))], ()).check_steps(
+        3
+    )
+    for shape in ((2,), (4,), (1,)):
+        edit = Add(vector=rows(4)).replace(step_weights=jnp.ones(shape))
+        with pytest.raises(ValueError, match="an inference has 3 steps"):
+            Hooks.of([edit], ()).check_steps(3)
+
+
+def test_a_single_edit_or_tap_is_no_sequence():
+    for edits, taps in ((Add(vector=rows(4)), ()), ((), Tap("vlm.resid"))):
+        with pytest.raises(ValueError, match="in a tuple"):
+            inspect.unwrap(Hooks.of.__func__)(Hooks, edits, taps)

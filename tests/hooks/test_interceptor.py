@@ -1,5 +1,6 @@
 """Taps tell the truth, edits touch what they name, and nothing is left behind."""
 
+import copy
 import dataclasses
 import functools
 
@@ -276,6 +277,9 @@ BAD = {
     "wrong width": Add(site="vlm.resid", vector=jnp.ones((3, 7))),
     "wrong depth": Add(site="vlm.resid", vector=jnp.ones((2, 32))),
     "unknown tokens": Add(site="vlm.resid", vector=jnp.ones((3, 32)), tokens="state"),
+    "a number for a width": Add(site="vlm.resid", vector=jnp.ones((3, 1))),
+    "other rows": Add(site="vlm.resid", vector=jnp.ones((3, 32)), strength=jnp.ones(3)),
+    "other steps": Add(site="vlm.resid", vector=jnp.ones((3, 32)), step_weights=jnp.ones(2)),
 }
 
 
@@ -307,3 +311,27 @@ def test_a_layer_that_the_stack_lacks_is_refused(r):
     hooks = Hooks((), (Tap("vlm.resid", (3,)),))
     with pytest.raises(ValueError, match="3 layers"):
         jax.eval_shape(lambda: prefill(Pi0(r.config), r.variables, r.obs, hooks))
+
+
+def test_inputs_that_jax_would_broadcast_or_clamp_are_refused_by_name(r):
+    model, obs = Pi0(r.config), r.obs
+    camera = r.config.image_keys[0]
+    wrong = {
+        "state": {"state": jnp.ones((2, 4))},
+        "tokenized_prompt": {"tokenized_prompt": jnp.ones((2, 7), int)},
+        "tokenized_prompt_mask": {"tokenized_prompt_mask": jnp.ones((1, 8), bool)},
+        "prompt_embedding": {"prompt_embedding": jnp.ones((2, 8, 1))},
+        "images": {"images": {**obs.images, camera: jnp.ones((2, 8, 8, 3))}},
+        "image_masks": {"image_masks": {**obs.image_masks, camera: jnp.ones(1, bool)}},
+        "the cameras": {"images": {camera: obs.images[camera]}},
+    }
+    for name, change in wrong.items():
+        seen = copy.copy(obs)
+        for field, value in change.items():  # as where annotations are not checked
+            object.__setattr__(seen, field, value)
+        with pytest.raises(ValueError, match=rf"{name}.*(has shape|it has)"):
+            jax.eval_shape(lambda o: prefill(model, r.variables, o), seen)
+    prefix = jax.eval_shape(lambda: prefill(model, r.variables, obs))
+    first = jax.tree.map(lambda x: x[:1], obs)
+    with pytest.raises(ValueError, match="compute it from this observation"):
+        prefix.check(r.config, first)

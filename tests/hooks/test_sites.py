@@ -1,6 +1,9 @@
 """Sites, token selectors and taps mean what they say and refuse the rest."""
 
+import inspect
+
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mistjax.hooks.sites import Tap, TokenLayout, reduce_tokens, resolve_layers
@@ -82,3 +85,27 @@ def test_reductions_see_only_the_masked_tokens():
     assert reduce_tokens(value, mask, "mean").tolist() == [[2.5], [0.0]]
     assert reduce_tokens(-value, mask, "max").tolist() == [[0.0], [0.0]]
     assert reduce_tokens(value, mask, "max").tolist() == [[5.0], [0.0]]
+
+
+def unchecked(layers):
+    """A tap as it is made where annotations are not checked."""
+    tap = object.__new__(Tap)
+    inspect.unwrap(Tap.__init__)(tap, "vlm.resid", layers)
+    return tap
+
+
+@pytest.mark.parametrize("layers", [(), (True,), (1.0,), ("1",)])
+def test_layers_that_are_no_numbers_are_refused(layers):
+    with pytest.raises((ValueError, TypeError)):
+        unchecked(layers)
+
+
+def test_numpys_integers_are_layers():
+    tap = unchecked(np.arange(2))
+    assert tap == Tap("vlm.resid", (0, 1)) and str(tap) == "vlm.resid@0,1/all/tokens"
+
+
+@pytest.mark.parametrize("selector", ["text:-1", "text:1-", "text:a", "text:2-1", "text:1:2"])
+def test_a_range_of_tokens_that_is_none_is_refused(selector):
+    with pytest.raises(ValueError, match="token selector"):
+        LAYOUT.select(selector)
