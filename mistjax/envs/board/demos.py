@@ -145,7 +145,7 @@ def _columns(
 
 def _draw(env: BoardEnv, poses: list[Poses]) -> UInt8[np.ndarray, "n 2 size size 3"]:
     """Pictures in batches of one size, so that one compiled program draws them all."""
-    look, images = board_look(env.physics.model, env.episode.scene), []
+    look, images = board_look(env.episode.scene, env.physics.colours), []
     for i in range(0, len(poses), BATCH):
         part = poses[i : i + BATCH]
         padded = part + [part[-1]] * (BATCH - len(part))

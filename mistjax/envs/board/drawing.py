@@ -1,6 +1,7 @@
-"""From the board's MuJoCo model and state to the ray-caster's arrays.
+"""From the board's scene and MuJoCo state to the ray-caster's arrays.
 
-`board_look` is read once an episode; `board_poses` once a frame. Unused stones are parked under the
+`board_look` is made once an episode; `board_poses` once a frame. MuJoCo is imported where its own
+state or renderer is used, so that a board without it can be drawn too. Unused stones are parked under the
 table with no size, so that every episode, with two stones or ten, is drawn by the same compiled
 program.
 """
@@ -8,15 +9,21 @@ program.
 # MuJoCo ships no type stubs.
 # pyright: reportAttributeAccessIssue=false
 
+from __future__ import annotations
+
 import os
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import mujoco
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from mistjax.envs.board import scene as s
 from mistjax.envs.board.raycast import Look, Poses
+
+if TYPE_CHECKING:
+    import mujoco
 
 SOLIDS = (
     "board",
@@ -27,6 +34,7 @@ SOLIDS = (
     "rod",
 )
 CAMERAS = ("front", "wrist")
+PARKED = np.array([0.0, 0.0, -10.0], np.float32)
 _BOXES, _LAST_STONE = 4, 4 + s.MAX_STONES
 
 
@@ -35,16 +43,19 @@ def solid_ids() -> dict[str, int]:
     return {"sky": -1, "table": 0} | {name: i + 1 for i, name in enumerate(SOLIDS)}
 
 
-def board_look(model: mujoco.MjModel, scene: s.BoardScene) -> Look:
-    """Sizes from `model`, colours and light from `scene`."""
-    sizes = np.full((len(SOLIDS), 3), 1e-6, np.float32)
-    rgb = np.zeros((len(SOLIDS), 3), np.float32)
-    specular = np.zeros(len(SOLIDS), np.float32)
-    for i, geom in enumerate(_geom_ids(model)):
-        if geom >= 0:
-            material = model.geom_matid[geom]
-            sizes[i] = model.geom_size[geom]
-            rgb[i], specular[i] = model.mat_rgba[material, :3], model.mat_specular[material]
+def board_look(scene: s.BoardScene, stones: Sequence[str]) -> Look:
+    """Sizes, colours and light of a scene with stones of these colours."""
+    shine = scene.board_reflectivity, 0.0, scene.stone_reflectivity
+    parked = ((1e-6,) * 3, (0.0,) * 3, 0.0)
+    solids = [
+        (s.BOARD_SIZE, scene.board_rgb, shine[0]),
+        (s.PALM_SIZE, scene.gripper_rgb, shine[1]),
+        *[(s.FINGER_SIZE, scene.finger_rgb, shine[1])] * 2,
+        *[(s.STONE_SIZE, getattr(scene, f"{colour}_rgb"), shine[2]) for colour in stones],
+        *[parked] * (s.MAX_STONES - len(stones)),
+        ((*s.ROD_SIZE, 0.0), scene.gripper_rgb, shine[1]),
+    ]
+    sizes, rgb, specular = (_float(column) for column in zip(*solids, strict=True))
     dark = np.multiply(scene.table_rgb, 1 - scene.table_contrast)
     reach = (s.CELLS - 1) / 2 * s.SPACING + s.LINE_HALF_WIDTH
     return Look(
@@ -70,7 +81,9 @@ def board_look(model: mujoco.MjModel, scene: s.BoardScene) -> Look:
 def board_poses(model: mujoco.MjModel, data: mujoco.MjData) -> Poses:
     """Where everything is. `data` must hold the kinematics of its state (`mj_kinematics`,
     `mj_camlight`)."""
-    position = np.tile(_float([0.0, 0.0, -10.0]), (len(SOLIDS), 1))
+    import mujoco
+
+    position = np.tile(PARKED, (len(SOLIDS), 1))
     rotation = np.tile(np.eye(3, dtype=np.float32), (len(SOLIDS), 1, 1))
     for i, geom in enumerate(_geom_ids(model)):
         if geom >= 0:
@@ -85,6 +98,8 @@ def board_poses(model: mujoco.MjModel, data: mujoco.MjData) -> Poses:
 
 
 def _geom_ids(model: mujoco.MjModel) -> list[int]:
+    import mujoco
+
     return [mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, name) for name in SOLIDS]
 
 
@@ -100,6 +115,8 @@ _NO_GL = (
 
 def _needs_display() -> bool:
     """Whether MuJoCo chose GLFW on a Linux machine that has no display for it."""
+    import mujoco
+
     glfw = getattr(mujoco, "GLContext", GlCamera).__module__ == "mujoco.glfw"
     display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     return glfw and sys.platform == "linux" and not display
@@ -114,6 +131,8 @@ class GlCamera:
         Raises:
             RuntimeError: this machine has no usable OpenGL.
         """
+        import mujoco
+
         self.size, self._renderer, self._model = size, None, None
         if _needs_display():
             raise RuntimeError(_NO_GL.format(reason="MuJoCo would open a window without a display"))
@@ -127,6 +146,8 @@ class GlCamera:
         self, model: mujoco.MjModel, data: mujoco.MjData, scene: s.BoardScene
     ) -> UInt8[np.ndarray, "cameras size size 3"]:
         """Every camera's picture, front first."""
+        import mujoco
+
         if model is not self._model or self._renderer is None:
             self.close()
             self._model, self._renderer = model, mujoco.Renderer(model, self.size, self.size)

@@ -23,27 +23,17 @@ from jax._src import xla_bridge  # nothing public says whether a backend has sta
 from jaxtyping import Float, Shaped, UInt8
 from numpy.typing import ArrayLike
 
+from mistjax.envs.board import outcome
 from mistjax.envs.board import scene as s
 from mistjax.envs.board.drawing import GlCamera, board_look, board_poses
 from mistjax.envs.board.episode import Episode, draw_episode, draw_start
 from mistjax.envs.board.instructions import Task
 from mistjax.envs.board.perturbations import check, perturb
-from mistjax.envs.board.physics import Physics, World
+from mistjax.envs.board.physics import Physics
 from mistjax.envs.board.raycast import pictures, segmentation
 
-LIFTED = 0.010
-RISEN = 0.040
 IMAGE_KEYS = ("observation/image", "observation/wrist_image")
 STATE_KEY, PROMPT_KEY = "observation/state", "prompt"
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Steps taken, stones ever lifted, height above its rest at which the goal stone was let go."""
-
-    steps: int = 0
-    lifted: frozenset[int] = frozenset()
-    release_lift: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +43,7 @@ class Snapshot:
     episode: Episode
     stones: tuple[str, ...]
     state: Float[np.ndarray, "state"]
-    progress: Progress
+    progress: outcome.Progress
 
 
 _forked_from_jax = False
@@ -160,7 +150,8 @@ class BoardEnv(gym.Env):
         start = draw_start(episode, where)
         self._begin(episode, start.stones)
         self.physics.start(start)
-        self.progress = Progress()
+        self.progress = outcome.begin(len(start.stones))
+        self._look_around()
         return self._observe(), self._info()
 
     def step(self, action: ArrayLike) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
@@ -178,13 +169,12 @@ class BoardEnv(gym.Env):
             raise ValueError(f"action {action} is not finite; expected four finite values")
         if not hasattr(self, "physics"):
             raise RuntimeError("there is no episode before the first reset.")
-        held = self.world.held
-        before = self.world
+        before = self._moment
         self.physics.step(action)
-        self.world = self.physics.world()
-        self._record(before if held == self.goal else None)
+        self._look_around()
+        self.progress = outcome.advance(self.progress, self._asked, before, self._moment)
         success = self.is_success()
-        truncated = not success and self.progress.steps >= self.max_steps
+        truncated = not success and bool(self.progress.steps >= self.max_steps)
         return self._observe(), float(success), success, truncated, self._info(truncated)
 
     def render(self) -> UInt8[np.ndarray, "size size 3"]:  # type: ignore[override]
@@ -215,6 +205,7 @@ class BoardEnv(gym.Env):
         self._begin(snapshot.episode, snapshot.stones)
         self.physics.load(snapshot.state)
         self.progress = snapshot.progress
+        self._look_around()
         return self._observe(), self._info()
 
     @property
@@ -229,39 +220,17 @@ class BoardEnv(gym.Env):
 
     def is_success(self) -> bool:
         """Whether the goal stone rests on its cell, released, with the gripper risen."""
-        world = self.world
-        return bool(
-            self._is_on_cell()
-            and world.rests(self.goal)
-            and world.opening > s.STONE_RADIUS + 0.003
-            and world.gripper[2] > RISEN
-        )
+        return bool(self._moment.success)
 
     def failure_cause(self) -> str:
-        """Why the episode failed if it ended now.
-
-        `never_grasped`: no stone was lifted. `wrong_stone`: only others were. `timeout`: still
-        held, or on its cell but not finished. `dropped`: let go more than 1 cm above its rest.
-        `wrong_cell`: put down elsewhere.
-        """
-        if self.goal not in self.progress.lifted:
-            return "wrong_stone" if self.progress.lifted else "never_grasped"
-        if self.world.held == self.goal or self._is_on_cell():
-            return "timeout"
-        return "dropped" if self.progress.release_lift > LIFTED else "wrong_cell"
+        """Why the episode failed if it ended now; see `outcome.failure_cause`."""
+        return outcome.CAUSES[outcome.failure_cause(self.progress, self._asked, self._moment)]
 
     def phase(self) -> str:
         """What is going on: approach, grasp, carry, place, wrong_stone or release."""
         world = self.world
-        if world.held is not None and world.held != self.goal:
-            return "wrong_stone"
-        over_cell = np.linalg.norm(world.gripper[:2] - self.target) < s.SPACING / 2
-        if world.held == self.goal:
-            return "place" if over_cell else "carry"
-        if self._is_on_cell():
-            return "release"
-        near = np.linalg.norm(world.gripper[:2] - world.stones[self.goal, :2]) < s.STONE_RADIUS
-        return "grasp" if near else "approach"
+        now = outcome.phase(self._asked, world.gripper, world.stones.T, self._moment)
+        return outcome.PHASES[now]
 
     def close(self) -> None:
         """Free the GL context, if there is one."""
@@ -271,39 +240,31 @@ class BoardEnv(gym.Env):
     def _begin(self, episode: Episode, stones: tuple[str, ...]) -> None:
         self.episode = episode
         self.physics = Physics(episode.scene, stones)
-        self._look = jax.device_put(board_look(self.physics.model, episode.scene))
+        self._look = jax.device_put(board_look(episode.scene, stones))
 
-    def _record(self, before: World | None) -> None:
-        """Note a step; `before` is the world before it if the goal stone was held then."""
-        progress, held = self.progress, self.world.held
-        release = progress.release_lift
-        if before is not None and held != self.goal:
-            release = before.lift(self.goal)
-        lifted = progress.lifted
-        if held is not None and self.world.lift(held) > LIFTED:
-            lifted = lifted | {held}
-        self.progress = Progress(progress.steps + 1, lifted, release)
+    @property
+    def _asked(self) -> outcome.Task:
+        return outcome.Task(self.goal, self.target)
 
-    def _is_on_cell(self) -> bool:
-        off = np.abs(self.world.stones[self.goal, :2] - self.target).max()
-        return bool(off <= self.tolerance * s.SPACING and self.world.rests(self.goal))
+    def _look_around(self) -> None:
+        self.world = self.physics.world()
+        self._moment = self.world.moment(self._asked, self.tolerance)
 
     def _observe(self) -> dict[str, Any]:
-        self.world = self.physics.world()
         world = self.world
         state = np.array([*world.gripper, world.opening, world.command], np.float32)
         images = dict(zip(IMAGE_KEYS, self.pictures(), strict=True))
         return {**images, STATE_KEY: state, PROMPT_KEY: self.episode.prompt}
 
     def _info(self, truncated: bool = False) -> dict[str, Any]:
-        world, goal = self.world, self.goal
+        world, goal, steps = self.world, self.goal, int(self.progress.steps)
         return {
             "success": self.is_success(),
             "failure_cause": self.failure_cause() if truncated else None,
             "placement_error_m": float(np.linalg.norm(world.stones[goal, :2] - self.target)),
-            "step": self.progress.steps,
-            "steps_left": self.max_steps - self.progress.steps,
-            "time_s": self.progress.steps / s.CONTROL_HZ,
+            "step": steps,
+            "steps_left": self.max_steps - steps,
+            "time_s": steps / s.CONTROL_HZ,
             "time_limit_s": self.max_steps / s.CONTROL_HZ,
             "phase": self.phase(),
             "held": world.held,

@@ -14,13 +14,11 @@ import mujoco
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from mistjax.envs.board import outcome
 from mistjax.envs.board import scene as s
 from mistjax.envs.board.episode import Start
 
 STEP = 0.020
-GRASP_REACH = 0.016
-MIN_GRASP = 0.006
-RESTING = 0.006
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 _CLOSED = -0.01
 
@@ -47,20 +45,24 @@ class World:
     @property
     def held(self) -> int | None:
         """The stone that stops the closed fingers, if any."""
-        if self.command > 0 or self.opening < MIN_GRASP:
-            return None
-        distance = np.linalg.norm(self.stones - self.gripper, axis=1)
-        nearest = int(distance.argmin())
-        return nearest if distance[nearest] < GRASP_REACH else None
+        there = np.ones(len(self.stones), bool)
+        stone = outcome.held(self.gripper, self.opening, self.command, self.stones.T, there)
+        return None if stone < 0 else int(stone)
 
     def lift(self, stone: int) -> float:
         """Height of a stone's centre over where it would rest below."""
-        x, y, z = self.stones[stone]
-        return float(z - s.support_height(np.array([x, y])) - s.STONE_HALF_HEIGHT)
+        return float(outcome.lift(self.stones.T)[stone])
 
     def rests(self, stone: int) -> bool:
         """Whether a stone lies on the board or table, or stands there on its edge."""
-        return abs(self.lift(stone)) < RESTING
+        return abs(self.lift(stone)) < outcome.RESTING
+
+    def moment(self, task: outcome.Task, tolerance: float) -> outcome.Moment:
+        """See `outcome.observe`."""
+        there = np.ones(len(self.stones), bool)
+        return outcome.observe(
+            task, self.gripper, self.opening, self.command, self.stones.T, there, tolerance
+        )
 
 
 class Physics:

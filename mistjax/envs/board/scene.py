@@ -12,11 +12,16 @@ stones away. The table resists rolling (condim 6), which keeps dropped stones in
 # MuJoCo ships no type stubs.
 # pyright: reportAttributeAccessIssue=false
 
-import dataclasses
+from __future__ import annotations
 
-import mujoco
+import dataclasses
+from typing import TYPE_CHECKING
+
 import numpy as np
 from jaxtyping import Float
+
+if TYPE_CHECKING:
+    import mujoco
 
 Rgb = tuple[float, float, float]
 Vec = tuple[float, float, float]
@@ -28,6 +33,11 @@ BOARD_HALF = 0.11
 LINE_HALF_WIDTH = 0.001
 STONE_RADIUS = 0.013
 STONE_HALF_HEIGHT = 0.55 * STONE_RADIUS
+STONE_SIZE = (STONE_RADIUS, STONE_RADIUS, STONE_HALF_HEIGHT)
+BOARD_SIZE = (BOARD_HALF, BOARD_HALF, BOARD_TOP / 2)
+PALM_SIZE, PALM_Z = (0.009, 0.030, 0.006), 0.026
+FINGER_SIZE, FINGER_Y, FINGER_Z = (0.009, 0.003, 0.016), 0.003, 0.004
+ROD_SIZE, ROD_Z = (0.006, 0.05), 0.08
 FINGER_OPEN = 0.020
 TIMESTEP = 0.004
 CONTROL_STEPS = 25
@@ -102,7 +112,12 @@ def support_height(xy: Float[np.ndarray, "2"]) -> float:
 
 
 def build_model(scene: BoardScene, stones: tuple[str, ...]) -> mujoco.MjModel:
-    """Compile the scene with one free stone per colour in `stones` ("black" or "white")."""
+    """Compile the scene with one free stone per colour in `stones` ("black" or "white").
+
+    MuJoCo is imported here: everything else about a scene is there without it.
+    """
+    import mujoco
+
     if len(stones) > MAX_STONES:
         raise ValueError(f"{len(stones)} stones asked for, at most {MAX_STONES} fit the scene")
     return mujoco.MjModel.from_xml_string(_xml(scene, stones))
@@ -134,19 +149,19 @@ def _lines() -> str:
 
 
 def _stone(index: int, colour: str) -> str:
-    size = (STONE_RADIUS, STONE_RADIUS, STONE_HALF_HEIGHT)
     return (
         f'<body name="stone{index}"><freejoint name="stone{index}"/>'
         f'<geom name="stone{index}" class="stone" material="{colour}" type="ellipsoid" '
-        f'size="{_numbers(size)}"/></body>'
+        f'size="{_numbers(STONE_SIZE)}"/></body>'
     )
 
 
 def _finger(name: str, side: int) -> str:
     return (
-        f'<body name="{name}" pos="0 {0.003 * side} 0.004" gravcomp="1">'
+        f'<body name="{name}" pos="0 {FINGER_Y * side} {FINGER_Z}" gravcomp="1">'
         f'<joint name="{name}" type="slide" axis="0 {side} 0" range="0 0.022" damping="2"/>'
-        f'<geom name="{name}" class="finger" type="box" size="0.009 0.003 0.016"/></body>'
+        f'<geom name="{name}" class="finger" type="box" size="{_numbers(FINGER_SIZE)}"/>'
+        "</body>"
     )
 
 
@@ -209,12 +224,12 @@ def _xml(scene: BoardScene, stones: tuple[str, ...]) -> str:
   {_camera("front", scene.front)}
   <geom name="table" class="support" type="plane" size="2 2 0.05" material="table"/>
   <geom name="board" class="support" type="box" material="board"
-   size="{BOARD_HALF} {BOARD_HALF} {BOARD_TOP / 2}" pos="0 0 {BOARD_TOP / 2}"/>
+   size="{_numbers(BOARD_SIZE)}" pos="0 0 {BOARD_TOP / 2}"/>
   {_lines()}
   <body name="gripper" gravcomp="1">{slides}
-   <geom name="palm" class="visual" type="box" size="0.009 0.030 0.006" pos="0 0 0.026"
+   <geom name="palm" class="visual" type="box" size="{_numbers(PALM_SIZE)}" pos="0 0 {PALM_Z}"
     material="gripper" mass="0.3"/>
-   <geom name="rod" class="visual" type="capsule" size="0.006 0.05" pos="0 0 0.08"
+   <geom name="rod" class="visual" type="capsule" size="{_numbers(ROD_SIZE)}" pos="0 0 {ROD_Z}"
     material="gripper" mass="0.05"/>
    {_camera("wrist", scene.wrist)}
    {_finger("left_finger", 1)}{_finger("right_finger", -1)}

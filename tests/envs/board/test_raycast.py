@@ -35,8 +35,15 @@ def posed(scene=None, tilt="flat", gripper=(0.05, 0.04, 0.09), stones=("black", 
     return scene, model, data
 
 
+def stones_of(model):
+    geoms = [model.geom(i) for i in range(model.ngeom)]
+    return tuple(
+        model.material(int(g.matid[0])).name for g in geoms if g.name.startswith("stone")
+    )
+
+
 def draw(scene, model, data):
-    poses, look = board_poses(model, data), board_look(model, scene)
+    poses, look = board_poses(model, data), board_look(scene, stones_of(model))
     return np.asarray(raycast.pictures(poses, look, size=SIZE, shadow=scene.shadow))
 
 
@@ -57,10 +64,23 @@ def mujoco_ids(model, data, camera):
     return ids
 
 
+def test_the_look_of_a_scene_has_the_models_sizes_and_materials():
+    scene, model, _ = posed(s.BoardScene(board_reflectivity=0.3))
+    look = board_look(scene, stones_of(model))
+    sizes = [*look.box_size, *look.ellipsoid_size, *look.capsule_size]
+    for i, name in enumerate(drawing.SOLIDS):
+        if name in {model.geom(g).name for g in range(model.ngeom)}:
+            geom = model.geom(name)
+            material = model.material(int(geom.matid[0]))
+            np.testing.assert_allclose(sizes[i], geom.size[: len(sizes[i])], rtol=1e-6)
+            np.testing.assert_array_equal(look.rgb[i], material.rgba[:3])
+            np.testing.assert_array_equal(look.specular[i], np.ravel(material.specular)[0])
+
+
 @pytest.mark.parametrize("tilt", TILTS)
 def test_every_pixel_shows_the_solid_that_mujocos_rays_hit(tilt):
     scene, model, data = posed(tilt=tilt)
-    look = board_look(model, scene)
+    look = board_look(scene, stones_of(model))
     ids = np.asarray(raycast.segmentation(board_poses(model, data), look, size=SIZE))
     for picture, camera in zip(ids, drawing.CAMERAS, strict=True):
         expected = mujoco_ids(model, data, camera)
@@ -132,7 +152,7 @@ def test_lines_cross_on_the_cells():
 
 def test_a_batch_equals_single_pictures():
     scene, model, data = posed()
-    poses, look = board_poses(model, data), board_look(model, scene)
+    poses, look = board_poses(model, data), board_look(scene, stones_of(model))
     batch = raycast.Poses(*(np.stack([a, a]) for a in poses))
     drawn = np.asarray(raycast.picture_batch(batch, look, size=SIZE, shadow=False))
     assert np.abs(drawn[1].astype(int) - draw(scene, model, data)).max() <= 1
