@@ -1,7 +1,7 @@
 """What one board episode is made of before it starts: the scene, the layout, the task and its
 prompt.
 
-Perturbations are functions from `Episode` to `Episode`; `board.BoardEnv.reset` turns the result
+Perturbations are functions from `Episode` to `Episode`; `BoardEnv.reset` turns the result
 into stones and motors.
 """
 
@@ -53,6 +53,11 @@ class Start:
     stones: tuple[str, ...]
     positions: Float[np.ndarray, "stones 3"]
     gripper: Float[np.ndarray, "3"]
+
+
+def streams(seed: int) -> tuple[np.random.Generator, ...]:
+    """The streams that a seed's episode, its start and its perturbation are drawn from."""
+    return tuple(np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed))).spawn(3))
 
 
 def draw_task(rng: np.random.Generator) -> Task:

@@ -251,8 +251,10 @@ def pictures(
 def picture_batch(
     poses: Poses, look: Look, *, size: int, shadow: bool
 ) -> UInt8[jax.Array, "batch cameras size size 3"]:
-    """`pictures` for a batch of poses, one after the other: a single picture fits the cache."""
-    return jax.lax.map(lambda p: pictures(p, look, size=size, shadow=shadow), poses)
+    """`pictures` for a batch of poses, with one look for all or one for each."""
+    each = None if look.fovy.ndim == 1 else 0
+    draw = functools.partial(pictures, size=size, shadow=shadow)
+    return jax.vmap(draw, in_axes=(0, each))(poses, look)
 
 
 @functools.partial(jax.jit, static_argnames="size")
