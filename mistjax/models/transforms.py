@@ -10,10 +10,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
+from mistjax.models.normalize import AnyArray, pad_to
 from mistjax.models.tokenizers import clean_prompt
 
 Rgb = UInt8[np.ndarray, "h w 3"]
@@ -106,8 +109,8 @@ def flat_rows(raw: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
     return [flatten(row) for row in raw]
 
 
-def to_unit(image: UInt8[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
-    """uint8 0..255 -> float32 [-1, 1]."""
+def to_unit(image: UInt8[AnyArray, "*n 3"]) -> Float[AnyArray, "*n 3"]:
+    """uint8 0..255 -> float32 [-1, 1]; NumPy and JAX arrays alike."""
     return image.astype(np.float32) / 255.0 * 2.0 - 1.0
 
 
@@ -165,6 +168,29 @@ class Cameras:
             masks[name] = self.absent_mask if key is None else True
         return images, masks
 
+    def batch(
+        self, pictures: Mapping[str, UInt8[jax.Array, "b h w 3"]], rows: int
+    ) -> tuple[dict[str, Float[jax.Array, "b h w 3"]], dict[str, Bool[jax.Array, " b"]]]:
+        """The same of `rows` rows whose pictures have the model's size already, inside jit.
+
+        Raises:
+            ValueError: a named camera is missing, or its pictures have another size.
+        """
+        images, masks = {}, {}
+        for name, key in self.keys.items():
+            if key is not None and key not in pictures:
+                raise ValueError(f"camera {name!r} reads {key!r}; there are {sorted(pictures)}.")
+            shape = (rows, self.size, self.size, 3)
+            image = jnp.zeros(shape, jnp.uint8) if key is None else pictures[key]
+            if image.shape != shape:
+                raise ValueError(
+                    f"{key} is {list(image.shape)}: expected {list(shape)}. Draw pictures in the "
+                    "model's size."
+                )
+            images[name] = to_unit(image)
+            masks[name] = jnp.full(rows, self.absent_mask if key is None else True)
+        return images, masks
+
 
 @dataclasses.dataclass(frozen=True)
 class DeltaActions:
@@ -178,16 +204,16 @@ class DeltaActions:
     mask: tuple[bool, ...]
 
     def to_delta(
-        self, actions: Float[np.ndarray, "*b h a"], state: Float[np.ndarray, "*b s"]
-    ) -> Float[np.ndarray, "*b h a"]:
+        self, actions: Float[AnyArray, "*b h a"], state: Float[AnyArray, "*b s"]
+    ) -> Float[AnyArray, "*b h a"]:
         return actions - self._offset(actions, state)
 
     def to_absolute(
-        self, actions: Float[np.ndarray, "*b h a"], state: Float[np.ndarray, "*b s"]
-    ) -> Float[np.ndarray, "*b h a"]:
+        self, actions: Float[AnyArray, "*b h a"], state: Float[AnyArray, "*b s"]
+    ) -> Float[AnyArray, "*b h a"]:
         return actions + self._offset(actions, state)
 
-    def _offset(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
+    def _offset(self, actions: AnyArray, state: AnyArray) -> AnyArray:
         """What to take off or put on each action, [*b,1,a]."""
         dims = len(self.mask)
         if min(actions.shape[-1], state.shape[-1]) < dims:
@@ -195,9 +221,9 @@ class DeltaActions:
                 f"the delta mask has {dims} dimensions; actions have {actions.shape[-1]}, the "
                 f"state has {state.shape[-1]}: both need at least as many."
             )
-        offset = np.zeros((*state.shape[:-1], 1, actions.shape[-1]), actions.dtype)
-        offset[..., 0, :dims] = np.where(self.mask, state[..., :dims], 0)
-        return offset
+        xp = jnp if isinstance(state, jax.Array) else np
+        relative = xp.where(xp.array(self.mask), state[..., :dims], 0).astype(actions.dtype)
+        return pad_to(relative, actions.shape[-1])[..., None, :]
 
 
 def delta_mask(*runs: int) -> tuple[bool, ...]:

@@ -16,7 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.hooks import Hooks
@@ -255,11 +255,7 @@ class PiPolicy(Policy):
         prompts: Sequence[PaddedTokens],
         absent_mask: bool = False,
     ) -> Observation:
-        cameras = Cameras(
-            {name: self.preset.cameras.get(name) for name in self.config.image_keys},
-            self.config.image_size,
-            absent_mask,
-        )
+        cameras = self._cameras(absent_mask)
         seen = [cameras(r) for r in raw]
         return Observation(
             images={name: np.stack([images[name] for images, _ in seen]) for name in cameras.keys},
@@ -268,6 +264,42 @@ class PiPolicy(Policy):
             tokenized_prompt=np.stack([tokens for tokens, _ in prompts]),
             tokenized_prompt_mask=np.stack([mask for _, mask in prompts]),
         )
+
+    def _cameras(self, absent_mask: bool) -> Cameras:
+        keys = {name: self.preset.cameras.get(name) for name in self.config.image_keys}
+        return Cameras(keys, self.config.image_size, absent_mask)
+
+    def encode_prompts(
+        self, prompts: Sequence[str]
+    ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
+        """The prompts as rows of token ids and their validity, for `observe`."""
+        tokens, masks = zip(*map(self.tokenizer.encode_pi0, prompts), strict=True)
+        return np.stack(tokens), np.stack(masks)
+
+    def observe(
+        self, raw: Mapping[str, Array], words: tuple[Int[Array, "b l"], Bool[Array, "b l"]]
+    ) -> Observation:
+        """`prepare` on arrays, inside jit.
+
+        Args:
+            raw: pictures in the model's size and the state, by key, with a leading batch axis.
+            words: rows of `encode_prompts`.
+        """
+        state = self.state_normalizer.normalize(self._raw_state(raw))
+        images, masks = self._cameras(absent_mask=False).batch(raw, len(state))
+        return Observation(images, masks, pad_to(state, self.config.action_dim), *words)
+
+    def act(self, sample: Sample, raw: Mapping[str, Array]) -> Float[Array, "b h a"]:
+        """`finish` on arrays, inside jit; `raw` as in `observe`."""
+        p, state = self.preset, self._raw_state(raw)
+        chunk = sample.actions[..., : p.action_dim]
+        actions = self._to_robot(chunk, state if p.delta else None)
+        return p.held(actions, sample.broken | ~jnp.isfinite(actions).all(axis=(1, 2)), state)
+
+    def _raw_state(self, raw: Mapping[str, Array]) -> Float[Array, "b s"]:
+        keys = self.preset.state_key
+        keys = (keys,) if isinstance(keys, str) else keys
+        return jnp.concatenate([raw[key] for key in keys], axis=-1)
 
     def prefill(
         self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
@@ -308,10 +340,12 @@ class PiPolicy(Policy):
         return p.bounded(actions, np.asarray(sample.broken), raw)
 
     def _to_robot(
-        self, actions: Float[np.ndarray, "*b a"], state: Float[np.ndarray, "b s"] | None = None
-    ) -> Float[np.ndarray, "*b a"]:
-        """Model units to the robot's, relative to the state if one is given."""
-        actions = np.asarray(self.action_normalizer.unnormalize(actions))
+        self, actions: Float[Array | np.ndarray, "*b a"], state: Any = None
+    ) -> Float[Array | np.ndarray, "*b a"]:
+        """Model units to the robot's, relative to the state if one is given; on either's arrays."""
+        actions = self.action_normalizer.unnormalize(actions)
+        if not isinstance(actions, jax.Array):
+            actions = np.asarray(actions)
         if state is not None:
             actions = DeltaActions(self.preset.delta).to_absolute(actions, state)
         units = self.preset.units

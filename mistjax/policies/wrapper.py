@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
@@ -57,6 +57,19 @@ class Wrapper(Policy):
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
         return self.policy.finish(sample, raw)
+
+    def encode_prompts(
+        self, prompts: Sequence[str]
+    ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
+        return self.policy.encode_prompts(prompts)
+
+    def observe(
+        self, raw: Mapping[str, Array], words: tuple[Int[Array, "b l"], Bool[Array, "b l"]]
+    ) -> Observation:
+        return self.policy.observe(raw, words)
+
+    def act(self, sample: Sample, raw: Mapping[str, Array]) -> Float[Array, "b h a"]:
+        return self.policy.act(sample, raw)
 
     def objective(
         self,

@@ -285,7 +285,7 @@ def board_poses(state: State) -> Poses:
     position = jnp.concatenate([board, gantry, stones, at(z=s.ROD_Z)[None]])
     return Poses(
         position,
-        jnp.broadcast_to(jnp.eye(3), (len(position), 3, 3)),
+        None,
         jnp.stack([start.front_position, gripper + start.wrist_position]),
         jnp.stack([start.front_rotation, start.wrist_rotation]),
     )

@@ -44,11 +44,12 @@ SKY_ID, TABLE_ID = -1, 0
 class Poses(NamedTuple):
     """What moves: solids in the order boxes, ellipsoids, cylinders, capsules; then the cameras.
 
-    Rotations hold the local axes as columns. A camera's columns are right, up and backward.
+    Rotations hold the local axes as columns; None says that every solid is upright, which is drawn
+    faster. A camera's columns are right, up and backward.
     """
 
     position: Float[Numbers, "*n solids 3"]
-    rotation: Float[Numbers, "*n solids 3 3"]
+    rotation: Float[Numbers, "*n solids 3 3"] | None
     camera_position: Float[Numbers, "*n cameras 3"]
     camera_rotation: Float[Numbers, "*n cameras 3 3"]
 
@@ -80,15 +81,16 @@ class Look(NamedTuple):
 
 
 class _Frame(NamedTuple):
-    """Ray origin, rotation into the camera, light direction and viewing axis, each seen from every
-    solid's own frame.
-
-    Row 0 is the table, whose frame is the world's.
-    """
+    """Ray origin, rotation into the camera and light direction, seen from each solid's own frame.
+    Where all solids are upright, `rays` and `light` are the same for all and lack the axis."""
 
     origin: Float[jax.Array, "solids 3"]
-    rays: Float[jax.Array, "solids 3 3"]
-    light: Float[jax.Array, "solids 3"]
+    rays: Float[jax.Array, "*solids 3 3"]
+    light: Float[jax.Array, "*solids 3"]
+
+    @property
+    def upright(self) -> bool:
+        return self.rays.ndim == 2
 
 
 def _kinds(look: Look) -> list[tuple[Numbers, Callable[..., jax.Array], Callable[..., Triple]]]:
@@ -100,42 +102,57 @@ def _kinds(look: Look) -> list[tuple[Numbers, Callable[..., jax.Array], Callable
     ]
 
 
-def _nearest(look: Look, frame: _Frame, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Ray parameter and id of the first thing each pixel sees; rays are (x, y, -1) in the camera's
-    frame."""
+def _shown_kinds(
+    look: Look, ids: jax.Array
+) -> list[tuple[jax.Array, Callable[..., jax.Array], Callable[..., Triple]]]:
+    """(pixels that show it, hit, normal) of every kind of solid that there is."""
+    found, start = [], 1
+    for sizes, hit, normal in _kinds(look):
+        if len(sizes):
+            found.append(((ids >= start) & (ids < start + len(sizes)), hit, normal))
+        start += len(sizes)
+    return found
 
-    def ray(a: jax.Array) -> Triple:
-        return tuple(a[k, 0] * x + a[k, 1] * y - a[k, 2] for k in range(3))  # type: ignore[return-value]
 
-    down, above = ray(frame.rays[0])[2], frame.origin[0, 2]
-    best = jnp.where((down < 0) & (above > 0), -above * inverse(down), FAR)
-    ids = jnp.where(best < FAR / 2, TABLE_ID, SKY_ID)
-    start = 1
+def _ray(rays, x: jax.Array, y: jax.Array) -> Triple:
+    """The pixels' rays (x, y, -1) of the camera in another frame."""
+    return tuple(rays[k][0] * x + rays[k][1] * y - rays[k][2] for k in range(3))  # type: ignore[return-value]
+
+
+def _nearest(look: Look, table: jax.Array, frame: _Frame, x: jax.Array, y: jax.Array) -> jax.Array:
+    """What each pixel sees first: 0 the table, 1 + index of a solid, and after the last the sky.
+
+    Distance and id are one integer, its id in the last bits of the distance, so that the scan has
+    one result: floats above 0 are ordered as their bits. Two surfaces nearer than 4e-6 of their
+    distance can so be taken for each other.
+    """
+    sky = 1 + sum(len(sizes) for sizes, *_ in _kinds(look))
+    low = (1 << sky.bit_length()) - 1
+
+    def pack(t, i):
+        return (jax.lax.bitcast_convert_type(t, jnp.int32) & ~low) | i
+
+    best, start = pack(table, jnp.where(table < FAR / 2, TABLE_ID, sky)), 1
     for sizes, hit, _ in _kinds(look):
 
-        def closer(carry, solid, hit=hit):
-            best, ids = carry
-            i, size, origin, rays = solid
-            t = hit(tuple(origin), ray(rays), size)
-            return (jnp.minimum(t, best), jnp.where(t < best, i, ids)), None
+        def closer(best, i, sizes=jnp.asarray(sizes), hit=hit, start=start):
+            rays = frame.rays if frame.upright else frame.rays[i - 1]
+            t = hit(tuple(frame.origin[i - 1]), _ray(rays, x, y), sizes[i - start])
+            return jnp.minimum(best, pack(t, i)), None
 
-        end = start + sizes.shape[0]
-        solids = (jnp.arange(start, end), sizes, frame.origin[start:end], frame.rays[start:end])
-        (best, ids), _ = jax.lax.scan(closer, (best, ids), solids)
-        start = end
-    return best, ids
+        if len(sizes):
+            best, _ = jax.lax.scan(closer, best, jnp.arange(start, start + len(sizes)))
+        start += len(sizes)
+    return best & low
 
 
-def _normal(look: Look, ids: jax.Array, p: Triple, size: Triple) -> Triple:
-    """Unit normal at local point `p` of the solid each pixel sees."""
-    zero = jnp.zeros_like(p[0])
-    normal, start = (zero, zero, zero + 1), 1
-    for sizes, _, of_kind in _kinds(look):
-        if sizes.shape[0]:
-            n = of_kind(p, size)
-            normal = tuple(jnp.where(ids >= start, n[k], normal[k]) for k in range(3))
-        start += sizes.shape[0]
-    return unit(normal)
+def _seen(ids: jax.Array, table, solids) -> jax.Array:
+    """The value of what each pixel sees; a chain of selections, since it fuses where a gather does
+    not."""
+    value = jnp.broadcast_to(jnp.asarray(table, jnp.float32), ids.shape)
+    for i in range(len(solids)):
+        value = jnp.where(ids == i + 1, solids[i], value)
+    return value
 
 
 def _grid_cover(look: Look, p: Triple, pixel: jax.Array) -> jax.Array:
@@ -148,24 +165,20 @@ def _grid_cover(look: Look, p: Triple, pixel: jax.Array) -> jax.Array:
     return jnp.where((jnp.abs(p[0]) < reach) & (jnp.abs(p[1]) < reach), cover, 0.0)
 
 
-def _mix(share: jax.Array, a, b) -> Triple:
-    return tuple(share * a[i] + (1 - share) * b[i] for i in range(3))  # type: ignore[return-value]
-
-
 def _lit(poses: Poses, look: Look, point: Triple, light: jax.Array) -> jax.Array:
     """1 where nothing stands between the world `point` and the light."""
     blocked, start = jnp.zeros(point[0].shape, bool), 0
     for sizes, hit, _ in _kinds(look):
 
-        def block(blocked, solid, hit=hit):
-            size, position, rotation = solid
-            o = into(rotation, [point[k] - position[k] for k in range(3)])
-            return blocked | (hit(o, into(rotation, light), size) < FAR / 2), None
+        def block(blocked, i, sizes=jnp.asarray(sizes), hit=hit, start=start):
+            o, toward = [point[k] - poses.position[i, k] for k in range(3)], tuple(light)
+            if poses.rotation is not None:
+                o, toward = into(poses.rotation[i], o), into(poses.rotation[i], light)
+            return blocked | (hit(o, toward, sizes[i - start]) < FAR / 2), None
 
-        end = start + sizes.shape[0]
-        solids = (sizes, poses.position[start:end], poses.rotation[start:end])
-        blocked, _ = jax.lax.scan(block, blocked, solids)
-        start = end
+        if len(sizes):
+            blocked, _ = jax.lax.scan(block, blocked, jnp.arange(start, start + len(sizes)))
+        start += len(sizes)
     return jnp.where(blocked, 0.0, 1.0)
 
 
@@ -175,67 +188,73 @@ def render(
     """One camera's picture in [0, 1] and the id each pixel shows: solid index + 1, 0 table, -1 sky.
 
     First every solid is asked only for its distance; shading then runs once, for the solid that
-    each pixel sees.
+    each pixel sees, which is asked again for its exact distance.
     """
     eye, view = poses.camera_position[camera], poses.camera_rotation[camera]
     half = jnp.tan(jnp.deg2rad(look.fovy[camera]) / 2)
     steps = ((jnp.arange(size) + 0.5) / size * 2 - 1) * half
     x, y = jnp.meshgrid(steps, -steps)
     light = look.light / jnp.linalg.norm(look.light)
+    frame, world = _frame(poses, eye, view, light), _ray(view, x, y)
+    table = jnp.where((world[2] < 0) & (eye[2] > 0), -eye[2] * inverse(world[2]), FAR)
+    ids = _nearest(look, table, frame, x, y)
+    is_table, sky = ids == TABLE_ID, 1 + len(poses.position)
 
-    position = jnp.concatenate([jnp.zeros((1, 3)), poses.position])
-    rotation = jnp.concatenate([jnp.eye(3)[None], poses.rotation])
-    frame = _Frame(
-        jnp.einsum("ski,sk->si", rotation, eye - position, precision="highest"),
-        jnp.einsum("ski,kj->sij", rotation, view, precision="highest"),
-        jnp.einsum("ski,k->si", rotation, light, precision="highest"),
-    )
-    t, ids = _nearest(look, frame, x, y)
+    def vector(of_solids, of_table) -> Triple:
+        return tuple(_seen(ids, of_table[k], of_solids[:, k]) for k in range(3))  # type: ignore[return-value]
 
-    long = [
-        jnp.pad(s, ((0, 0), (0, 3 - s.shape[1])), constant_values=1.0) for s, *_ in _kinds(look)
-    ]
-    table = [jnp.ones((1, 3)), jnp.zeros((1, 4))]
-    paint = jnp.concatenate([look.rgb, look.specular[:, None]], 1)
-    rows = [*frame, jnp.concatenate([table[0], *long]), jnp.concatenate([table[1], paint])]
-    rows = jnp.concatenate([r.reshape(r.shape[0], -1) for r in rows], 1)
-    chosen = jax.nn.one_hot(ids.reshape(-1), rows.shape[0], dtype=rows.dtype)
-    seen = jnp.dot(chosen, rows, precision="highest").T.reshape(-1, size, size)
-    o, a, toward, long, rgb, specular = (
-        seen[:3],
-        seen[3:12],
-        seen[12:15],
-        seen[15:18],
-        seen[18:21],
-        seen[21],
-    )
+    if frame.upright:
+        d, toward, up = world, light, view[:, 2]
+    else:
+        d = _ray([vector(frame.rays[:, k], view[k]) for k in range(3)], x, y)
+        toward, up = vector(frame.light, light), vector(frame.rays[..., 2], view[:, 2])
+    o = vector(frame.origin, eye)
+    long = [jnp.pad(s, ((0, 0), (0, 3 - s.shape[1])), constant_values=1) for s, *_ in _kinds(look)]
+    lengths = vector(jnp.concatenate(long), (1.0, 1.0, 1.0))
 
-    d = tuple(a[3 * k] * x + a[3 * k + 1] * y - a[3 * k + 2] for k in range(3))
-    depth = jnp.where(ids == SKY_ID, 0.0, t)
+    depth, n = jnp.where(is_table, table, 0.0), (jnp.zeros_like(x),) * 2 + (jnp.ones_like(x),)
+    kinds = _shown_kinds(look, ids)
+    for mine, hit, _ in kinds:
+        depth = jnp.where(mine, hit(o, d, lengths), depth)
     p = tuple(o[k] + depth * d[k] for k in range(3))
-    n = _normal(look, ids, p, tuple(long))  # type: ignore[arg-type]
-    odd = jnp.mod(jnp.floor(p[0] / look.table_tile) + jnp.floor(p[1] / look.table_tile), 2.0)
-    rgb = [
-        jnp.where(ids == TABLE_ID, tile, c)
-        for tile, c in zip(_mix(odd, look.table_rgb[1], look.table_rgb[0]), rgb, strict=True)
-    ]
-    cover = _grid_cover(look, p, depth * 2 * half / size + 1e-9)  # type: ignore[arg-type]
-    rgb = _mix(jnp.where((ids == 1) & (n[2] > 0.5), cover, 0.0), look.line_rgb, rgb)
+    for mine, _, normal in kinds:
+        facing = normal(p, lengths)
+        n = tuple(jnp.where(mine, facing[k], n[k]) for k in range(3))
+    n = unit(n)
 
     facing = jnp.maximum(dot(n, toward), 0.0)
     if shadow:
-        world = into(view.T, (x, y, -jnp.ones_like(x)))
-        up = [eye[k] + depth * world[k] + 1e-3 * light[k] for k in range(3)]
-        facing = facing * _lit(poses, look, tuple(up), light)  # type: ignore[arg-type]
+        above = [eye[k] + depth * world[k] + 1e-3 * light[k] for k in range(3)]
+        facing = facing * _lit(poses, look, tuple(above), light)  # type: ignore[arg-type]
     back = unit(d)
     halfway = unit([toward[k] - back[k] for k in range(3)])
-    shine = specular * jnp.maximum(dot(n, halfway), 0.0) ** SHININESS * (facing > 0)
-    head = jnp.maximum(dot(n, (a[2], a[5], a[8])), 0.0)
+    shine = jnp.maximum(dot(n, halfway), 0.0) ** SHININESS * (facing > 0)
+    shine = _seen(ids, 0.0, look.specular) * shine
+    head = jnp.maximum(dot(n, up), 0.0)
     energy = look.ambient + look.diffuse * facing + look.headlight * head
-    rgb = [
-        jnp.where(ids == SKY_ID, 0.0, (rgb[k] * energy + shine) * look.gain[k]) for k in range(3)
-    ]
-    return jnp.clip(jnp.stack(rgb, -1), 0.0, 1.0), ids
+
+    odd = jnp.mod(jnp.floor(p[0] / look.table_tile) + jnp.floor(p[1] / look.table_tile), 2.0)
+    cover = _grid_cover(look, p, depth * 2 * half / size + 1e-9)  # type: ignore[arg-type]
+    paint = jnp.where(is_table, odd, jnp.where((ids == 1) & (n[2] > 0.5), cover, 0.0))
+    channels = []
+    for k in range(3):
+        plain = _seen(ids, look.table_rgb[0, k], look.rgb[:, k])
+        painted = jnp.where(is_table, look.table_rgb[1, k], look.line_rgb[k])
+        lit = (paint * painted + (1 - paint) * plain) * energy + shine
+        channels.append(jnp.where(ids == sky, 0.0, lit * look.gain[k]))
+    return jnp.clip(jnp.stack(channels, -1), 0.0, 1.0), jnp.where(ids == sky, SKY_ID, ids)
+
+
+def _frame(poses: Poses, eye: jax.Array, view: jax.Array, light: jax.Array) -> _Frame:
+    away = eye - poses.position
+    if poses.rotation is None:
+        return _Frame(away, view, light)
+    precise = functools.partial(jnp.einsum, precision="highest")
+    return _Frame(
+        precise("ski,sk->si", poses.rotation, away),
+        precise("ski,kj->sij", poses.rotation, view),
+        precise("ski,k->si", poses.rotation, light),
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("size", "shadow"))

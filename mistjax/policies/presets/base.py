@@ -205,16 +205,36 @@ class RobotPreset:
             ValueError: a row is broken, and the preset has no fallback.
         """
         broken = broken | ~np.isfinite(actions).all(axis=(1, 2))
-        actions = np.clip(actions, self.action_low, self.action_high).astype(np.float32)
-        for row in np.flatnonzero(broken):
-            if self.fallback is None:
-                raise ValueError(
-                    f"the chunk of row {row} is no action, and preset {self.name!r} does not say "
-                    "what holds the robot still: give RobotPreset a `fallback`."
-                )
-            held = np.asarray(self.fallback(self.raw_state(raw[int(row)])))
-            actions[row] = np.clip(held, self.action_low, self.action_high)
-        return actions
+        if not broken.any():
+            return np.clip(actions, self.action_low, self.action_high).astype(np.float32)
+        if self.fallback is None:
+            raise ValueError(
+                f"the chunk of row {np.flatnonzero(broken)[0]} is no action, and preset "
+                f"{self.name!r} does not say what holds the robot still: give RobotPreset a "
+                "`fallback`."
+            )
+        return np.asarray(self.held(actions, broken, np.stack([self.raw_state(r) for r in raw])))
+
+    def held(
+        self,
+        actions: Float[AnyArray, "b h a"],
+        broken: Bool[AnyArray, " b"],
+        state: Float[AnyArray, "b s"],
+    ) -> Float[AnyArray, "b h a"]:
+        """`bounded` on arrays, NumPy's or JAX's, for a preset with a fallback.
+
+        Args:
+            actions: as `bounded`.
+            broken: rows that hold still.
+            state: in the robot's units.
+        """
+        assert self.fallback is not None
+        xp = jnp if isinstance(actions, jax.Array) else np
+        still = self.fallback(state)[:, None]
+        actions = xp.where(broken[:, None, None], still, actions)
+        return xp.clip(actions, xp.array(self.action_low), xp.array(self.action_high)).astype(
+            xp.float32
+        )
 
     def prompt(self, raw: Mapping[str, Any]) -> str:
         """What an observation asks for, else the default.

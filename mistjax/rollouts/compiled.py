@@ -1,0 +1,422 @@
+"""Rollouts as one compiled program: environment, pictures, policy, monitor and repair in one scan.
+
+The batch lies inside the scan (a `vmap` of it would turn `MistPolicy`'s `lax.cond` into a select
+that always attributes). A round is one inference and the actions that follow; pictures are drawn
+only where the policy looks. A row whose episode ended takes the next one before the next round.
+Episodes are rows of a `Table` of arrays, so one program runs any study of the same sizes.
+
+An episode depends on its seed alone, as in `run_episodes`: inference i of seed s uses the key
+fold_in(key(s), i), and each row has its own policy state. What acts and what counts are the host
+loop's own functions; the physics are those of the functional environment.
+
+Several devices each run their own rows and their own share of the table: there is no communication
+between them, and an episode is the same on any number of them (but for rounding).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from mistjax.hooks.edits import Edit
+from mistjax.hooks.sites import Tap
+from mistjax.policies.protocol import Policy, Sample
+from mistjax.rollouts.recorder import MONITOR
+
+AXIS = "env"
+AnyArray = Array | np.ndarray
+
+
+class EpisodeState(Protocol):
+    """What the program reads of an environment's state; a pytree."""
+
+    @property
+    def done(self) -> Any: ...
+
+    @property
+    def success(self) -> Any: ...
+
+
+class FunctionalEnv(Protocol):
+    """An environment as pure functions; hashable, since it is a static argument.
+
+    `reset`, `step` and `failure_cause` are of one episode; `observe` is of a batch of states and
+    gives arrays under the keys of raw observations (pictures as 8-bit RGB in the policy's size). A
+    state that is done stays as it is.
+    """
+
+    @property
+    def causes(self) -> Sequence[str]: ...
+
+    def reset(self, start: Any) -> Any: ...
+
+    def step(self, state: Any, action: Float[Array, " a"]) -> Any: ...
+
+    def observe(self, state: Any) -> Mapping[str, Array]: ...
+
+    def failure_cause(self, state: Any) -> Any: ...
+
+
+@flax.struct.dataclass
+class Table:
+    """Episodes, one a row.
+
+    Attributes:
+        seed: names the episode, and its policy's noise.
+        start: for the environment's `reset`.
+        words: of `Policy.encode_prompts`.
+    """
+
+    seed: Int[AnyArray, " e"]
+    start: Any
+    words: tuple[Int[AnyArray, "e l"], Bool[AnyArray, "e l"]]
+
+
+@flax.struct.dataclass
+class Rows:
+    """The rows of the batch between two rounds.
+
+    Attributes:
+        episode: row of the table, where `busy`.
+        busy: whether an episode is under way.
+        state, memory: of the environment, of the policy.
+        inferences, steps: so far.
+        next: [1], the first row of the table that nobody has begun.
+    """
+
+    episode: Int[Array, " b"]
+    busy: Bool[Array, " b"]
+    state: Any
+    memory: Any
+    inferences: Int[Array, " b"]
+    steps: Int[Array, " b"]
+    next: Int[Array, "1"]
+
+
+class Round(NamedTuple):
+    """What one round reports of each row [b].
+
+    Attributes:
+        episode: row of the table; -1 for an idle row.
+        inference: which of the episode.
+        ended: whether the episode ended in this round; then `success`, `cause` and `steps` hold.
+        success: how.
+        cause: index of the environment's `causes`, of a failure.
+        steps: so far.
+        monitor: score, threshold, alarm and edited, of a policy that has them.
+        taps: `str(tap)` -> values, batch axis where the policy has it.
+        kept: chunk, state and actions, where asked for.
+    """
+
+    episode: Array
+    inference: Array
+    ended: Array
+    success: Array
+    cause: Array
+    steps: Array
+    monitor: dict[str, Array]
+    taps: dict[str, Array]
+    kept: dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """What every round keeps besides the outcome: activations, and whether chunks, robot states and
+    executed actions."""
+
+    taps: tuple[Tap, ...] = ()
+    actions: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """What is compiled in: all that is no array."""
+
+    env: FunctionalEnv
+    execute_steps: int
+    rounds: int
+    recording: Recording
+    mesh: Mesh
+
+
+def deal(table: Table, devices: int) -> Table:
+    """The table dealt out to devices like cards, as NumPy arrays [devices * share, ...].
+
+    A share that is not full ends in repetitions, which nobody begins: see `shares`.
+    """
+    episodes = len(table.seed)
+    share = -(-episodes // devices)
+    order = np.minimum(np.arange(share * devices).reshape(share, devices).T.ravel(), episodes - 1)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[order], table)
+
+
+def shares(episodes: int, devices: int) -> Int[np.ndarray, " devices"]:
+    """How many episodes each device has after `deal`."""
+    return np.array([len(range(d, episodes, devices)) for d in range(devices)], np.int32)
+
+
+def _first_rows(env: FunctionalEnv, policy: Policy, table: Table, rows: int) -> Rows:
+    """Idle rows, to be filled by the first round."""
+    zeros = jnp.zeros(rows, jnp.int32)
+    start = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], (rows, *leaf.shape[1:])), table)
+    return Rows(
+        episode=zeros,
+        busy=jnp.zeros(rows, bool),
+        state=jax.vmap(env.reset)(start.start),
+        memory=jax.tree.map(jnp.asarray, policy.initial_state(rows)),
+        inferences=zeros,
+        steps=zeros,
+        next=jnp.zeros(1, jnp.int32),
+    )
+
+
+def _choose(fresh: Array, new: Any, old: Any) -> Any:
+    def choose(new, old):
+        return jnp.where(fresh.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, new, old)
+
+
+def _refill(
+    env: FunctionalEnv, policy: Policy, table: Table, count: Int[Array, "1"], rows: Rows
+) -> Rows:
+    """The next episodes of the table in the rows that are free."""
+    free = ~rows.busy
+    waiting = rows.next[0] + jnp.cumsum(free) - 1
+    fresh = free & (waiting < count[0])
+    episode = jnp.where(fresh, waiting, rows.episode)
+    start = jax.tree.map(lambda leaf: leaf[episode], table.start)
+    first = policy.initial_state(len(free))
+    return Rows(
+        episode=episode,
+        busy=rows.busy | fresh,
+        state=_choose(fresh, jax.vmap(env.reset)(start), rows.state),
+        memory=_choose(fresh, first, rows.memory),
+        inferences=jnp.where(fresh, 0, rows.inferences),
+        steps=jnp.where(fresh, 0, rows.steps),
+        next=rows.next + fresh.sum(),
+    )
+
+
+def _round(
+    program: _Program,
+    policy: Policy,
+    edits: tuple[Edit, ...],
+    table: Table,
+    count: Int[Array, "1"],
+    rows: Rows,
+) -> tuple[Rows, Round]:
+    env, recording = program.env, program.recording
+    rows = _refill(env, policy, table, count, rows)
+    seeds, words = table.seed[rows.episode], jax.tree.map(lambda w: w[rows.episode], table.words)
+    raw = env.observe(rows.state)
+    sample: Sample = policy.sample(
+        policy.observe(raw, words),  # pyright: ignore[reportAttributeAccessIssue]
+        _keys(seeds, rows.inferences),
+        state=rows.memory,
+        edits=edits,
+        taps=recording.taps,
+    )
+    chunk = policy.act(sample, raw)  # pyright: ignore[reportAttributeAccessIssue]
+    actions = jnp.swapaxes(chunk[:, : program.execute_steps], 0, 1)
+
+    def execute(carry, action):
+        state, steps = carry
+        now = jax.vmap(env.step)(state, action)
+        return (now, steps + ~state.done), ()
+
+    (state, steps), _ = jax.lax.scan(execute, (rows.state, rows.steps), actions)
+    ended = rows.busy & state.done
+    report = Round(
+        episode=jnp.where(rows.busy, rows.episode, -1),
+        inference=rows.inferences,
+        ended=ended,
+        success=state.success,
+        cause=jax.vmap(env.failure_cause)(state),
+        steps=steps,
+        monitor={name: sample.aux[name] for name in MONITOR if name in sample.aux},
+        taps={str(tap): sample.taps[str(tap)] for tap in recording.taps},
+        kept={"chunks": chunk} if recording.actions else {},
+    )
+    rows = rows.replace(
+        busy=rows.busy & ~state.done,
+        state=state,
+        memory=sample.state,
+        inferences=rows.inferences + 1,
+        steps=steps,
+    )
+    return rows, report
+
+
+def _keys(seeds: Int[Array, " b"], inferences: Int[Array, " b"]) -> Array:
+    return jax.vmap(lambda seed, i: jax.random.fold_in(jax.random.key(seed), i))(seeds, inferences)
+
+
+@functools.partial(jax.jit, static_argnames=("program", "rows"))
+def _begin(program: _Program, policy: Any, table: Table, rows: int) -> Rows:
+    """Idle rows on every device."""
+    mesh = program.mesh
+
+    def local(policy, table):
+        return _first_rows(program.env, policy, table, rows // mesh.size)
+
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS), check_vma=False
+    )(policy, table)
+
+
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="rows")
+def _advance(
+    program: _Program,
+    policy: Any,
+    edits: tuple[Edit, ...],
+    table: Table,
+    counts: Int[Array, " devices"],
+    rows: Rows,
+) -> tuple[Rows, Round]:
+    """Some rounds of all rows; reports have a leading axis of rounds."""
+
+    def local(policy, edits, table, count, rows):
+        def turn(rows, _):
+            return _round(program, policy, edits, table, count, rows)
+
+        return jax.lax.scan(turn, rows, None, length=program.rounds)
+
+    each = P(AXIS)
+    return jax.shard_map(
+        local,
+        mesh=program.mesh,
+        in_specs=(P(), P(), each, each, each),
+        out_specs=(each, P(None, AXIS)),
+        check_vma=False,
+    )(policy, edits, table, counts, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcomes:
+    """How episodes ended, one a row, in the order of the table.
+
+    Attributes:
+        seeds: which episodes.
+        success: how each ended.
+        cause: index of the environment's `causes`, -1 for a success.
+        steps, inferences: of each.
+        alarm: the inference of the first alarm, -1 for none.
+        edited: inferences whose chunk was edited.
+    """
+
+    seeds: Int[np.ndarray, " e"]
+    success: Bool[np.ndarray, " e"]
+    cause: Int[np.ndarray, " e"]
+    steps: Int[np.ndarray, " e"]
+    inferences: Int[np.ndarray, " e"]
+    alarm: Int[np.ndarray, " e"]
+    edited: Int[np.ndarray, " e"]
+
+
+class CompiledRollouts:
+    """A policy in a functional environment, over any number of episodes.
+
+    Calling it again, with other episodes, another perturbation or other edits of the same shapes,
+    recompiles nothing.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        env: FunctionalEnv,
+        *,
+        num_envs: int = 64,
+        rounds: int = 30,
+        devices: Sequence[jax.Device] | None = None,
+        recording: Recording = Recording(),  # noqa: B008
+    ) -> None:
+        """Prepare; nothing is compiled yet.
+
+        Args:
+            policy: what acts. It must be traceable: a JAX policy, or `MistPolicy` around one.
+            env: where.
+            num_envs: rows of the batch, over all devices.
+            rounds: of one call of the program.
+            devices: to run on; None is the first.
+            recording: what to keep.
+
+        Raises:
+            ValueError: the policy cannot be traced, or the rows do not divide among the devices.
+        """
+        devices = list(devices or jax.devices()[:1])
+        if num_envs < 1 or num_envs % len(devices):
+            raise ValueError(
+                f"num_envs is {num_envs}: expected a multiple of the {len(devices)} devices."
+            )
+        if not hasattr(policy, "act"):
+            raise ValueError(
+                f"{type(policy).__name__} does not run inside a compiled rollout: it has no "
+                "`observe` and `act` on arrays. Use `run_episodes`."
+            )
+        self.policy, self.num_envs = policy, num_envs
+        mesh = Mesh(np.array(devices), (AXIS,))
+        self._program = _Program(env, policy.spec.execute_steps, rounds, recording, mesh)
+
+    def table(self, seeds: Sequence[int], start: Any, prompts: Sequence[str]) -> Table:
+        """Episodes for `reports`: their starts and what the policy is told."""
+        words = self.policy.encode_prompts(list(prompts))  # pyright: ignore[reportAttributeAccessIssue]
+        return Table(np.asarray(seeds, np.int32), start, words)
+
+    def reports(self, table: Table, edits: Sequence[Edit] = ()) -> Iterator[Round]:
+        """Runs the table's episodes; yields what `rounds` rounds reported, as NumPy arrays
+        [rounds, b], with `episode` as a row of `table`."""
+        mesh = self._program.mesh
+        devices, episodes = mesh.size, len(table.seed)
+        over = NamedSharding(mesh, P(AXIS))
+        dealt = jax.device_put(deal(table, devices), over)
+        counts = jax.device_put(shares(episodes, devices), over)
+        policy, edits = jax.device_put((self.policy, tuple(edits)), NamedSharding(mesh, P()))
+        rows = _begin(self._program, policy, dealt, self.num_envs)
+        owner = np.repeat(np.arange(devices), self.num_envs // devices)
+        ended = 0
+        while ended < episodes:
+            rows, reported = _advance(self._program, policy, edits, dealt, counts, rows)
+            reported = jax.tree.map(np.asarray, reported)
+            ended += int(reported.ended.sum())
+            episode = np.where(reported.episode < 0, -1, reported.episode * devices + owner)
+            yield reported._replace(episode=episode)
+
+    def run(self, table: Table, edits: Sequence[Edit] = ()) -> Outcomes:
+        """Runs the table's episodes to their ends."""
+        episodes = len(table.seed)
+        none = np.zeros(episodes, np.int32)
+        found = Outcomes(
+            np.asarray(table.seed), none.astype(bool), none - 1, *(none.copy() for _ in range(2)),
+            none - 1, none.copy(),
+        )  # fmt: skip
+        for reported in self.reports(table, edits):
+            tally(found, reported)
+        return found
+
+
+def tally(found: Outcomes, reported: Round) -> None:
+    """Adds reports to the outcomes, in place."""
+    at, ended = reported.episode, reported.ended
+    done = at[ended]
+    found.success[done] = reported.success[ended]
+    found.cause[done] = np.where(reported.success[ended], -1, reported.cause[ended])
+    found.steps[done] = reported.steps[ended]
+    found.inferences[done] = reported.inference[ended] + 1
+    if "alarm" in reported.monitor:
+        alarms = reported.monitor["alarm"] & (at >= 0)
+        for turn, row in zip(*np.nonzero(alarms), strict=True):
+            if found.alarm[at[turn, row]] < 0:
+                found.alarm[at[turn, row]] = reported.inference[turn, row]
+        edited = reported.monitor["edited"] & (at >= 0)
+        np.add.at(found.edited, at[edited], 1)
