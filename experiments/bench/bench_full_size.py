@@ -13,12 +13,15 @@ turns (`turns`), ratios are to `bare`.
 - `attributed`: gradient x input of the failure score, alone
 - `alarm`: `MistPolicy` in the inference that alarms: attribution, second flow with an edit, fusion
 - `repair on`: `MistPolicy` in the inferences after it
+- of pi0-FAST, `monitored` reads the prefix alone, and `attributed, prefix` is gradient x input of
+  that score: decoded tokens have no gradient
 - `openpi`: its own `sample_actions`, jitted as its policy server does, on the same weights;
   `openpi wrapped`: its modules under our hooks, bare and with one edit
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -26,7 +29,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,18 +42,21 @@ from experiments.bench.turns import Ratio, ratio, take_turns
 from mistjax.attribute.readouts import FailureScore
 from mistjax.attribute.registry import attribute
 from mistjax.detect.calibration.conformal import Threshold
-from mistjax.detect.features import DEFAULT_FEATURES
+from mistjax.detect.features import DEFAULT_FEATURES, FeatureSpec
 from mistjax.detect.methods.safe.heads import SafeMLP
 from mistjax.detect.monitor import Monitor
 from mistjax.hooks import Add, Hooks, Tap
 from mistjax.models.config import PI0, PI05, TINY, TINY_FAST, FastConfig, Pi0Config
+from mistjax.models.fast import Pi0Fast
 from mistjax.models.normalize import NormStats
 from mistjax.models.observation import Observation
 from mistjax.models.pi0 import example_observation
+from mistjax.models.sampling import prefill
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies.pi import PiPolicy
 from mistjax.policies.presets import PRESETS
 from mistjax.policies.price import infer, variable_shapes
+from mistjax.policies.protocol import Sample
 from mistjax.recover.fusion import FusionLimits
 from mistjax.recover.mist import MistPolicy, Remedy
 from mistjax.steer.schedules import constant
@@ -227,7 +233,7 @@ def openpi_arms(policy: PiPolicy, obs: Observation, edit: Add) -> dict[str, Call
     from openpi.models.pi0_config import Pi0Config as StockConfig
     from openpi.shared import nnx_utils
 
-    from interop.openpi import wrap
+    from mistjax.interop.openpi import wrap
 
     config = policy.config
     stock = StockConfig(pi05=config.pi05, max_token_len=config.max_token_len).load(
@@ -258,19 +264,44 @@ def token_arms(
     action_tap = Tap("action.resid", (-1,), "action", "mean")
 
     sample = jax.jit(functools.partial(infer, config))
-    arms = {
+    hooked = {
         "bare": Hooks(),
         "one tap": Hooks((), (tap,)),
         "one action tap": Hooks((), (action_tap,)),
         "one edit": Hooks((edit,)),
     }
-    return {
-        arm: functools.partial(sample, variables, obs, keys, hooks) for arm, hooks in arms.items()
+    seen = FeatureSpec((Tap("vlm.resid", None, "image", "mean"),))
+    head = SafeMLP.create(KEY, config.vlm.width * config.vlm.depth)
+    monitor = Monitor(head, Threshold(jnp.full(1, jnp.inf), 0.1, 100, 91), seen)
+    memory = monitor.initial_state(1)
+
+    @jax.jit
+    def watch(variables, obs, keys, monitor, memory):
+        tokens, taps = infer(config, variables, obs, keys, Hooks((), monitor.features.taps))
+        return monitor.step(memory, Sample(tokens[..., None], taps, {}))
+
+    @jax.jit
+    def explain(variables, obs, monitor, memory):
+        def score(images):
+            hooks = Hooks((), monitor.features.taps)
+            given = dataclasses.replace(obs, images=images)
+            taps = prefill(Pi0Fast(config), variables, given, hooks).taps
+            return monitor.detector.logit(memory.detector, monitor.features.live(taps)).sum()
+
+        gradient = jax.grad(score)(obs.images)
+        return jax.tree.map(lambda g, x: (g * x).sum(-1), gradient, obs.images)
+
+    arms = {
+        arm: functools.partial(sample, variables, obs, keys, hooks) for arm, hooks in hooked.items()
+    }
+    return arms | {
+        "monitored": functools.partial(watch, variables, obs, keys, monitor, memory),
+        "attributed, prefix": functools.partial(explain, variables, obs, monitor, memory),
     }
 
 
-def time_model(config: Config, name: Model) -> list[Row]:
-    """Every arm of one model."""
+def make_arms(config: Config, name: Model) -> dict[str, Callable[[], Any]]:
+    """Every arm of one model, on weights of its own."""
     sizes = MODELS[config.size][name]
     variables, obs = random_variables(sizes, config.seed), random_observation(sizes, config.seed)
     if isinstance(sizes, FastConfig):
@@ -281,9 +312,17 @@ def time_model(config: Config, name: Model) -> list[Row]:
         calls = flow_arms(sizes, variables, obs)
     if config.arms:
         calls = {arm: call for arm, call in calls.items() if arm in ("bare", *config.arms)}
-    for arm, call in calls.items():
-        print(f"{name}: compiling {arm}", flush=True)
-        jax.block_until_ready(call())
+    return calls
+
+
+def compile_arms(calls: Mapping[str, Callable[[], Any]]) -> None:
+    """Calls every arm once, side by side: a program is compiled on one core."""
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda call: jax.block_until_ready(call()), calls.values()))
+
+
+def time_arms(config: Config, name: Model, calls: Mapping[str, Callable[[], Any]]) -> list[Row]:
+    """Times the compiled arms of one model."""
     rng = np.random.default_rng(config.seed)
     taken = take_turns(calls, turns=config.turns, burst=config.burst, warm=1, rng=rng)
     bare = taken["bare"][:, 0]
@@ -315,7 +354,10 @@ def main(config: Config) -> dict[str, Any]:
     for name in config.models:
         if any(row["model"] == name for row in record["rows"]):
             continue
-        rows = time_model(config, name)
+        calls = make_arms(config, name)
+        print(f"{name}: compiling {len(calls)} arms", flush=True)
+        compile_arms(calls)
+        rows = time_arms(config, name, calls)
         record["rows"] += [dataclasses.asdict(row) for row in rows]
         for row in rows:
             print(

@@ -343,9 +343,8 @@ class PiPolicy(Policy):
         self, actions: Float[Array | np.ndarray, "*b a"], state: Any = None
     ) -> Float[Array | np.ndarray, "*b a"]:
         """Model units to the robot's, relative to the state if one is given; on either's arrays."""
-        actions = self.action_normalizer.unnormalize(actions)
-        if not isinstance(actions, jax.Array):
-            actions = np.asarray(actions)
+        plain = self.action_normalizer.unnormalize(actions)
+        actions = np.asarray(plain) if isinstance(actions, np.ndarray) else plain
         if state is not None:
             actions = DeltaActions(self.preset.delta).to_absolute(actions, state)
         units = self.preset.units

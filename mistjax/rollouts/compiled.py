@@ -113,6 +113,7 @@ class Round(NamedTuple):
         success: how.
         cause: index of the environment's `causes`, of a failure.
         steps: so far.
+        executed: of them, in this round; 0 in an idle row.
         monitor: score, threshold, alarm and edited, of a policy that has them.
         taps: `str(tap)` -> values, batch axis where the policy has it.
         kept: chunk, state and actions, where asked for.
@@ -124,6 +125,7 @@ class Round(NamedTuple):
     success: Array
     cause: Array
     steps: Array
+    executed: Array
     monitor: dict[str, Array]
     taps: dict[str, Array]
     kept: dict[str, Array]
@@ -236,7 +238,7 @@ def _round(
         return (now, steps + ~state.done), ()
 
     (state, steps), _ = jax.lax.scan(execute, (rows.state, rows.steps), actions)
-    ended = rows.busy & state.done
+    ended, executed = rows.busy & state.done, jnp.where(rows.busy, steps - rows.steps, 0)
     report = Round(
         episode=jnp.where(rows.busy, rows.episode, -1),
         inference=rows.inferences,
@@ -244,11 +246,13 @@ def _round(
         success=state.success,
         cause=jax.vmap(env.failure_cause)(state),
         steps=steps,
+        executed=executed,
         monitor={name: sample.aux[name] for name in MONITOR if name in sample.aux},
         taps={str(tap): sample.taps[str(tap)] for tap in recording.taps},
         kept={"chunks": chunk} if recording.actions else {},
     )
-    rows = rows.replace(
+    rows = dataclasses.replace(
+        rows,
         busy=rows.busy & ~state.done,
         state=state,
         memory=sample.state,
@@ -324,6 +328,35 @@ class Outcomes:
     edited: Int[np.ndarray, " e"]
 
 
+class Run:
+    """A table's episodes on the devices, part of them done.
+
+    Attributes:
+        compiled: the program, for its memory and its HLO.
+    """
+
+    def __init__(
+        self, program: _Program, policy: Any, num_envs: int, table: Table, edits: tuple[Edit, ...]
+    ) -> None:
+        mesh, episodes = program.mesh, len(table.seed)
+        each, all_ = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
+        dealt = jax.device_put(deal(table, mesh.size), each)
+        counts = jax.device_put(shares(episodes, mesh.size), each)
+        policy, edits = jax.device_put((policy, edits), all_)
+        self._rows = _begin(program, policy, dealt, num_envs)
+        self._arguments = policy, edits, dealt, counts
+        self._devices, self._owner = mesh.size, np.arange(num_envs) // (num_envs // mesh.size)
+        self.compiled = _advance.lower(program, *self._arguments, self._rows).compile()
+
+    def advance(self) -> Round:
+        """Some rounds: what they reported, as NumPy arrays [rounds, b], `episode` being a row of
+        the table."""
+        self._rows, reported = self.compiled(*self._arguments, self._rows)
+        reported = jax.tree.map(np.asarray, reported)
+        episode = reported.episode * self._devices + self._owner
+        return reported._replace(episode=np.where(reported.episode < 0, -1, episode))
+
+
 class CompiledRollouts:
     """A policy in a functional environment, over any number of episodes.
 
@@ -338,8 +371,8 @@ class CompiledRollouts:
         *,
         num_envs: int = 64,
         rounds: int = 30,
-        devices: Sequence[jax.Device] | None = None,
-        recording: Recording = Recording(),  # noqa: B008
+        devices: Sequence[Any] | None = None,
+        recording: Recording = Recording(),
     ) -> None:
         """Prepare; nothing is compiled yet.
 
@@ -373,33 +406,31 @@ class CompiledRollouts:
         words = self.policy.encode_prompts(list(prompts))  # pyright: ignore[reportAttributeAccessIssue]
         return Table(np.asarray(seeds, np.int32), start, words)
 
+    def prepare(self, table: Table, edits: Sequence[Edit] = ()) -> Run:
+        """Puts the table's episodes on the devices and compiles the program, if it is new."""
+        return Run(self._program, self.policy, self.num_envs, table, tuple(edits))
+
     def reports(self, table: Table, edits: Sequence[Edit] = ()) -> Iterator[Round]:
-        """Runs the table's episodes; yields what `rounds` rounds reported, as NumPy arrays
-        [rounds, b], with `episode` as a row of `table`."""
-        mesh = self._program.mesh
-        devices, episodes = mesh.size, len(table.seed)
-        over = NamedSharding(mesh, P(AXIS))
-        dealt = jax.device_put(deal(table, devices), over)
-        counts = jax.device_put(shares(episodes, devices), over)
-        policy, edits = jax.device_put((self.policy, tuple(edits)), NamedSharding(mesh, P()))
-        rows = _begin(self._program, policy, dealt, self.num_envs)
-        owner = np.repeat(np.arange(devices), self.num_envs // devices)
-        ended = 0
-        while ended < episodes:
-            rows, reported = _advance(self._program, policy, edits, dealt, counts, rows)
-            reported = jax.tree.map(np.asarray, reported)
+        """Runs the table's episodes to their ends; yields each `Run.advance`."""
+        run, ended = self.prepare(table, edits), 0
+        while ended < len(table.seed):
+            reported = run.advance()
             ended += int(reported.ended.sum())
-            episode = np.where(reported.episode < 0, -1, reported.episode * devices + owner)
-            yield reported._replace(episode=episode)
+            yield reported
 
     def run(self, table: Table, edits: Sequence[Edit] = ()) -> Outcomes:
         """Runs the table's episodes to their ends."""
         episodes = len(table.seed)
         none = np.zeros(episodes, np.int32)
         found = Outcomes(
-            np.asarray(table.seed), none.astype(bool), none - 1, *(none.copy() for _ in range(2)),
-            none - 1, none.copy(),
-        )  # fmt: skip
+            seeds=np.asarray(table.seed),
+            success=none.astype(bool),
+            cause=none - 1,
+            steps=none.copy(),
+            inferences=none.copy(),
+            alarm=none - 1,
+            edited=none.copy(),
+        )
         for reported in self.reports(table, edits):
             tally(found, reported)
         return found

@@ -1,11 +1,13 @@
-"""Videos that any browser plays: H.264, yuv420p, index at the front."""
+"""Videos that any browser plays: H.264, yuv420p, index at the front.
+
+PyAV is imported where it is used: a run without videos does without it.
+"""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from jaxtyping import UInt8
 
@@ -18,6 +20,8 @@ def write_mp4(
     Odd sizes lose their last row or column (the format has half-resolution colour). `crf` is x264's
     quality: 0 is lossless, 18 looks so.
     """
+    import av
+
     height, width = (size - size % 2 for size in frames.shape[1:3])
     rate = Fraction(fps).limit_denominator(1000)
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
@@ -34,6 +38,8 @@ def write_mp4(
 
 def read_mp4(path: Path) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
     """Decodes all frames (RGB) and the frame rate."""
+    import av
+
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]

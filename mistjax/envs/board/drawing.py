@@ -1,9 +1,9 @@
 """From the board's scene and MuJoCo state to the ray-caster's arrays.
 
 `board_look` is made once an episode; `board_poses` once a frame. MuJoCo is imported where its own
-state or renderer is used, so that a board without it can be drawn too. Unused stones are parked under the
-table with no size, so that every episode, with two stones or ten, is drawn by the same compiled
-program.
+state or renderer is used, so that a board without it can be drawn too. Unused stones are parked
+under the table with no size, so that every episode, with two stones or ten, is drawn by the same
+compiled program.
 """
 
 # MuJoCo ships no type stubs.

@@ -2,9 +2,9 @@
 
 What an episode is (task, layout, look, cameras, fault) is a `Start` of arrays, so that one compiled
 program runs any of them, and a table of starts is a whole study. `draw_starts` draws what
-`BoardEnv.reset` draws: a seed is the same episode in both. What counts as success and as a failure's
-cause is `outcome`, for both. Physics are those of `kinematic`, which follow C MuJoCo closely but
-are not it: `python -m experiments.build.fit_kinematic` says how closely.
+`BoardEnv.reset` draws: a seed is the same episode in both. What counts as success and as the cause
+of a failure is `outcome`, for both. Physics are those of `kinematic`, which follow C MuJoCo closely
+but are not it.
 
     board = FunctionalBoard()
     start, prompt = board.draw_starts([0])
@@ -340,5 +340,3 @@ def _corrupt(
         move = jnp.where(on, changed[name][0], move)
         gripper = jnp.where(on, changed[name][1], gripper)
     return jnp.append(move, gripper), asked, triggered, active
-
-

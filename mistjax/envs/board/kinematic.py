@@ -4,8 +4,7 @@ The gantry is exact: without contact C MuJoCo's implicitfast step is a recurrenc
 slides (x and z) and a third (y) that shares its momentum with the fingers, whose 3 N motors
 saturate. What touches follows rules: fingers close on a stone and carry it, an edge grasp creeps
 until it is lost, open fingers push stones aside or stand on them, stones fall, rest and move out of
-each other's way. Stones stay upright. The rules' constants were read off C MuJoCo
-(`python -m experiments.build.fit_kinematic` measures how far they agree).
+each other's way. Stones stay upright. The rules' constants were read off C MuJoCo.
 
 A control step is five sub-steps of 20 ms, each of five exact substeps of the gantry followed by the
 rules once. Every quantity is an array of its own (x, y and z too), so that a batch under
@@ -15,6 +14,7 @@ batch 64.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -451,8 +451,9 @@ def _where(mask: Numbers, new: Triple, old: Triple) -> Triple:
 def _piecewise(x: Numbers, points: tuple[tuple[float, float], ...]) -> Numbers:
     """The polyline through `points`, constant beyond its ends, without a search."""
     value, slope = points[0][1], 0.0
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
-        value, slope = value + ((y1 - y0) / (x1 - x0) - slope) * jnp.maximum(x - x0, 0.0), (
-            y1 - y0
-        ) / (x1 - x0)
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        value, slope = (
+            value + ((y1 - y0) / (x1 - x0) - slope) * jnp.maximum(x - x0, 0.0),
+            (y1 - y0) / (x1 - x0),
+        )
     return value - slope * jnp.maximum(x - points[-1][0], 0.0)

@@ -37,9 +37,7 @@ def posed(scene=None, tilt="flat", gripper=(0.05, 0.04, 0.09), stones=("black", 
 
 def stones_of(model):
     geoms = [model.geom(i) for i in range(model.ngeom)]
-    return tuple(
-        model.material(int(g.matid[0])).name for g in geoms if g.name.startswith("stone")
-    )
+    return tuple(model.material(int(g.matid[0])).name for g in geoms if g.name.startswith("stone"))
 
 
 def draw(scene, model, data):
