@@ -145,8 +145,10 @@ class Program:
         rounds = self.config.calls * self.config.rounds
         ended = np.concatenate([r.ended.ravel() for r in reports])
         success = np.concatenate([r.success.ravel() for r in reports])[ended]
-        memory = self.run.compiled.memory_analysis()
-        launches = count_kernels(self.run.compiled.as_text()) / self.config.rounds
+        memory, hlo = self.run.compiled.memory_analysis(), self.run.compiled.as_text()
+        if memory is None or hlo is None:
+            raise ValueError(f"{jax.default_backend()} does not report the memory of a program.")
+        launches = count_kernels(hlo) / self.config.rounds
         return Rollouts(
             num_envs=self.num_envs,
             steps_per_second=sum(int(r.executed.sum()) for r in reports) / seconds,
@@ -213,14 +215,12 @@ class Arms:
     """The arms of one published size, compiled before they are timed."""
 
     def __init__(self, name: bench_full_size.Model, config: Config) -> None:
-        self.name, self.config = (
-            name,
-            bench_full_size.Config(
-                models=(name,),
-                size="tiny" if config.small else "full",
-                turns=max(1, config.turns // 3) if name == "pi0_fast" else config.turns,
-                tokens=config.tokens,
-            ),
+        self.name: bench_full_size.Model = name
+        self.config = bench_full_size.Config(
+            models=(name,),
+            size="tiny" if config.small else "full",
+            turns=max(1, config.turns // 3) if name == "pi0_fast" else config.turns,
+            tokens=config.tokens,
         )
         self.calls = bench_full_size.make_arms(self.config, name)
         bench_full_size.compile_arms(self.calls)
@@ -271,7 +271,9 @@ def main(config: Config) -> dict[str, Any]:
     kinds = [("rollouts", n) for n in config.sizes]
     kinds += [(kind, config.mist_size) for kind in ("monitored", "mist") if config.mist_size]
     kinds = [(kind, n) for kind, n in kinds if f"{kind}/{n}" not in record["parts"]]
-    models = [name for name in config.models if name not in record["parts"]]
+    models: list[bench_full_size.Model] = [
+        name for name in config.models if name not in record["parts"]
+    ]
     host = config.host_episodes and "host loop" not in record["parts"]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         beside = pool.submit(host_loop, config.host_episodes) if host and _spare_cores() else None

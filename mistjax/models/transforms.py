@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from mistjax.models.normalize import AnyArray, pad_to
@@ -170,7 +170,7 @@ class Cameras:
 
     def batch(
         self, pictures: Mapping[str, UInt8[jax.Array, "b h w 3"]], rows: int
-    ) -> tuple[dict[str, Float[jax.Array, "b h w 3"]], dict[str, Bool[jax.Array, " b"]]]:
+    ) -> tuple[dict[str, AnyArray], dict[str, AnyArray]]:
         """The same of `rows` rows whose pictures have the model's size already, inside jit.
 
         Raises:

@@ -5,7 +5,14 @@ from mistjax.policies.fast import FastPolicy
 from mistjax.policies.load import load_policy
 from mistjax.policies.pi import PiPolicy, random_policy
 from mistjax.policies.presets import BOARD, BOARD_FAST, LIBERO_TINY, PRESETS, RobotPreset
-from mistjax.policies.protocol import LanguagePolicy, Policy, PolicySpec, Sample, StackSpec
+from mistjax.policies.protocol import (
+    LanguagePolicy,
+    Policy,
+    PolicySpec,
+    Sample,
+    StackSpec,
+    TraceablePolicy,
+)
 
 __all__ = [
     "BOARD",
@@ -21,6 +28,7 @@ __all__ = [
     "RobotPreset",
     "Sample",
     "StackSpec",
+    "TraceablePolicy",
     "load_policy",
     "random_policy",
 ]

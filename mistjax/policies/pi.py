@@ -272,7 +272,16 @@ class PiPolicy(Policy):
     def encode_prompts(
         self, prompts: Sequence[str]
     ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-        """The prompts as rows of token ids and their validity, for `observe`."""
+        """The prompts as rows of token ids and their validity, for `observe`.
+
+        Raises:
+            ValueError: the policy reads its state in the prompt.
+        """
+        if self.preset.state_in_prompt or not hasattr(self.tokenizer, "encode_pi0"):
+            raise ValueError(
+                f"{self.name} reads its state in the prompt, which is written anew at every "
+                "inference: that is not traced. Use `run_episodes`."
+            )
         tokens, masks = zip(*map(self.tokenizer.encode_pi0, prompts), strict=True)
         return np.stack(tokens), np.stack(masks)
 
@@ -294,7 +303,8 @@ class PiPolicy(Policy):
         p, state = self.preset, self._raw_state(raw)
         chunk = sample.actions[..., : p.action_dim]
         actions = self._to_robot(chunk, state if p.delta else None)
-        return p.held(actions, sample.broken | ~jnp.isfinite(actions).all(axis=(1, 2)), state)
+        broken = sample.broken | ~jnp.isfinite(actions).all(axis=(1, 2))
+        return jnp.asarray(p.held(actions, broken, state))
 
     def _raw_state(self, raw: Mapping[str, Array]) -> Float[Array, "b s"]:
         keys = self.preset.state_key
@@ -339,16 +349,15 @@ class PiPolicy(Policy):
             actions = self._to_robot(actions, state)
         return p.bounded(actions, np.asarray(sample.broken), raw)
 
-    def _to_robot(
-        self, actions: Float[Array | np.ndarray, "*b a"], state: Any = None
-    ) -> Float[Array | np.ndarray, "*b a"]:
-        """Model units to the robot's, relative to the state if one is given; on either's arrays."""
+    def _to_robot(self, actions: Float[Array | np.ndarray, "*b a"], state: Any = None) -> Any:
+        """Model units to the robot's, relative to the state if one is given; NumPy's arrays give
+        NumPy's."""
         plain = self.action_normalizer.unnormalize(actions)
         actions = np.asarray(plain) if isinstance(actions, np.ndarray) else plain
         if state is not None:
             actions = DeltaActions(self.preset.delta).to_absolute(actions, state)
         units = self.preset.units
-        return actions if units is None else units.to_robot_actions(actions)
+        return actions if units is None else units.to_robot_actions(actions)  # type: ignore[arg-type]
 
     def embed_prompt(self, obs: Observation) -> Observation:
         """The same observation with `prompt_embedding` filled in, so that words have gradients."""

@@ -17,7 +17,7 @@ from typing import Any
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 from typing_extensions import Protocol, runtime_checkable
 
 from mistjax.hooks.edits import Edit
@@ -196,6 +196,28 @@ class Pieces(Protocol):
     """A SentencePiece-like vocabulary: `▁` begins a word, control tokens look like `<s>`."""
 
     def id_to_piece(self, index: int) -> str: ...
+
+
+@runtime_checkable
+class TraceablePolicy(Protocol):
+    """What a policy can do inside a compiled rollout: `prepare` and `finish` on arrays; see
+    `wrapper.traceable`. Raw observations are one dict of arrays with a leading batch axis."""
+
+    def encode_prompts(
+        self, prompts: Sequence[str]
+    ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
+        """The prompts as rows of token ids and their validity, on the host."""
+        ...
+
+    def observe(
+        self, raw: Mapping[str, Array], words: tuple[Int[Array, "b l"], Bool[Array, "b l"]]
+    ) -> Observation:
+        """`Policy.prepare`; pictures have the model's size, `words` are `encode_prompts`'."""
+        ...
+
+    def act(self, sample: Sample, raw: Mapping[str, Array]) -> Float[Array, "b h a"]:
+        """`Policy.finish`."""
+        ...
 
 
 @runtime_checkable

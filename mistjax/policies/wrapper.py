@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
 from mistjax.policies.presets.base import RobotPreset
-from mistjax.policies.protocol import LanguagePolicy, Policy, PolicySpec, RawObs, Sample
+from mistjax.policies.protocol import (
+    LanguagePolicy,
+    Policy,
+    PolicySpec,
+    RawObs,
+    Sample,
+    TraceablePolicy,
+)
 
 
 class Wrapper(Policy):
@@ -58,19 +65,6 @@ class Wrapper(Policy):
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
         return self.policy.finish(sample, raw)
 
-    def encode_prompts(
-        self, prompts: Sequence[str]
-    ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-        return self.policy.encode_prompts(prompts)
-
-    def observe(
-        self, raw: Mapping[str, Array], words: tuple[Int[Array, "b l"], Bool[Array, "b l"]]
-    ) -> Observation:
-        return self.policy.observe(raw, words)
-
-    def act(self, sample: Sample, raw: Mapping[str, Array]) -> Float[Array, "b h a"]:
-        return self.policy.act(sample, raw)
-
     def objective(
         self,
         obs: Observation,
@@ -100,4 +94,21 @@ def language(policy: Policy) -> LanguagePolicy:
     raise ValueError(
         f"{type(policy).__name__} has no words to explain or to steer by: it lacks "
         f"{', '.join(lacking)}; see `mistjax.policies.LanguagePolicy`."
+    )
+
+
+def traceable(policy: Policy) -> TraceablePolicy:
+    """What turns arrays into observations and samples into actions inside a compiled rollout: a
+    policy, or the one that it is wrapped around.
+
+    Raises:
+        ValueError: it cannot be traced.
+    """
+    while isinstance(policy, Wrapper):
+        policy = policy.policy
+    if isinstance(policy, TraceablePolicy):
+        return policy
+    raise ValueError(
+        f"{type(policy).__name__} does not run inside a compiled rollout: it prepares observations "
+        "on the host alone. Use `run_episodes`; see `mistjax.policies.TraceablePolicy`."
     )

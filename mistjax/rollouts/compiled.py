@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -31,28 +31,21 @@ from jaxtyping import Array, Bool, Float, Int
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.policies.protocol import Policy, Sample
+from mistjax.policies.wrapper import traceable
 from mistjax.rollouts.recorder import MONITOR
 
 AXIS = "env"
 AnyArray = Array | np.ndarray
 
 
-class EpisodeState(Protocol):
-    """What the program reads of an environment's state; a pytree."""
-
-    @property
-    def done(self) -> Any: ...
-
-    @property
-    def success(self) -> Any: ...
-
-
+@runtime_checkable
 class FunctionalEnv(Protocol):
     """An environment as pure functions; hashable, since it is a static argument.
 
     `reset`, `step` and `failure_cause` are of one episode; `observe` is of a batch of states and
     gives arrays under the keys of raw observations (pictures as 8-bit RGB in the policy's size). A
-    state that is done stays as it is.
+    state is a pytree that says whether the episode is `done` and whether in `success`; one that is
+    done stays as it is.
     """
 
     @property
@@ -223,13 +216,13 @@ def _round(
     seeds, words = table.seed[rows.episode], jax.tree.map(lambda w: w[rows.episode], table.words)
     raw = env.observe(rows.state)
     sample: Sample = policy.sample(
-        policy.observe(raw, words),  # pyright: ignore[reportAttributeAccessIssue]
+        traceable(policy).observe(raw, words),
         _keys(seeds, rows.inferences),
         state=rows.memory,
         edits=edits,
         taps=recording.taps,
     )
-    chunk = policy.act(sample, raw)  # pyright: ignore[reportAttributeAccessIssue]
+    chunk = traceable(policy).act(sample, raw)
     actions = jnp.swapaxes(chunk[:, : program.execute_steps], 0, 1)
 
     def execute(carry, action):
@@ -392,18 +385,14 @@ class CompiledRollouts:
             raise ValueError(
                 f"num_envs is {num_envs}: expected a multiple of the {len(devices)} devices."
             )
-        if not hasattr(policy, "act"):
-            raise ValueError(
-                f"{type(policy).__name__} does not run inside a compiled rollout: it has no "
-                "`observe` and `act` on arrays. Use `run_episodes`."
-            )
+        traceable(policy)
         self.policy, self.num_envs = policy, num_envs
         mesh = Mesh(np.array(devices), (AXIS,))
         self._program = _Program(env, policy.spec.execute_steps, rounds, recording, mesh)
 
     def table(self, seeds: Sequence[int], start: Any, prompts: Sequence[str]) -> Table:
         """Episodes for `reports`: their starts and what the policy is told."""
-        words = self.policy.encode_prompts(list(prompts))  # pyright: ignore[reportAttributeAccessIssue]
+        words = traceable(self.policy).encode_prompts(prompts)
         return Table(np.asarray(seeds, np.int32), start, words)
 
     def prepare(self, table: Table, edits: Sequence[Edit] = ()) -> Run:

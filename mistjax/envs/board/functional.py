@@ -24,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mistjax.envs.board import episode as episodes
 from mistjax.envs.board import kinematic, outcome
 from mistjax.envs.board import scene as s
 from mistjax.envs.board.drawing import PARKED, board_look
-from mistjax.envs.board.episode import draw_episode, draw_start, streams
+from mistjax.envs.board.episode import Episode, draw_episode, draw_start, streams
 from mistjax.envs.board.faults import FAULTS, Fault
 from mistjax.envs.board.perturbations import perturb
 from mistjax.envs.board.raycast import Look, Poses, picture_batch
@@ -159,7 +160,9 @@ class FunctionalBoard:
             prompts.append(episode.prompt)
         return jax.tree.map(lambda *leaves: np.stack(leaves), *rows), prompts
 
-    def _start(self, seed: int, episode, begin, fault: Fault | None) -> Start:
+    def _start(
+        self, seed: int, episode: Episode, begin: episodes.Start, fault: Fault | None
+    ) -> Start:
         stones = np.tile(PARKED, (s.MAX_STONES, 1))
         stones[: len(begin.stones)] = begin.positions
         task, scene = episode.task, episode.scene
@@ -222,8 +225,7 @@ class FunctionalBoard:
             triggered=triggered,
             faulty_steps=state.faulty_steps + active,
         )
-        kept = jax.tree.map(lambda old, now: jnp.where(state.done, old, now), state[1:], new[1:])
-        return State(start, *kept)
+        return jax.tree.map(lambda old, now: jnp.where(state.done, old, now), state, new)
 
     def failure_cause(self, state: State) -> Array:
         """Index in `causes` of why the episode failed if it ended now."""
@@ -299,7 +301,8 @@ def _triple(values: np.ndarray) -> kinematic.Triple:
 def _fault_arrays(fault: Fault | None, seed: int, steps: int) -> FaultArrays:
     noise = np.zeros((steps, 3), np.float32)
     if fault is None:
-        return FaultArrays(np.int32(-1), np.float32(0), *[np.int32(0)] * 3, noise)
+        zero = np.int32(0)
+        return FaultArrays(np.int32(-1), np.float32(0), zero, zero, zero, noise)
     if fault.name == "noise":
         noise = np.random.default_rng(seed).normal(size=(steps, 3)).astype(np.float32)
     return FaultArrays(

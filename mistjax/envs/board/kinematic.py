@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from mistjax.envs.board import scene as s
 
 Numbers = Any  # jax.Array, or what becomes one
-Triple = tuple[Numbers, Numbers, Numbers]
+Triple = tuple[Numbers, ...]  # x, y, z
 
 STEP = 0.020
 ROUNDS = 5
@@ -146,7 +146,7 @@ def _first(mask: Numbers, score: Numbers) -> Numbers:
 
 
 def _offsets(body: Body) -> Triple:
-    return tuple(body.stones[i] - body.gripper[i] for i in range(3))  # type: ignore[return-value]
+    return tuple(body.stones[i] - body.gripper[i] for i in range(3))
 
 
 def _side(dx: Numbers, dz: Numbers) -> tuple[Numbers, Numbers]:
@@ -445,7 +445,7 @@ def _support(x: Numbers, y: Numbers) -> Numbers:
 
 
 def _where(mask: Numbers, new: Triple, old: Triple) -> Triple:
-    return tuple(jnp.where(mask, a, b) for a, b in zip(new, old, strict=True))  # type: ignore[return-value]
+    return tuple(jnp.where(mask, a, b) for a, b in zip(new, old, strict=True))
 
 
 def _piecewise(x: Numbers, points: tuple[tuple[float, float], ...]) -> Numbers:

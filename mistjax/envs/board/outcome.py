@@ -25,7 +25,7 @@ CAUSES = ("never_grasped", "wrong_stone", "timeout", "dropped", "wrong_cell")
 PHASES = ("approach", "grasp", "carry", "place", "wrong_stone", "release")
 
 Numbers = Any  # jax.Array | np.ndarray | float
-Stones = tuple[Numbers, Numbers, Numbers] | np.ndarray
+Stones = tuple[Numbers, ...] | np.ndarray | jax.Array
 
 
 class Task(NamedTuple):
@@ -142,7 +142,8 @@ def phase(task: Task, gripper: Numbers, stones: Stones, now: Moment) -> Numbers:
         return (gripper[0] - x) ** 2 + (gripper[1] - y) ** 2 < radius**2
 
     over_cell = near(task.target[0], task.target[1], s.SPACING / 2)
-    over_stone = near(*(pick(stones[i], task.goal) for i in (0, 1)), s.STONE_RADIUS)
+    x, y = (pick(stones[i], task.goal) for i in (0, 1))
+    over_stone = near(x, y, s.STONE_RADIUS)
     free = xp.where(now.on_cell, 5, xp.where(over_stone, 1, 0))
     carried = xp.where(over_cell, 3, 2)
     other = (now.held >= 0) & (now.held != task.goal)

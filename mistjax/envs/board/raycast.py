@@ -173,7 +173,8 @@ def _lit(poses: Poses, look: Look, point: Triple, light: jax.Array) -> jax.Array
         def block(blocked, i, sizes=jnp.asarray(sizes), hit=hit, start=start):
             o, toward = [point[k] - poses.position[i, k] for k in range(3)], tuple(light)
             if poses.rotation is not None:
-                o, toward = into(poses.rotation[i], o), into(poses.rotation[i], light)
+                turned = jnp.asarray(poses.rotation)[i]
+                o, toward = into(turned, o), into(turned, light)
             return blocked | (hit(o, toward, sizes[i - start]) < FAR / 2), None
 
         if len(sizes):

@@ -1,0 +1,143 @@
+"""The same point and the same policy as in `conftest`, as one program: the host loop's episodes."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mistjax.models.observation import Observation
+from mistjax.rollouts import compiled, run_episodes
+from mistjax.rollouts.compiled import CompiledRollouts
+
+from .conftest import PointEnv, PointPolicy
+
+SEEDS = tuple(range(13))
+
+
+class PointState(NamedTuple):
+    point: Any
+    drift: Any
+    steps: Any
+    done: Any
+    success: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionalPoint:
+    causes = ("left the field", "timeout")
+
+    def reset(self, start):
+        false = jnp.bool_(False)
+        return PointState(start["point"], start["drift"], jnp.int32(0), false, false)
+
+    def step(self, state, action):
+        point = state.point + 0.5 * action + state.drift
+        distance, steps = jnp.linalg.norm(point), state.steps + 1
+        success = distance < 0.3
+        done = success | (distance > 3) | (steps >= 20)
+        new = PointState(point, state.drift, steps, done, success)
+        return jax.tree.map(lambda old, now: jnp.where(state.done, old, now), state, new)
+
+    def observe(self, state):
+        return {"observation/state": state.point}
+
+    def failure_cause(self, state):
+        return jnp.where(jnp.linalg.norm(state.point) > 3, 0, 1)
+
+
+@jax.tree_util.register_static
+class TracedPolicy(PointPolicy):
+    def encode_prompts(self, prompts):
+        ones = np.ones((len(prompts), 1), np.int32)
+        return ones, ones.astype(bool)
+
+    def observe(self, raw, words):
+        return Observation({}, {}, raw["observation/state"], *words)
+
+    def act(self, sample, raw):
+        return jnp.clip(sample.actions, -1, 1)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return TracedPolicy()
+
+
+def table(rollouts, seeds, drift=0.0):
+    env = PointEnv()
+    points = np.stack([env.reset(seed=s)[0]["observation/state"] for s in seeds])
+    start = {"point": points, "drift": np.full(len(seeds), drift, np.float32)}
+    return rollouts.table(seeds, start, ["go to the middle"] * len(seeds))
+
+
+def check(outcomes, run):
+    for i, seed in enumerate(outcomes.seeds):
+        trace = run.trace(int(seed))
+        assert outcomes.success[i] == trace.success
+        assert outcomes.steps[i] == len(trace.actions)
+        assert outcomes.inferences[i] == len(trace.chunks)
+        alarms = np.flatnonzero(trace.alarm)
+        assert outcomes.alarm[i] == (alarms[0] if len(alarms) else -1)
+        assert outcomes.edited[i] == trace.edited.sum()
+        cause = None if outcomes.cause[i] < 0 else FunctionalPoint.causes[outcomes.cause[i]]
+        assert (cause == "left the field") == (trace.failure_cause == "left the field")
+
+
+@pytest.mark.parametrize("rows", [1, 4, 32])
+def test_a_seed_is_the_host_loops_episode_whatever_runs_beside_it(policy, rows):
+    rollouts = CompiledRollouts(policy, FunctionalPoint(), num_envs=rows, rounds=3)
+    outcomes = rollouts.run(table(rollouts, SEEDS))
+    check(outcomes, run_episodes(policy, PointEnv, SEEDS, progress=False))
+    assert outcomes.success.sum() > 0
+
+
+def test_episodes_of_another_perturbation_recompile_nothing(policy):
+    rollouts = CompiledRollouts(policy, FunctionalPoint(), num_envs=4, rounds=3)
+    rollouts.run(table(rollouts, SEEDS))
+    before = compiled._advance._cache_size()
+    traces = policy.compiles
+    outcomes = rollouts.run(table(rollouts, SEEDS, drift=0.4))
+    assert (compiled._advance._cache_size(), policy.compiles) == (before, traces)
+    check(
+        outcomes,
+        run_episodes(policy, PointEnv, SEEDS, perturbation={"drift": 0.4}, progress=False),
+    )
+    assert not outcomes.success.all()
+
+
+def test_devices_do_not_talk_and_do_not_matter(policy):
+    devices = jax.devices()[:2]
+    assert len(devices) == 2
+    together = CompiledRollouts(policy, FunctionalPoint(), num_envs=4, rounds=3, devices=devices)
+    alone = CompiledRollouts(policy, FunctionalPoint(), num_envs=4, rounds=3)
+    both = together.run(table(together, SEEDS)), alone.run(table(alone, SEEDS))
+    jax.tree.map(np.testing.assert_array_equal, *map(dataclasses.asdict, both))
+    hlo = together.prepare(table(together, SEEDS)).compiled.as_text()
+    for word in ("all-reduce", "all-gather", "collective", "all-to-all"):
+        assert word not in hlo
+
+
+def test_shares_deal_every_episode_once():
+    for episodes in (1, 5, 8):
+        seeds = np.arange(episodes)
+        start = {"x": seeds}
+        words = np.zeros((episodes, 1), np.int32), np.ones((episodes, 1), bool)
+        dealt = compiled.deal(compiled.Table(seeds, start, words), 4).seed.reshape(4, -1)
+        counts = compiled.shares(episodes, 4)
+        begun = np.concatenate([row[:n] for row, n in zip(dealt, counts, strict=True)])
+        np.testing.assert_array_equal(np.sort(begun), seeds)
+        for device, (row, n) in enumerate(zip(dealt, counts, strict=True)):
+            np.testing.assert_array_equal(row[:n], np.arange(n) * 4 + device)
+
+
+def test_a_policy_that_prepares_on_the_host_is_refused_in_one_sentence():
+    with pytest.raises(ValueError, match="PointPolicy does not run inside a compiled rollout"):
+        CompiledRollouts(PointPolicy(), FunctionalPoint())
+
+
+def test_rows_that_do_not_divide_among_the_devices_are_refused(policy):
+    with pytest.raises(ValueError, match="num_envs is 3: expected a multiple of the 2 devices"):
+        CompiledRollouts(policy, FunctionalPoint(), num_envs=3, devices=jax.devices()[:2])
