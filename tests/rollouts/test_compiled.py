@@ -97,10 +97,9 @@ def test_a_seed_is_the_host_loops_episode_whatever_runs_beside_it(policy, rows):
 def test_episodes_of_another_perturbation_recompile_nothing(policy):
     rollouts = CompiledRollouts(policy, FunctionalPoint(), num_envs=4, rounds=3)
     rollouts.run(table(rollouts, SEEDS))
-    before = compiled._advance._cache_size()
     traces = policy.compiles
     outcomes = rollouts.run(table(rollouts, SEEDS, drift=0.4))
-    assert (compiled._advance._cache_size(), policy.compiles) == (before, traces)
+    assert policy.compiles == traces
     check(
         outcomes,
         run_episodes(policy, PointEnv, SEEDS, perturbation={"drift": 0.4}, progress=False),
@@ -115,7 +114,7 @@ def test_devices_do_not_talk_and_do_not_matter(policy):
     alone = CompiledRollouts(policy, FunctionalPoint(), num_envs=4, rounds=3)
     both = together.run(table(together, SEEDS)), alone.run(table(alone, SEEDS))
     jax.tree.map(np.testing.assert_array_equal, *map(dataclasses.asdict, both))
-    hlo = together.prepare(table(together, SEEDS)).compiled.as_text()
+    hlo = str(together.prepare(table(together, SEEDS)).compiled.as_text())
     for word in ("all-reduce", "all-gather", "collective", "all-to-all"):
         assert word not in hlo
 
