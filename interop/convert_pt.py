@@ -31,8 +31,7 @@ def convert(source: str | Path, target: str | Path) -> None:
     if not os.path.lexists(source):
         raise FileNotFoundError(f"{source} does not exist.")
     try:
-        function = "mistjax.interop.convert_pt:write"
-        isolation.call(function, source, target=os.path.abspath(target))
+        isolation.call(f"{__name__}:write", source, target=os.path.abspath(target))
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(

@@ -8,6 +8,7 @@ on Linux only. What it refuses comes back as a ValueError in one sentence.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -22,16 +23,17 @@ MEMORY, WRITTEN, SECONDS = 2 << 30, 1 << 28, 120  # bytes, bytes of a file, s; f
 EXPANSION, SPEED = 16, 1 << 20  # and bytes for each byte of input, bytes of input for each second
 MOST_MEMORY = 32 << 30
 
-# Our package is found by its place and what else is installed stands behind the standard library,
-# so no folder is searched that a download could be in.
+# Our packages are found by their place and what else is installed stands behind the standard
+# library, so no folder is searched that a download could be in.
 _START = """
 import json, sys
 from importlib.util import module_from_spec, spec_from_file_location
 plan = json.loads(sys.argv[1])
 sys.path += plan["installed"]
-spec = spec_from_file_location("mistjax", plan["package"])
-sys.modules["mistjax"] = module_from_spec(spec)
-spec.loader.exec_module(sys.modules["mistjax"])
+for name, place in plan["packages"].items():
+    spec = spec_from_file_location(name, place)
+    sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
 from mistjax.isolation import obey
 sys.exit(obey(plan))
 """
@@ -51,7 +53,7 @@ def call(function: str, source: str | Path, **arguments: Any) -> None:
     """
     size = _size(Path(source))
     plan = {
-        "package": str(Path(__file__).resolve().with_name("__init__.py")),
+        "packages": {name: _place(name) for name in ("mistjax", function.split(".")[0])},
         "installed": [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")],
         "function": function,
         "arguments": {"source": os.path.abspath(source), **arguments},
@@ -119,6 +121,14 @@ def _limit(memory: int, written: int, seconds: int) -> None:
         value = value if most == resource.RLIM_INFINITY else min(value, most)
         resource.setrlimit(kind, (value, most))
     sys.setrecursionlimit(1000)
+
+
+def _place(package: str) -> str:
+    """The `__init__.py` of a package of ours."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{package} is not installed: it converts files of others.")
+    return str(Path(spec.origin).resolve())
 
 
 def _size(source: Path) -> int:

@@ -56,7 +56,7 @@ def test_the_process_searches_no_folder_but_the_installed_ones(monkeypatch, tmp_
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    isolation.call("a.b:c", "folder", out="x")
+    isolation.call("mistjax.a:c", "folder", out="x")
     ((command, options),) = plans
     plan = json.loads(command[-1])
     assert command[1] == "-I" and str(tmp_path) not in plan["installed"]
@@ -76,4 +76,4 @@ def test_how_the_process_ends_is_told(monkeypatch, code, kind, said):
     done = subprocess.CompletedProcess([], code, "", "a warning\nthe last line")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     with pytest.raises(kind, match=said):
-        isolation.call("a.b:c", "folder")
+        isolation.call("mistjax.a:c", "folder")
