@@ -10,6 +10,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+if sys.argv[0] == "-m" and not sys.flags.safe_path:
+    # `python -m` searches the current folder first, which may be a download with a csv.py in it.
+    sys.path.append(sys.path.pop(0))
+
 import tyro
 
 from mistjax.cli.detectors import (

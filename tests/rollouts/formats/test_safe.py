@@ -5,12 +5,15 @@ import os
 import pickle
 import pickletools
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+import mistjax
 from mistjax.cli import main
 from mistjax.detect.bench import BenchConfig
 from mistjax.detect.bench.episodes import read_runs
@@ -116,6 +119,16 @@ def test_the_command_line_converts_in_a_process_that_imports_nothing_beside_the_
     assert "6 episodes" in shown.out and "import only files that you trust" in shown.err
     trace = next(load_run(back).traces())
     assert trace.features["pre_velocity"].shape[1:] == (4, 6)
+
+
+def test_python_m_imports_nothing_from_the_folder_it_is_called_in_either(tmp_path):
+    for name in ("csv", "json", "tyro", "numpy"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'trap')!r}, 'w')")
+    environment = os.environ | {"PYTHONPATH": str(Path(mistjax.__file__).parents[1])}
+    command = [sys.executable, "-m", "mistjax.cli", "import-safe", ".", "--out", "out"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "no rollouts in a layout of SAFE's" in done.stderr
+    assert not (tmp_path / "trap").exists()
 
 
 def test_an_imported_run_can_be_compared(exported, tmp_path):
