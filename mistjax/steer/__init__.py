@@ -6,7 +6,6 @@ from mistjax.steer.build import BOARD_CONCEPTS, build_vectors, write_vectors
 from mistjax.steer.concepts import Concept, concept_table, control_neurons, find_concept
 from mistjax.steer.effects import (
     DoseResponse,
-    calibrate_strength,
     control_responses,
     dose_response,
     response_rows,
@@ -42,7 +41,6 @@ __all__ = [
     "affine_map",
     "build_vectors",
     "burst",
-    "calibrate_strength",
     "cause_table",
     "concept_table",
     "concept_vector",

@@ -8,7 +8,6 @@ beats random ones of its own length.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -160,28 +159,3 @@ def response_rows(
         }
         for strength, change, (low, high), moved_by, others, others_moved in rows
     ]
-
-
-def calibrate_strength(response: DoseResponse, statistic: str, target: float) -> float:
-    """The strength nearest 0 at which a statistic's mean change reaches `target`.
-
-    Linear between the measured strengths, either sign.
-
-    Raises:
-        ValueError: no measured strength gets there; says how far they got.
-    """
-    points = sorted(
-        {0.0: 0.0, **dict(zip(response.strengths, response.effect(statistic), strict=True))}.items()
-    )
-    reached = []
-    for (s0, e0), (s1, e1) in itertools.pairwise(points):
-        if min(e0, e1) <= target <= max(e0, e1) and e0 != e1:
-            reached.append(s0 + (target - e0) / (e1 - e0) * (s1 - s0))
-    if not reached:
-        effects = [effect for _, effect in points]
-        raise ValueError(
-            f"{statistic} changes by {min(effects):.3g} to {max(effects):.3g} over strengths "
-            f"{points[0][0]:g} to {points[-1][0]:g}, not by {target:g}: try larger strengths or "
-            "another vector."
-        )
-    return float(min(reached, key=abs))

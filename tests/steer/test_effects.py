@@ -10,7 +10,6 @@ from mistjax.policies import pi
 from mistjax.steer import (
     Provenance,
     SteeringVector,
-    calibrate_strength,
     control_responses,
     dose_response,
     response_rows,
@@ -50,17 +49,6 @@ def test_a_direction_that_lifts_raises_dz_with_its_strength(wide, raw, lift, key
     assert last["change"] == pytest.approx(effect[-1])
     assert last["change"] > last["control"] + last["control_sd"]
     assert last["control_moved"] > 0
-
-
-def test_the_calibrated_strength_reaches_the_target(wide, raw, lift, key):
-    response = dose_response(wide, raw, lift, STRENGTHS, key)
-    target = 0.6 * float(response.effect("dz")[-1])
-    strength = calibrate_strength(response, "dz", target)
-    reached = dose_response(wide, raw, lift, (strength,), key).effect("dz")[0]
-    assert reached == pytest.approx(target, rel=0.1)
-    assert calibrate_strength(response, "dz", -target) < 0
-    with pytest.raises(ValueError, match="not by 100"):
-        calibrate_strength(response, "dz", 100.0)
 
 
 def test_strengths_compile_once(wide, raw, lift, key):
