@@ -28,6 +28,8 @@ import platform
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,7 @@ class Config:
         models: published sizes to time; see `bench_full_size`.
         turns: of each of their arms; a third of them for pi0-FAST, which takes longer.
         tokens: that pi0-FAST writes.
-        host_episodes: of the host loop; 0 leaves it out.
+        host_episodes: of the host loop, at least 8; 0 leaves it out.
         seconds: no part begins later.
         small: little of everything, to try the script on a CPU.
         results: JSON file, written after every part.
@@ -95,7 +97,7 @@ class Rollouts:
     Attributes:
         steps_per_second, episodes_per_second: of busy rows; of episodes that ended.
         ms_per_round: one inference and the actions that follow, of all rows.
-        launches_per_round: see `kernels`.
+        launches_per_round: see `kernels`; None where the HLO could not be read.
         success: share of the ended episodes, and their number.
         argument_bytes, temporary_bytes: of the program.
         compile_seconds: of the program, beside others.
@@ -105,7 +107,7 @@ class Rollouts:
     steps_per_second: float
     episodes_per_second: float
     ms_per_round: float
-    launches_per_round: float
+    launches_per_round: float | None
     success: float
     ended: int
     argument_bytes: int
@@ -148,7 +150,11 @@ class Program:
         memory, hlo = self.run.compiled.memory_analysis(), self.run.compiled.as_text()
         if memory is None or hlo is None:
             raise ValueError(f"{jax.default_backend()} does not report the memory of a program.")
-        launches = count_kernels(hlo) / self.config.rounds
+        try:
+            launches = count_kernels(hlo) / self.config.rounds
+        except (KeyError, ValueError) as error:
+            print(f"launches are not counted: {error!r}", flush=True)
+            launches = None
         return Rollouts(
             num_envs=self.num_envs,
             steps_per_second=sum(int(r.executed.sum()) for r in reports) / seconds,
@@ -191,7 +197,7 @@ def host_loop(episodes: int) -> dict[str, float] | str:
         "policy = PiPolicy.load('checkpoints/board_pi0', BOARD)\n"
         "make = functools.partial(make_env, BOARD_ENV)\n"
         "n = int(sys.argv[1])\n"
-        "run_episodes(policy, make, range(n // 4), num_envs=8, progress=False, max_steps=8)\n"
+        "run_episodes(policy, make, range(8), num_envs=8, progress=False, max_steps=8)\n"
         "start = time.perf_counter()\n"
         "run = run_episodes(policy, make, range(5000, 5000 + n), num_envs=8, progress=False)\n"
         "seconds = time.perf_counter() - start\n"
@@ -261,7 +267,17 @@ def main(config: Config) -> dict[str, Any]:
     def late() -> bool:
         return time.perf_counter() - begun > config.seconds
 
-    def keep(name: str, result: Any) -> None:
+    failed: dict[str, str] = {}
+
+    def attempt(name: str, part: Callable[[], Any]) -> None:
+        """Keeps what a part measured; one that fails is named at the end and costs no other."""
+        try:
+            result = part()
+        except Exception:
+            failed[name] = traceback.format_exc()
+            print(f"{name} failed:\n{failed[name]}", flush=True)
+            return
+        result = dataclasses.asdict(result) if isinstance(result, Rollouts) else result
         record["parts"][name] = result
         print(f"{time.perf_counter() - begun:6.1f} s  {name}: {json.dumps(result)}", flush=True)
         if config.results is not None:
@@ -284,18 +300,23 @@ def main(config: Config) -> dict[str, Any]:
                 (f"{kind}/{n}", pool.submit(Program, kind, n, config, table)) for kind, n in kinds
             ]
         todo += [(name, pool.submit(Arms, name, config)) for name in models]
+        futures: list[concurrent.futures.Future[Any]] = [part for _, part in todo]
+        futures += [beside] if beside is not None else []
+        concurrent.futures.wait(futures, timeout=config.seconds * 0.7)
+        print(f"{time.perf_counter() - begun:6.1f} s  compiled", flush=True)
+        if beside is not None and beside.done():
+            attempt("host loop", beside.result)
         for name, part in todo:
-            part.result()
-            print(f"{time.perf_counter() - begun:6.1f} s  {name}: compiled", flush=True)
-        if beside is not None:
-            keep("host loop", beside.result())
-        for name, part in todo:
-            if not late():
-                result = part.result().time()
-                keep(name, result if isinstance(result, list) else dataclasses.asdict(result))
+            if not part.done():
+                failed[name] = "was not compiled in time"
+            elif not late():
+                attempt(name, lambda part=part: part.result().time())
+        pool.shutdown(wait=False, cancel_futures=True)
     if host and beside is None and not late():
-        keep("host loop", host_loop(config.host_episodes))
+        attempt("host loop", lambda: host_loop(config.host_episodes))
     _print(record["parts"])
+    if failed:
+        raise SystemExit("\n".join(f"{name} failed: {reason}" for name, reason in failed.items()))
     return record
 
 
@@ -316,7 +337,7 @@ def _print(parts: dict[str, Any]) -> None:
             print(
                 f"{name:16} {part['steps_per_second']:12.0f} steps/s "
                 f"{part['ms_per_round']:9.2f} ms a round, "
-                f"{part['launches_per_round']:.0f} launches{ratio}"
+                f"{part['launches_per_round'] or 0:.0f} launches{ratio}"
             )
         elif isinstance(part, list):
             for row in part:

@@ -4,10 +4,11 @@ A picture is a pure function of `Poses` (what moves) and `Look` (what does not),
 jitted, batched with `jax.vmap` and run on any device. Planes, boxes, ellipsoids, cylinders and
 capsules are drawn at any rotation.
 
-Cost: about 0.4 ms per 64x64 picture on one CPU core. Two choices make that so: x, y and z stay
-separate arrays, and solids are scanned for distance alone before the nearest one is shaded once.
-Unrolling the scan lets XLA recompute it for every use of its result, which is six times slower on
-CPU.
+Cost: about 0.4 ms per 64x64 picture on one CPU core. Three choices make that so: x, y and z stay
+separate arrays; solids are scanned for distance alone, with one integer as the scan's result,
+before the nearest one is shaded once; and a batch is one array per step, never a loop over
+pictures, whose body XLA runs several times slower on CPU. Unrolling the scan lets XLA recompute it
+for every use of its result, which is far slower on CPU.
 """
 
 import functools
