@@ -27,7 +27,7 @@ def functional_band(
     *,
     band: Band = "tfunc",
     side: Literal["upper", "lower", "both"] = "upper",
-    official: bool = False,
+    as_released: bool = False,
 ) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, " t"]]:
     """Functional conformal band (lower, upper) of equally long curves; an open side is infinite.
 
@@ -37,13 +37,13 @@ def functional_band(
         alpha: miscoverage.
         band: modulation.
         side: one-sided or two-sided.
-        official: one-sided widths by linear interpolation, as SAFE and FAIL-Detect release them.
+        as_released: one-sided widths by linear interpolation, as SAFE and FAIL-Detect release them.
             That is below the finite-sample rank, so the promise does not hold.
     """
     centre, h = reference.mean(0), modulation(reference, alpha, band)
     scaled = (calibration - centre) / h
     values = {"upper": scaled, "lower": -scaled, "both": np.abs(scaled)}[side].max(1)
-    exact = side == "both" or not official
+    exact = side == "both" or not as_released
     width = conformal_quantile(values, alpha) if exact else float(np.quantile(values, 1 - alpha))
     infinite = np.full_like(centre, np.inf)
     return (
@@ -57,7 +57,7 @@ def split_thresholds(
     success: Bool[np.ndarray, " n"],
     alpha: float,
     *,
-    official: bool = False,
+    as_released: bool = False,
 ) -> tuple[float, float]:
     """Label-conditional split conformal on one score per episode in [0, 1].
 
@@ -65,7 +65,7 @@ def split_thresholds(
         scores: one score an episode.
         success: outcomes.
         alpha: miscoverage per class.
-        official: when the rank exceeds a class's size, take its largest value instead of +inf.
+        as_released: when the rank exceeds a class's size, take its largest value instead of +inf.
 
     Returns:
         Limits of the nonconformity of a success (the score) and of a failure (1 - the score). An
@@ -73,7 +73,7 @@ def split_thresholds(
     """
 
     def limit(values: np.ndarray) -> float:
-        if official and finite_sample_rank(len(values), alpha) > len(values):
+        if as_released and finite_sample_rank(len(values), alpha) > len(values):
             return float(values.max())
         return conformal_quantile(values, alpha)
 

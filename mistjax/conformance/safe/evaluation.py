@@ -30,7 +30,7 @@ RATES = ("tpr", "tnr", "fpr", "fnr", "acc", "bal_acc", "f1", "weighted-acc")
 
 
 def conformal(folder: Path) -> list[Row]:
-    """Functional bands, split thresholds and prediction sets in official mode."""
+    """Functional bands, split thresholds and prediction sets in the mode of the release."""
     z = read_npz(folder / "conformal.npz")
     rows = []
     for name, band in BANDS.items():
@@ -38,14 +38,14 @@ def conformal(folder: Path) -> list[Row]:
             side: Any = "both" if key.startswith("two") else key
             alphas = z["two_sided_alphas" if side == "both" else "alphas"]
             ours = [
-                functional_band(z["train"], z["cal"], a, band=band, side=side, official=True)[
+                functional_band(z["train"], z["cal"], a, band=band, side=side, as_released=True)[
                     int("upper" in key)
                 ]
                 for a in alphas
             ]
             rows.append(compare("bands", f"{name} {key}", ours, z[f"{name}/{key}"], 1e-12))
     scores, success = z["split_cal_scores"], z["split_cal_labels"] == 0
-    limits = np.array([split_thresholds(scores, success, a, official=True) for a in z["alphas"]])
+    limits = np.array([split_thresholds(scores, success, a, as_released=True) for a in z["alphas"]])
     wanted = z["split_thresholds_label0_label1"]
     rows.append(compare("split", "thresholds", limits, wanted, 1e-12))
     test = z["split_test_scores"]
@@ -108,7 +108,7 @@ def _thresholded(
                     _at(scores[index["val_seen"]], cal, row["time"]),
                     cal.success,
                     row["alpha"],
-                    official=True,
+                    as_released=True,
                 )
                 limit = limits[0] if row["calib on"] == "neg" else 1 - limits[1]
             else:
@@ -136,7 +136,7 @@ def _functional(
     test = episodes.take(split.val_unseen)
     padded, failed = extend(scores[split.val_unseen], test.mask), ~test.success
     bands = {
-        a: functional_band(reference, calibration, a, official=True)[1]
+        a: functional_band(reference, calibration, a, as_released=True)[1]
         for a in z[f"{name}/fcp_alphas"]
     }
     rows = [
@@ -161,7 +161,7 @@ def _functional(
 
 
 def metrics(folder: Path) -> list[Row]:
-    """Every table of the official evaluation, for two recorded score series."""
+    """Every table of the original evaluation, for two recorded score series."""
     z = read_npz(folder / "metrics.npz")
     tables = json.loads((folder / "metrics.json").read_text())
     episodes = recorded_episodes(folder)
