@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,6 +38,15 @@ def compiled(function: F) -> F:
         return run(structure, constants, arrays)
 
     return call  # type: ignore[return-value]
+
+
+def check_shares(name: str, tree: Any) -> None:
+    """ValueError where an array holds NaN or something outside of [0, 1]; arrays of a program that
+    is being traced pass.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if not isinstance(leaf, Tracer) and not bool(jnp.all((leaf >= 0) & (leaf <= 1))):
+            raise ValueError(f"{name} are shares: expected numbers from 0 to 1, and none is NaN.")
 
 
 def blocks(xs: Any, chunk: int) -> Any:

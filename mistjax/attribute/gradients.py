@@ -162,8 +162,9 @@ class _Line:
             )
             return mean, values
 
-        ends = jnp.array([1.0, 0.0])
-        alphas, shares = jnp.concatenate([nodes, ends]), jnp.concatenate([weights, 0 * ends])
+        ends = jnp.array([1.0, 0.0], jnp.float32)
+        alphas = jnp.concatenate([jnp.asarray(nodes, jnp.float32), ends])
+        shares = jnp.concatenate([jnp.asarray(weights, jnp.float32), 0 * ends])
         zero = jax.tree.map(jnp.zeros_like, self.end)
         mean, values = jax.lax.scan(add, zero, blocks((alphas, shares), chunk))
         values = values.reshape(-1, values.shape[-1])

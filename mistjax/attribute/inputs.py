@@ -83,7 +83,8 @@ def blurred(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
 
 
 def _blur_matrix(size: int, sigma: float) -> Float[Array, "n n"]:
-    distance = jnp.arange(size)[:, None] - jnp.arange(size)[None]
+    distance = jnp.arange(size, dtype=jnp.float32)
+    distance = distance[:, None] - distance[None]
     weight = jnp.exp(-0.5 * (distance / sigma) ** 2)
     return weight / weight.sum(axis=1, keepdims=True)
 
@@ -140,13 +141,13 @@ class Regions:
     @classmethod
     def full(cls, inputs: Inputs, patch: PatchSize, value: float = 1.0, rows: int = 1) -> Regions:
         """The same number everywhere."""
+        shapes = {
+            n: (x.shape[1] // patch[0], x.shape[2] // patch[1]) for n, x in inputs.images.items()
+        }
         return cls(
-            images={
-                name: jnp.full((rows, x.shape[1] // patch[0], x.shape[2] // patch[1]), value)
-                for name, x in inputs.images.items()
-            },
-            text=jnp.full((rows, inputs.text.shape[1]), value),
-            state=jnp.full((rows, inputs.state.shape[1]), value),
+            images={n: jnp.full((rows, *grid), value, jnp.float32) for n, grid in shapes.items()},
+            text=jnp.full((rows, inputs.text.shape[1]), value, jnp.float32),
+            state=jnp.full((rows, inputs.state.shape[1]), value, jnp.float32),
         )
 
 

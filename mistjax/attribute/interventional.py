@@ -19,14 +19,13 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from mistjax.attribute.attribution import Attribution, evaluate
-from mistjax.attribute.batching import compiled, in_chunks
+from mistjax.attribute.batching import check_shares, compiled, in_chunks
 from mistjax.attribute.inputs import Baseline, Inputs, PatchSize, Regions, replaced
 from mistjax.attribute.readouts import Readout
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy
 
 
-@compiled
 def effects(
     policy: Policy,
     obs: Observation,
@@ -49,8 +48,25 @@ def effects(
         patch: pixels (height, width) of one patch.
         baseline: what to put there.
         chunk: interventions in memory at a time, each the whole batch.
+
+    Raises:
+        ValueError: regions of other sizes than the observation's, or outside of [0, 1].
     """
+    check_shares("regions", regions)
+    options = {"patch": patch, "baseline": baseline, "chunk": chunk}
+    return _effects(policy, obs, key, readout, regions, **options)
+
+
+@compiled
+def _effects(policy, obs, key, readout, regions, *, patch, baseline, chunk):
     inputs = Inputs.of(policy, obs)
+    whole = Regions.full(inputs, patch)
+    for given, one in zip(jax.tree.leaves(regions), jax.tree.leaves(whole), strict=True):
+        if given.shape[1] not in (1, obs.batch_size) or given.shape[2:] != one.shape[1:]:
+            raise ValueError(
+                f"a region has shape {given.shape}: expected [n, 1 or {obs.batch_size}, "
+                f"{', '.join(map(str, one.shape[1:]))}] for patches of {patch} pixels."
+            )
     start = baseline.inputs(policy, obs, inputs)
 
     def run(region):
@@ -75,7 +91,7 @@ def occlusion(
     Arguments as for `effects`. Cost: an inference of the batch for each of them (pi0: 848).
     """
     unravel, size = _flat(policy, obs, patch)
-    masks = jnp.concatenate([jnp.eye(size), jnp.zeros((1, size)), jnp.ones((1, size))])
+    masks = jnp.eye(size + 2, size, dtype=jnp.float32).at[size + 1].set(1.0)
     values = effects(
         policy,
         obs,
@@ -129,8 +145,9 @@ def iss(
             "probability between 0 and 1."
         )
     unravel, size = _flat(policy, obs, patch)
-    masks = jax.random.bernoulli(jax.random.key(seed), probability, (samples, size)).astype(float)
-    ends = jnp.stack([jnp.zeros(size), jnp.ones(size)])
+    drawn = jax.random.bernoulli(jax.random.key(seed), jnp.float32(probability), (samples, size))
+    masks = drawn.astype(jnp.float32)
+    ends = jnp.stack([jnp.zeros_like(masks[0]), jnp.ones_like(masks[0])])
     values = effects(
         policy,
         obs,
@@ -188,12 +205,18 @@ def nuisance_mass_ratio(
             not count.
 
     Raises:
-        ValueError: a camera that the attribution does not have.
+        ValueError: no camera, one that the attribution does not have, or shares that do not fit.
     """
     if unknown := sorted(set(nuisance) - set(attribution.images)):
         raise ValueError(
             f"no attribution on cameras {unknown}: there are {sorted(attribution.images)}."
         )
+    wrong = {n: s.shape for n, s in nuisance.items() if s.shape != attribution.images[n].shape}
+    if wrong or not nuisance:
+        raise ValueError(
+            f"nuisance has shapes {wrong}: expected those of the attribution's images."
+        )
+    check_shares("nuisance regions", dict(nuisance))
     mass = jnp.stack([jnp.abs(attribution.images[name]) for name in nuisance])
     share = jnp.stack([nuisance[name] for name in nuisance])
     return (mass * share).sum(axis=(0, 2, 3)) / mass.sum(axis=(0, 2, 3))

@@ -30,6 +30,7 @@ class Cause:
         modality: index of the largest share.
         shares: of each modality; they sum to 1, or are all 0 where nothing is positive.
         found: whether there is any positive attribution.
+        finite: whether every number of the attribution is finite.
         patches: per camera the strongest patches, (row, column) from the top left.
         patch_shares: of those patches.
         boxes: the same patches in pixels of the model's image: top, left, bottom, right.
@@ -43,6 +44,7 @@ class Cause:
     modality: Int[Array, " b"]
     shares: Float[Array, "b m"]
     found: Bool[Array, " b"]
+    finite: Bool[Array, " b"]
     patches: Int[Array, "b c k 2"]
     patch_shares: Float[Array, "b c k"]
     boxes: Int[Array, "b c k 4"]
@@ -83,6 +85,7 @@ def localise(attribution: Attribution, top: int = 3) -> Cause:
         modality=jnp.argmax(masses, axis=1),
         shares=masses * scale,
         found=total[:, 0] > 0,
+        finite=_all_finite([*attribution.images.values(), attribution.text, attribution.state]),
         patches=patches,
         patch_shares=patch_shares,
         boxes=jnp.concatenate([corner, corner + jnp.array(attribution.patch)], axis=-1),
@@ -91,6 +94,11 @@ def localise(attribution: Attribution, top: int = 3) -> Cause:
         dims=dims,
         dim_shares=dim_shares,
     )
+
+
+def _all_finite(parts: Sequence[Array]) -> Bool[Array, " b"]:
+    rows = [jnp.isfinite(part).reshape(len(part), -1).all(axis=1) for part in parts]
+    return jnp.stack(rows).all(axis=0)
 
 
 def _positive(x: Array) -> Array:
@@ -140,6 +148,8 @@ def named_words(
 
 
 def _sentence(cause: Cause, obs, tokenizer, what, state_names, b: int) -> str:
+    if not cause.finite[b]:
+        return f"The attribution of the {what} holds NaN or Inf: it names no cause."
     if not cause.found[b]:
         return f"Nothing in the observation raises the {what} above its baseline."
     order = np.argsort(-cause.shares[b], kind="stable")

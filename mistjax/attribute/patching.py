@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mistjax.attribute.batching import compiled, in_chunks
+from mistjax.attribute.batching import check_shares, compiled, in_chunks
 from mistjax.attribute.readouts import Readout
 from mistjax.hooks.edits import Patch
 from mistjax.hooks.sites import Tap, split_site
@@ -58,7 +58,6 @@ class Restored:
         return (self.patched - self.corrupted) / (self.clean - self.corrupted)
 
 
-@compiled
 def patch_sweep(
     policy: Policy,
     clean: Observation,
@@ -87,8 +86,15 @@ def patch_sweep(
     batch, and the clean activations of the whole stack in memory.
 
     Raises:
-        ValueError: not a site, or masks of other layers and tokens than the site has.
+        ValueError: not a site, masks of other layers and tokens than the site has, or outside of
+            [0, 1].
     """
+    check_shares("masks", masks)
+    return _patch_sweep(policy, clean, corrupted, key, readout, site, masks, chunk=chunk)
+
+
+@compiled
+def _patch_sweep(policy, clean, corrupted, key, readout, site, masks, *, chunk):
     tap = Tap(site)
     sample = policy.sample(clean, key, taps=(*readout.taps, tap))
     values, clean_value = sample.taps[str(tap)], readout(sample)

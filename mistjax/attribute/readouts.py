@@ -69,6 +69,10 @@ class ActionValue:
         return ()
 
     def __call__(self, sample: Sample) -> Float[Array, " b"]:
+        if sample.actions.shape[1:] != self.weights.shape:
+            raise ValueError(
+                f"weights have shape {self.weights.shape}, the chunks {sample.actions.shape}."
+            )
         return jnp.einsum("bha,ha->b", sample.actions, self.weights)
 
 
@@ -91,6 +95,9 @@ class ActionChange:
         return ()
 
     def __call__(self, sample: Sample) -> Float[Array, " b"]:
+        if sample.actions.shape != self.reference.shape:
+            shapes = self.reference.shape, sample.actions.shape
+            raise ValueError("the reference has shape {}, the chunks {}.".format(*shapes))
         return jnp.mean(jnp.square(sample.actions - self.reference), axis=(1, 2))
 
 

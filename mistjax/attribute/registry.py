@@ -7,6 +7,7 @@ holds are arguments.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -55,13 +56,22 @@ def attribute(
         **options: of the method; `baseline` and `chunk` for all of them.
 
     Raises:
-        ValueError: unknown name, not even one run fits the memory, or what the method refuses.
+        ValueError: unknown name or option, a patch larger than a picture, not even one run fits the
+            memory, or what the method refuses.
     """
     if name not in ATTRIBUTIONS:
         raise ValueError(
             f"no attribution is called {name!r}; choose one of {', '.join(ATTRIBUTIONS)}."
         )
-    method = functools.partial(ATTRIBUTIONS[name], patch=patch or policy.patch, **options)
+    known = sorted(inspect.signature(ATTRIBUTIONS[name]).parameters)
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"{name} has no options {unknown}; it has {known}.")
+    patch = patch or policy.patch
+    for camera, image in obs.images.items():
+        sizes = image.shape[1:3]
+        if not all(1 <= p <= size for p, size in zip(patch, sizes, strict=True)):
+            raise ValueError(f"patches of {patch} pixels do not fit camera {camera!r}: {sizes}.")
+    method = functools.partial(ATTRIBUTIONS[name], patch=patch, **options)
     if memory is None:
         return method(policy, obs, key, readout)
     chunk = largest_chunk(

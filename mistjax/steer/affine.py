@@ -68,7 +68,8 @@ class AffineMap:
         the directions is not.
         """
         depth, width = self.bias.shape
-        basis = jax.vmap(lambda k: jax.random.orthogonal(k, width))(jax.random.split(key, depth))
+        keys = jax.random.split(key, depth)
+        basis = jax.vmap(lambda k: jax.random.orthogonal(k, width, dtype=jnp.float32))(keys)
         weight = jnp.einsum("lij,ljk,lmk->lim", basis, self.weight, basis)
         bias = jnp.einsum("lij,lj->li", basis, self.bias)
         details = {"control_of": dataclasses.asdict(self.provenance)}
@@ -103,8 +104,11 @@ def affine_map(
 
     Raises:
         ValueError: groups of different or no length, or a tap that does not give tokens of the
-            prefix.
+            prefix; no observation at a time, a ridge that is no penalty, or activations that fix
+            no map.
     """
+    if batch < 1 or not 0 <= ridge < np.inf:
+        raise ValueError(f"batch={batch}, ridge={ridge}: expected at least 1, and 0 or more.")
     if len(towards) != len(away) or not len(away):
         raise ValueError(
             f"{len(towards)} and {len(away)} observations are no pairs: give the same situations "
@@ -117,9 +121,9 @@ def affine_map(
     layers = resolve_layers(tap.layers, depth)
     details |= {"pairs": len(away), "anchored": anchored, "ridge": ridge, "tap": str(tap)}
     found = AffineMap(
-        weight=jnp.zeros((depth, width, width)),
-        bias=jnp.zeros((depth, width)),
-        gate=jnp.zeros(depth).at[jnp.array(layers)].set(1.0),
+        weight=jnp.zeros((depth, width, width), jnp.float32),
+        bias=jnp.zeros((depth, width), jnp.float32),
+        gate=jnp.zeros(depth, jnp.float32).at[jnp.array(layers)].set(1.0),
         site=tap.site,
         tokens=tap.tokens,
         provenance=Provenance(policy.spec.fingerprint, "affine_map", details),
@@ -141,7 +145,15 @@ def affine_map(
             wanted = tokens(towards, rows, layer, ())
             for raw in sources:
                 sums.add(tokens(raw, rows, layer, (found.to_edit(),))[:fresh], wanted[:fresh])
-        weight, bias = sums.solve(ridge)
+        try:
+            weight, bias = sums.solve(ridge)
+        except np.linalg.LinAlgError:
+            weight = bias = np.array(np.nan)
+        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            raise ValueError(
+                f"layer {layer} at {tap}: the activations fix no finite map; give more "
+                "observations, or a larger ridge."
+            )
         found = found.replace(  # type: ignore[attr-defined]
             weight=found.weight.at[layer].set(jnp.asarray(weight, jnp.float32)),
             bias=found.bias.at[layer].set(jnp.asarray(bias, jnp.float32)),

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from mistjax.hooks.sites import resolve_layers
 from mistjax.policies.value_vectors import ValueVectors
 from mistjax.steer.value_vectors import TopNames
 
@@ -90,12 +91,16 @@ def find_concept(
         limit: keep the best so many.
 
     Raises:
-        ValueError: a word that matches nothing, or no neuron that writes any.
+        ValueError: a word that matches nothing, a layer that does not exist, a limit below 1, or
+            no neuron that writes any.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}: expected at least 1 neuron, or None for all.")
     ids = matching_names(values.names, words)
     scores = np.where(np.isin(top.ids, ids), top.scores, 0.0).sum(-1)
     if layers is not None:
-        scores[np.setdiff1d(np.arange(len(scores)), layers)] = 0.0
+        chosen = resolve_layers(tuple(layers), len(scores))
+        scores[np.setdiff1d(np.arange(len(scores)), chosen)] = 0.0
     found = np.argwhere(scores > 0)
     if not len(found):
         raise ValueError(

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from scipy import stats
 
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs
+from mistjax.steer.schedules import is_strength
 from mistjax.steer.table import Steering
 from mistjax.steer.vectors import SteeringVector
 
@@ -94,7 +95,12 @@ def dose_response(
         steering: what to measure.
         strengths: distinct, in any order.
         key: one PRNG key.
+
+    Raises:
+        ValueError: no strength, or one that is not finite.
     """
+    if not len(strengths) or not all(is_strength(strength) for strength in strengths):
+        raise ValueError(f"strengths are {list(strengths)}: expected at least one, all finite.")
     obs, keys = policy.prepare(raw), jax.random.split(key, len(raw))
     prefix = policy.prefill(obs) if steering.site.startswith("action.") else None
     spec = policy.spec
@@ -122,7 +128,13 @@ def control_responses(
     *,
     controls: int = 8,
 ) -> list[DoseResponse]:
-    """The same measurement for random vectors of the same length, on the same noise."""
+    """The same measurement for random vectors of the same length, on the same noise.
+
+    Raises:
+        ValueError: no controls, or as `dose_response`.
+    """
+    if controls < 1:
+        raise ValueError(f"controls is {controls}: expected at least 1.")
     keys = jax.random.split(jax.random.fold_in(key, 1), controls)
     return [dose_response(policy, raw, vector.control(k), strengths, key) for k in keys]
 

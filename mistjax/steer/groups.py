@@ -29,9 +29,12 @@ def outcome_groups(run: Run, tap: Tap, *, first: int | None = None) -> tuple[Gro
             successes, so that means over whole episodes also differ by how late they are.
 
     Raises:
-        ValueError: the tap was not recorded, or all episodes ended the same way.
+        ValueError: the tap was not recorded, `first` is below 1, or all episodes ended the same
+            way.
     """
     _check_reduced(tap)
+    if first is not None and first < 1:
+        raise ValueError(f"first is {first}: expected at least 1 inference, or None for all.")
     features = run.features(tap)
     values, mask = features.values[:, :first], features.mask[:, :first]
     values = _mean_over_steps(values, tap, axis=2)
@@ -59,8 +62,13 @@ def observation_group(
         tap: a reduced tap.
         key: one PRNG key; observation i gets the same noise in every call.
         batch: observations at a time.
+
+    Raises:
+        ValueError: no observations, or none at a time.
     """
     _check_reduced(tap)
+    if not len(raw) or batch < 1:
+        raise ValueError(f"{len(raw)} observations, {batch} at a time: expected at least one.")
     keys = jax.random.split(key, len(raw))
     batch = min(batch, len(raw))
     parts = []

@@ -23,7 +23,7 @@ from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy, PolicySpec, Sample
 from mistjax.policies.wrapper import Wrapper
 from mistjax.steer.artifact import load_steering
-from mistjax.steer.schedules import Schedule, constant
+from mistjax.steer.schedules import Schedule, constant, is_strength
 
 
 @flax.struct.dataclass
@@ -102,8 +102,13 @@ def load_steered(
 
     Raises:
         FileNotFoundError, FingerprintError: see `load_steering`.
-        ValueError: no direction of that name.
+        ValueError: no direction of that name, a strength that is not finite, or an onset below 0.
     """
+    if not is_strength(strength) or onset < 0:
+        raise ValueError(
+            f"strength={strength}, onset={onset}: expected a finite strength, and 0 or more "
+            "inferences without it."
+        )
     found = load_steering(folder, policy.spec).directions
     if direction not in found:
         raise ValueError(f"{folder} has no direction {direction!r}; choose one of {list(found)}.")

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from mistjax.hooks.edits import Edit
 from mistjax.steer.affine import AffineMap
+from mistjax.steer.schedules import is_strength
 from mistjax.steer.vectors import NeuronOverwrite, SteeringVector
 
 Steering = SteeringVector | NeuronOverwrite | AffineMap
@@ -91,7 +92,7 @@ def cause_table(
 
     Raises:
         ValueError: nothing to stack, directions of different sites, tokens or kinds, or a cause
-            that names a direction which does not exist.
+            that names a direction which does not exist or has a strength that is not finite.
     """
     if not directions:
         raise ValueError("a steering table needs at least one direction.")
@@ -102,6 +103,9 @@ def cause_table(
     if len(set(places.values())) > 1:
         raise ValueError(f"the directions of a table share kind, site and tokens; got {places}.")
     names = tuple(directions)
+    wrong = {name: c[1] for name, c in causes.items() if c and not is_strength(c[1])}
+    if wrong or not causes:
+        raise ValueError(f"causes have strengths {wrong}: expected some, each a finite number.")
     unknown = sorted({c[0] for c in causes.values() if c is not None} - set(names))
     if unknown:
         raise ValueError(f"causes name directions {unknown}: there are {list(names)}.")

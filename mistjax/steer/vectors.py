@@ -26,6 +26,7 @@ from mistjax.hooks.sites import Tap, resolve_layers
 from mistjax.policies.protocol import PolicySpec
 from mistjax.policies.value_vectors import ValueVectors
 from mistjax.steer.concepts import Concept
+from mistjax.steer.schedules import is_strength
 
 Strength = Float[Array, "..."] | float
 Towards = Float[Array | np.ndarray, "n l d"]
@@ -96,7 +97,7 @@ class SteeringVector:
         """A random direction of the same length in every layer: what steering does by size
         alone.
         """
-        noise = jax.random.normal(key, self.direction.shape)
+        noise = jax.random.normal(key, self.direction.shape, jnp.float32)
         unit = noise / jnp.linalg.norm(noise, axis=-1, keepdims=True)
         details = {"control_of": dataclasses.asdict(self.provenance)}
         return self.replace(  # type: ignore[attr-defined]
@@ -149,7 +150,8 @@ class NeuronOverwrite:
 
 
 def _gate(layers: Sequence[int], depth: int) -> Float[Array, " l"]:
-    return jnp.zeros(depth).at[jnp.array(resolve_layers(tuple(layers), depth))].set(1.0)
+    chosen = jnp.array(resolve_layers(tuple(layers), depth), int)
+    return jnp.zeros(depth, jnp.float32).at[chosen].set(1.0)
 
 
 def _make(site: str, tokens: str, provenance: Provenance, vector: Array) -> SteeringVector:
@@ -185,22 +187,33 @@ def concept_vector(
 
 def _total(values: ValueVectors, concept: Concept) -> Float[Array, "l d"]:
     """Sum of the concept's value vectors in each layer."""
+    _check_stack(values, concept)
+    depth, _, width = values.vectors.shape
+    chosen = values.vectors[concept.layers, concept.neurons].astype(jnp.float32)
+    return jnp.zeros((depth, width), jnp.float32).at[concept.layers].add(chosen)
+
+
+def _check_stack(values: ValueVectors, concept: Concept) -> None:
     if concept.stack != values.stack:
         raise ValueError(
             f"concept {concept.name!r} is of the {concept.stack!r} stack, the value vectors are of "
             f"{values.stack!r}: search the concept in the same stack."
         )
-    depth, _, width = values.vectors.shape
-    chosen = values.vectors[concept.layers, concept.neurons].astype(jnp.float32)
-    return jnp.zeros((depth, width)).at[concept.layers].add(chosen)
 
 
 def overwrite_concept(
     values: ValueVectors, concept: Concept, activation: float, *, tokens: str = "all"
 ) -> NeuronOverwrite:
-    """The intervention of Häon et al.: the concept's neurons are set to one activation."""
+    """The intervention of Häon et al.: the concept's neurons are set to one activation.
+
+    Raises:
+        ValueError: a concept of another stack, or an activation that is not finite.
+    """
+    _check_stack(values, concept)
+    if not is_strength(activation):
+        raise ValueError(f"activation is {activation!r}: expected a finite number.")
     depth, neurons, _ = values.vectors.shape
-    mask = jnp.zeros((depth, neurons)).at[concept.layers, concept.neurons].set(1.0)
+    mask = jnp.zeros((depth, neurons), jnp.float32).at[concept.layers, concept.neurons].set(1.0)
     details = {"concept": concept.name, "neurons": len(concept), "activation": activation}
     provenance = Provenance(values.policy, "overwrite_concept", details)
     site = f"{values.stack}.mlp_neurons"
@@ -224,7 +237,8 @@ def difference_of_means(
         ValueError: groups that do not fit the tap, or do not differ.
     """
     _check_groups(towards, away, tap, spec)
-    vector = jnp.mean(jnp.asarray(towards), 0) - jnp.mean(jnp.asarray(away), 0)
+    towards, away = (jnp.asarray(group, jnp.float32) for group in (towards, away))
+    vector = jnp.mean(towards, 0) - jnp.mean(away, 0)
     details |= {"towards": len(towards), "away": len(away)}
     return _at_tap("difference_of_means", vector, tap, spec, details)
 
@@ -246,7 +260,8 @@ def principal_difference(
             f"{len(towards)} and {len(away)} examples are no pairs: use difference_of_means for "
             "groups, or give each example its counterpart."
         )
-    difference = jnp.swapaxes(jnp.asarray(towards) - jnp.asarray(away), 0, 1)
+    towards, away = (jnp.asarray(group, jnp.float32) for group in (towards, away))
+    difference = jnp.swapaxes(towards - away, 0, 1)
     _, size, axes = jnp.linalg.svd(difference, full_matrices=False)
     first = axes[:, 0]
     sign = jnp.sign(jnp.sum(first * jnp.mean(difference, axis=1), axis=-1))
@@ -270,6 +285,8 @@ def _check_groups(towards, away, tap: Tap, spec: PolicySpec) -> None:
 def _at_tap(maker: str, vector: Array, tap: Tap, spec: PolicySpec, details) -> SteeringVector:
     depth = spec.stacks[tap.stack].depth
     layers = jnp.array(resolve_layers(tap.layers, depth))
-    full = jnp.zeros((depth, vector.shape[-1])).at[layers].set(vector.astype(jnp.float32))
+    full = (
+        jnp.zeros((depth, vector.shape[-1]), jnp.float32).at[layers].set(vector.astype(jnp.float32))
+    )
     provenance = Provenance(spec.fingerprint, maker, {**details, "tap": str(tap)})
     return _make(tap.site, tap.tokens, provenance, full)

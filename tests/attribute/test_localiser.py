@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mistjax.attribute import ActionValue, Attribution, describe, explain, localise
+from mistjax.attribute.interventional import nuisance_mass_ratio
 from mistjax.attribute.localiser import named_words
 
 
@@ -67,7 +68,32 @@ def test_without_positive_attribution_there_is_no_cause(number, attribution, lin
     assert not cause.found.any()
     assert not cause.shares.any()
     sentence = describe(cause, linear_obs, tokenizer, what="action")[0]
-    assert sentence == "Nothing in the observation raises the action above its baseline."
+    if jnp.isnan(number):
+        assert sentence == "The attribution of the action holds NaN or Inf: it names no cause."
+    else:
+        assert sentence == "Nothing in the observation raises the action above its baseline."
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def test_one_number_that_is_not_finite_is_reported_and_harms_no_neighbour(bad, attribution):
+    fine = localise(attribution)
+    cause = localise(attribution.replace(text=attribution.text.at[1, 0].set(bad)))
+    assert cause.finite.tolist() == [True, False]
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(cause))
+    for ours, theirs in zip(jax.tree.leaves(cause), jax.tree.leaves(fine), strict=True):
+        assert jnp.array_equal(ours[0], theirs[0])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e37])
+def test_shares_do_not_depend_on_the_size_of_the_numbers(scale, attribution):
+    scaled = jax.tree.map(lambda leaf: leaf * scale, attribution)
+    shares, expected = localise(scaled).shares, localise(attribution).shares
+    assert jnp.allclose(shares, expected, atol=1e-5)
+
+
+def test_no_place_to_name_is_refused(attribution):
+    with pytest.raises(ValueError, match="top is 0"):
+        localise(attribution, top=0)
 
 
 def test_explain_goes_from_raw_observations_to_sentences(linear, raw, key):
@@ -77,3 +103,11 @@ def test_explain_goes_from_raw_observations_to_sentences(linear, raw, key):
         top = explanation.cause.modalities[int(explanation.cause.modality[row])]
         spoken = {"text": "the instruction", "state": "the robot state"}.get(top, f"camera {top}")
         assert sentence.startswith(f"The dx comes mostly from {spoken} (")
+
+
+def test_nuisance_of_another_size_is_refused(attribution):
+    camera, grid = next(iter(attribution.images.items()))
+    with pytest.raises(ValueError, match="expected those of the attribution"):
+        nuisance_mass_ratio(attribution, {camera: jnp.ones((1, 1, 1))})
+    with pytest.raises(ValueError, match="nuisance regions are shares"):
+        nuisance_mass_ratio(attribution, {camera: jnp.full(grid.shape, 2.0)})

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mistjax.steer import burst, constant, decay, flow_steps, ramp
+from mistjax.steer import Schedule, burst, constant, decay, flow_steps, ramp
 
 SINCE = jnp.array([-1, 0, 1, 2, 3, 500])
 
@@ -55,3 +55,21 @@ def test_flow_step_weights_cover_the_steps_asked_for():
 def test_impossible_spans_are_refused(wrong):
     with pytest.raises(ValueError, match="expected"):
         wrong()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e39])
+def test_strengths_that_are_not_finite_are_refused(wrong):
+    for make in (constant, lambda s: ramp(s, 2), lambda s: decay(s, 2.0), lambda s: burst(s, 2)):
+        with pytest.raises(ValueError, match="all finite"):
+            make(wrong)
+    with pytest.raises(ValueError, match="all finite"):
+        Schedule.of([1.0, wrong])
+    with pytest.raises(ValueError, match="half_life"):
+        decay(1.0, np.nan)
+
+
+def test_a_schedule_of_no_inference_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        Schedule.of([])
+    with pytest.raises(ValueError, match="horizon is 0"):
+        constant(1.0, horizon=0)

@@ -50,7 +50,8 @@ def test_tokens_chosen_by_logits_that_are_no_numbers_hold_still(policy, raw):
     width, depth = policy.spec.stacks["vlm"].width, policy.spec.stacks["vlm"].depth
     edit = Add(site="vlm.resid", strength=jnp.full(1, np.nan), vector=jnp.ones((depth, width)))
     obs = policy.prepare(raw[:1])
-    assert np.isnan(policy.sample(obs, KEY, edits=(edit,)).actions).all()
+    bare = jax.jit(lambda edit: policy.sample(obs, KEY, edits=(edit,)).actions)(edit)
+    assert np.isnan(bare).all()
     sample = mist.sample(obs, KEY, state=mist.initial_state(1), edits=(edit,))
     assert sample.aux["fallback"].all()
     assert np.isfinite(sample.actions).all()
