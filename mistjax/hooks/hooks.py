@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
@@ -65,7 +66,7 @@ class Hooks:
 
 def _finite(value: Any) -> bool:
     """Whether a value holds no NaN or Inf, as far as can be said: tracers hold nothing yet."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return True
     if isinstance(value, jax.Array):
         with jax.ensure_compile_time_eval():
