@@ -49,6 +49,7 @@ class Config:
         turns: timed bursts of each arm.
         burst: calls of each.
         warm: calls before each, not timed.
+        failure: whether the failure monitor and its remedy are timed too, at the board's size.
         seed: of the order of the arms, and of the bootstrap.
         results: JSON file to write.
     """
@@ -58,6 +59,7 @@ class Config:
     turns: int = 40
     burst: int = 5
     warm: int = 2
+    failure: bool = True
     seed: int = 0
     results: Path | None = None
 
@@ -149,7 +151,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         )
         for batch in config.batches:
             taken = take_turns(
-                arms(policy, inputs, batch, board),
+                arms(policy, inputs, batch, board and config.failure),
                 turns=config.turns,
                 burst=config.burst,
                 warm=config.warm,

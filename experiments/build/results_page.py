@@ -245,6 +245,15 @@ def fault_groups(results: Mapping[str, Any]) -> str:
     return markdown([*head, *(f"right: {m}" for m in methods)], map(row, sorted(groups)))
 
 
+def fault_explanations(results: Mapping[str, Any]) -> str:
+    """Which method names the input that is unsound."""
+    places = list(next(iter(results["table"].values())))
+    return markdown(
+        ["method", *places],
+        ((name, *(rate(r[place]) for place in places)) for name, r in results["table"].items()),
+    )
+
+
 def mist_cost(results: Mapping[str, Any]) -> str:
     head = ["width", "batch", "arm", "ms", "CPU, ratio to bare"]
 
@@ -270,6 +279,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "workers": ("bench_workers", workers),
     "fault_detectors": ("faults", fault_detectors),
     "fault_groups": ("faults", fault_groups),
+    "fault_explanations": ("fault_explanations", fault_explanations),
     "mist_cost": ("bench_mist", mist_cost),
 }
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mistjax.envs.faults.battery import Injection
 from mistjax.rollouts import EpisodePlan, run_episodes
 from mistjax.rollouts.plan import check_seeds
 
@@ -117,3 +118,30 @@ def test_a_batch_is_as_large_as_the_environment_bears():
     assert EpisodePlan(suite="libero_object").batch_size == 1
     assert EpisodePlan(suite="libero_object", workers=4).batch_size == 4
     assert EpisodePlan(workers=4, num_envs=3).batch_size == 3
+
+
+def test_a_plan_has_one_fault_a_mixture_or_none():
+    assert EpisodePlan().mixture() is None
+    one = EpisodePlan(fault=("front_dimmed", 0.8), fault_onset=(0, 0)).mixture()
+    assert one is not None and one.draw(3) == Injection("front_dimmed", 0.8, 0)
+    assert not one.sensor_noise
+    shipped = EpisodePlan(faults="board", sensor_noise=False).mixture()
+    assert shipped is not None and not shipped.sensor_noise
+    noise = EpisodePlan(sensor_noise=True).mixture()
+    assert noise is not None and noise.draw(3) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"fault": ("front_melted", 1.0)}, "unknown fault 'front_melted'"),
+        ({"fault": ("push", float("nan"))}, "expected 0 to 1"),
+        ({"fault": ("push", 1.0), "faults": "board"}, "one of them"),
+        ({"faults": "boart"}, "no mixture boart"),
+        ({"fault": ("push", 1.0), "fault_onset": (9, 2)}, "first and the last step"),
+        ({"fault": ("push", 1.0), "fault_onset": (-1, 2)}, "an onset is -1"),
+    ],
+)
+def test_a_fault_that_cannot_be_is_refused_before_anything_starts(options, says):
+    with pytest.raises(ValueError, match=says):
+        EpisodePlan(**options)
