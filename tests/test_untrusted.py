@@ -1,15 +1,17 @@
 """What lies under the name of a file is named as what it is."""
 
+import io
 import json
 import os
 import struct
+import zipfile
 
 import numpy as np
 import pytest
 
 from mistjax.files import read_json, read_tensors
 from mistjax.pickled import PickleRefused
-from mistjax.untrusted import open_file, read_text, reading
+from mistjax.untrusted import open_file, read_npz, read_text, reading
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 
@@ -56,6 +58,42 @@ def test_a_byte_that_is_no_truth_value_becomes_one(tmp_path):
     entry = {"dtype": "BOOL", "shape": [3], "data_offsets": [0, 3]}
     path.write_bytes(safetensors({"a": entry}, b"\x00\x02\xff"))
     assert read_tensors(path)["a"].view(np.uint8).tolist() == [0, 1, 1]
+
+
+def npz(path, *members, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, shape, kind, data in members:
+            file = io.BytesIO()
+            header = {"descr": kind, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            archive.writestr(f"{name}.npy", file.getvalue() + data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        ("a", (2**40,), "<f8", b""),
+        ("a", (3,), "<f8", bytes(8)),
+        ("a", (1,), "<f8", bytes(800)),
+        ("a", (0, 2**40), "<f8", b""),
+        ("a", (1,), "|O", bytes(8)),
+    ],
+)
+def test_an_npz_member_that_says_what_it_does_not_hold_is_refused(member, tmp_path):
+    with pytest.raises(ValueError, match=r"a\.npz"):
+        read_npz(npz(tmp_path / "a.npz", member))
+
+
+def test_an_npz_file_comes_back_and_its_pickles_do_not(tmp_path):
+    arrays = {"a": np.arange(6.0).reshape(2, 3), "b": np.array(True), "c": np.array(["x"])}
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    np.testing.assert_equal(read_npz(tmp_path / "a.npz"), arrays)
+    np.savez(tmp_path / "a.npz", a=np.array([{}], object))
+    with pytest.raises(ValueError, match=r"a\.npz"):
+        read_npz(tmp_path / "a.npz")
+    bad = read_npz(npz(tmp_path / "a.npz", ("a", (2,), "|b1", b"\x02\xff")))
+    assert bad["a"].view(np.uint8).tolist() == [1, 1]
 
 
 def test_links_devices_and_folders_are_not_opened(tmp_path):

@@ -61,6 +61,13 @@ def test_names_and_categories_are_found_by_name(bddl):
         ("(:domain robosuite)", "(:domain robosuite))", "a parenthesis too many"),
         ("(define", "((define", "open parentheses"),
         ("(define", "(deny", "not a BDDL problem"),
+        ("(:domain robosuite)", "(:domain robosuite) (:domain x)", "section 'domain' twice"),
+        ("(:domain robosuite)", "()", "no group in parentheses"),
+        ("alphabet_soup_1 - alphabet_soup", "(a) - b", "objects has parentheses"),
+        ("(:ranges ((-0.01 0.25 0.01 0.27)))", "(:ranges -0.01)", "no list of rows"),
+        ("(:target basket_1)", "(:target basket_1) (:target floor)", "an attribute twice"),
+        ("(And (In", "(And (In (In", "fact has parentheses|open parentheses"),
+        ("(:domain robosuite)", "(" * 100_000, "more than 16 deep"),
     ],
 )
 def test_what_a_scene_would_ignore_run_or_misread_is_refused(bddl, old, new, message):

@@ -56,6 +56,10 @@ def test_a_broken_file_is_named(tmp_path):
         read_init_states(path)
     with pytest.raises(ValueError, match=r"expected one data\.pkl"):
         read_init_states(written(path, STATES, name="other"))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(1 << 20))
+    with pytest.raises(ValueError, match="compressed, which"):
+        read_init_states(path)
     whole = pickle.dumps(STATES, 2)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", whole[: len(whole) // 2])
