@@ -18,6 +18,8 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Bool, Float, Int
 
+from mistjax.untrusted import read_bytes, reading
+
 PAD, EOS, BOS, UNKNOWN = 0, 1, 2, 3
 STATE_BINS = 256
 
@@ -79,10 +81,9 @@ class PromptTokenizer:
     @classmethod
     def from_file(cls, path: str | Path, max_tokens: int) -> PromptTokenizer:
         """Reads a `.model` file; ValueError names one that is something else."""
-        try:
-            return cls(Path(path).read_bytes(), max_tokens)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        serialized = read_bytes(path)
+        with reading(path, "a SentencePiece model"):
+            return cls(serialized, max_tokens)
 
     @property
     def vocab_size(self) -> int:

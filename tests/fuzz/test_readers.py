@@ -8,7 +8,7 @@ import pytest
 
 from tests.fuzz.targets import TARGETS
 
-INPUTS = 150
+INPUTS = 100
 NEED_TORCH = [name for name in TARGETS if name.startswith("openvla")]
 
 
