@@ -264,6 +264,42 @@ def mist_cost(results: Mapping[str, Any]) -> str:
     return markdown(head, map(row, results["rows"]))
 
 
+def gpu_rollouts(results: Mapping[str, Any]) -> str:
+    parts, host = results["parts"], results["parts"]["host loop"]
+    per_second = host["steps_per_second"]
+    head = ["program / boards", "steps/s", "x host loop", "episodes/s", "ms a round", "success"]
+
+    def row(name: str, part: Mapping[str, Any]) -> tuple:
+        steps = part["steps_per_second"]
+        cells = (
+            f"{part['episodes_per_second']:,.0f}",
+            f"{part['ms_per_round']:.1f}",
+            f"{part['success']:.0%}",
+        )
+        return name, f"{steps:,.0f}", f"{steps / per_second:,.0f}", *cells
+
+    success = f"{host['success']:.0%}"
+    alone = "host loop, 8 boards, 2 cores", f"{per_second:,.0f}", "1", None, None, success
+    return markdown(head, [alone, *(row(k, v) for k, v in parts.items() if "/" in k)])
+
+
+def gpu_models(results: Mapping[str, Any]) -> str:
+    return markdown(
+        ["model", "arm", "ms", "ratio to bare"],
+        (
+            (
+                row["model"],
+                row["arm"],
+                f"{row['milliseconds']:.1f}",
+                f"{row['ratio'][0]:.3f} {interval(row['ratio'][1:], 3)}",
+            )
+            for part in results["parts"].values()
+            if isinstance(part, list)
+            for row in part
+        ),
+    )
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "full_mist": ("full_mist", full_mist),
     "repair": ("repair", repair),
@@ -277,6 +313,8 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "hooks": ("bench_hooks", hooks),
     "hooks_sequential": ("bench_hooks_sequential", hooks),
     "workers": ("bench_workers", workers),
+    "gpu_rollouts": ("bench_gpu", gpu_rollouts),
+    "gpu_models": ("bench_gpu", gpu_models),
     "fault_detectors": ("faults", fault_detectors),
     "fault_groups": ("faults", fault_groups),
     "fault_explanations": ("fault_explanations", fault_explanations),
