@@ -87,6 +87,7 @@ SMALL = {
     "calls": 1,
     "turns": 2,
     "host_episodes": 8,
+    "seconds": 3600.0,
 }
 
 
