@@ -128,10 +128,17 @@ def test_an_id_outside_of_the_vocabulary_is_refused(words):
         words.id_to_piece(words.vocab_size)
 
 
-@pytest.mark.parametrize("content", [b"nonsense", b"", b"version https://git-lfs.github.com/spec/"])
-def test_bytes_that_are_no_model_are_refused_by_name(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"nonsense", ": .* not a SentencePiece model"),
+        (b"", " is empty"),
+        (b"version https://git-lfs.github.com/spec/v1", " is a Git LFS pointer"),
+    ],
+)
+def test_bytes_that_are_no_model_are_refused_by_name(tmp_path, content, said):
     (tmp_path / "words.model").write_bytes(content)
-    with pytest.raises(ValueError, match=r"words\.model: .* not a SentencePiece model"):
+    with pytest.raises(ValueError, match=r"words\.model" + said):
         PromptTokenizer.from_file(tmp_path / "words.model", 8)
 
 
