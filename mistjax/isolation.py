@@ -101,7 +101,7 @@ def obey(plan: dict[str, Any]) -> int:
 
 
 def _refuse(message: str) -> int:
-    print(" ".join(message.split()), file=sys.stderr)
+    print(" ".join(message.split()) or "refused without a reason", file=sys.stderr)
     return REFUSED
 
 
