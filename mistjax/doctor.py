@@ -11,7 +11,7 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +34,7 @@ PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 # What LIBERO's numbers depend on; other versions build other scenes, or none.
 LIBERO_PINS = ("hf-libero", "robosuite", "bddl", "mujoco", "numba", "opencv-python-headless")
+ASKED = (*PARTS, "gl")
 PIP = f"{sys.executable} -m pip install -c constraints.txt -e"
 PART_FIXES = {"base": f"{PIP} .", "libero": "make libero"}
 
@@ -65,6 +66,7 @@ class Finding:
         works: whether it does.
         found: version or devices; the last line of the error where it does not work.
         fix: the command that makes it work; "" where it works.
+        part: which of `ASKED` it belongs to; "" for what only says how numbers compare.
     """
 
     what: str
@@ -72,6 +74,7 @@ class Finding:
     works: bool
     found: str
     fix: str = ""
+    part: str = ""
 
 
 def attempt(code: str, **environment: str) -> str | None:
@@ -99,7 +102,7 @@ def check_jax() -> Finding:
     try:
         devices = jax.devices()
     except RuntimeError as error:
-        return Finding(what, purpose, False, str(error).splitlines()[0], fix)
+        return Finding(what, purpose, False, str(error).splitlines()[0], fix, "base")
     kinds = sorted({device.device_kind for device in devices})
     found = f"{len(devices)} x {', '.join(kinds)}"
     if devices[0].platform == "cpu" and NVIDIA_DRIVER.exists():
@@ -162,9 +165,9 @@ def check_libero_assets() -> Finding:
     try:
         folder = find_assets()
     except ImportError as error:
-        return Finding(what, purpose, False, str(error), "make libero")
+        return Finding(what, purpose, False, str(error), "make libero", "libero")
     except FileNotFoundError as error:
-        return Finding(what, purpose, False, str(error).splitlines()[0], GET_ASSETS)
+        return Finding(what, purpose, False, str(error).splitlines()[0], GET_ASSETS, "libero")
     looks = ", some looks are stand-ins" if has_stand_ins(folder) else ""
     return Finding(what, purpose, True, f"{folder}{looks}")
 
@@ -178,6 +181,7 @@ def check_gl(backend: str) -> Finding:
         works=error is None,
         found=error or "renders",
         fix="" if error is None else GL_FIXES[backend],
+        part="gl",
     )
 
 
@@ -192,6 +196,7 @@ def check_part(part: str) -> Finding:
         works=error is None,
         found=error or ", ".join(modules),
         fix="" if error is None else fix,
+        part=part,
     )
 
 
@@ -203,6 +208,28 @@ def examine() -> list[Finding]:
     checks += [lambda: check_libero_pins(pins()), check_libero_assets]
     with ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(lambda check: check(), checks))
+
+
+def lacking(findings: Iterable[Finding], parts: Sequence[str] = ()) -> list[str]:
+    """Those of the parts (by default what everything needs) that do not work here. LIBERO needs
+    pictures too, by one of the backends.
+
+    Raises:
+        ValueError: a part that there is not.
+    """
+    check_parts(parts)
+    asked = {"base", *parts, *(("gl",) if "libero" in parts else ())}
+    works: dict[str, list[bool]] = {part: [] for part in ASKED}
+    for finding in findings:
+        if finding.part:
+            works[finding.part].append(finding.works)
+    return [p for p in ASKED if p in asked and not (any if p == "gl" else all)(works[p])]
+
+
+def check_parts(parts: Sequence[str]) -> None:
+    """ValueError for a part that there is not."""
+    if unknown := sorted(set(parts) - set(ASKED)):
+        raise ValueError(f"no part is called {unknown[0]!r}; choose some of {', '.join(ASKED)}.")
 
 
 def table(findings: Iterable[Finding]) -> str:

@@ -58,6 +58,15 @@ def atomic(path: Path) -> Iterator[Path]:
             _remove(temporary)
 
 
+def refuse_file(folder: Path) -> None:
+    """NotADirectoryError where a file, or a place below one, is given for a folder to write to."""
+    for path in (folder, *folder.parents):
+        if path.exists() or path.is_symlink():
+            if not path.is_dir():
+                raise NotADirectoryError(f"{path} is a file: {folder} cannot be a folder.")
+            return
+
+
 def is_leftover(path: Path) -> bool:
     """Whether a file or folder is, by its name, of a write under way or of one that died."""
     return _TEMPORARY.fullmatch(path.name) is not None

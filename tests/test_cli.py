@@ -1,10 +1,15 @@
 """The command line parses, calls, and says in one sentence what was refused."""
 
+import errno
+import os
 from pathlib import Path
 
+import gymnasium
 import pytest
 
 from mistjax import cli
+from mistjax.demo import SHIPPED
+from mistjax.envs.board.env import BoardEnv
 
 
 def test_help_lists_every_subcommand(capsys):
@@ -54,13 +59,76 @@ def test_what_the_library_refuses_is_one_sentence_and_code_2(error, monkeypatch,
     assert shown.out == "" and shown.err == "mistjax: the reason.\n"
 
 
-def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
+def test_an_error_of_the_system_names_the_file(monkeypatch, capsys):
+    def refuse():
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/run.json")
+
+    monkeypatch.setattr(cli, "COMMANDS", {"doctor": refuse, "cite": cli.cite})
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().err == "mistjax: runs/x/run.json: No space left on device\n"
+
+
+def test_a_bug_is_one_sentence_and_its_traceback_is_shown_when_asked_for(monkeypatch, capsys):
     def fail():
-        raise ZeroDivisionError
+        raise ZeroDivisionError("first line\nsecond line")
 
     monkeypatch.setattr(cli, "COMMANDS", {"doctor": fail, "cite": cli.cite})
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["doctor"])
+    assert cli.main(["doctor"]) == 70
+    shown = capsys.readouterr().err
+    assert shown.startswith("mistjax: ZeroDivisionError: first line. This is a bug of mistjax")
+    assert "--debug" in shown and shown.count("\n") == 1
+    for words in (["--debug", "doctor"], ["doctor", "--debug"]):
+        with pytest.raises(ZeroDivisionError):
+            cli.main(words)
+
+
+def test_debug_shows_the_traceback_of_a_refusal_too(monkeypatch):
+    def refuse():
+        raise ValueError("the reason.")
+
+    monkeypatch.setattr(cli, "COMMANDS", {"doctor": refuse, "cite": cli.cite})
+    with pytest.raises(ValueError, match="the reason"):
+        cli.main(["doctor", "--debug"])
+
+
+def test_a_report_that_cannot_read_its_option_says_which_was_meant(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["collect", "policy", "--out", "run", "--episods", "3"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("mistjax: Unrecognized options: --episods, 3 (perhaps --episodes INT")
+    assert told.endswith("see mistjax collect --help\n") and told.count("\n") == 1
+
+
+class Unlucky(BoardEnv):
+    """Seed 1 crashes, as long as there is a file of that name."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed == 1 and Path(os.environ["UNLUCKY"]).exists():
+            raise OSError("the simulator lost its display")
+        return super().reset(seed=seed, options=options)
+
+
+@pytest.mark.slow
+def test_crashed_episodes_are_told_until_a_retry_succeeds(monkeypatch, tmp_path, capsys):
+    gymnasium.register("Unlucky-v0", Unlucky, kwargs={"max_steps": 4})
+    mark, out = tmp_path / "mark", tmp_path / "run"
+    monkeypatch.setenv("UNLUCKY", str(mark))
+    command = ["collect", str(SHIPPED / "board_pi0"), "--out", str(out), "--env", "Unlucky-v0"]
+    mark.touch()
+    assert cli.main([*command, "--episodes", "1", "--first-seed", "1"]) == 1
+    told = capsys.readouterr()
+    assert "the first 1 episodes all crashed" in told.err and "lost its display" in told.err
+    assert not out.exists()
+    for extra in ([], [], ["--retry-errors"]):
+        assert cli.main([*command, "--episodes", "3", *extra]) == 1
+        told = capsys.readouterr().out
+        assert "1 of 3 episodes crashed (seeds 1)" in told and "--retry-errors" in told
+    mark.unlink()
+    assert cli.main([*command, "--episodes", "3"]) == 1, "a crash is not run again unasked"
+    capsys.readouterr()
+    assert cli.main([*command, "--episodes", "3", "--retry-errors"]) == 0
+    assert "crashed" not in capsys.readouterr().out
 
 
 def test_an_interrupt_ends_with_the_shells_code(monkeypatch, capsys):

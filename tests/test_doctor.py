@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from mistjax import doctor
+from mistjax import cli, doctor
 from mistjax.doctor import (
     Finding,
     attempt,
@@ -83,6 +83,30 @@ def test_the_table_shows_the_fix_only_where_something_does_not_work():
         "         needed for: pictures",
         "         fix: install gl",
     ]
+
+
+def test_what_was_asked_for_and_does_not_work_is_an_exit_code(monkeypatch, capsys):
+    lacks = {"extra ray", "MUJOCO_GL=egl"}
+    found = [
+        Finding(p, "", p not in lacks, "found", "fix", part)
+        for p, part in (
+            ("base", "base"),
+            ("extra ray", "ray"),
+            ("extra libero", "libero"),
+            ("assets", "libero"),
+            ("extra openvla", "openvla"),
+            ("extra download", "download"),
+            ("MUJOCO_GL=egl", "gl"),
+            ("MUJOCO_GL=osmesa", "gl"),
+            ("pins", ""),
+        )
+    ]
+    monkeypatch.setattr(doctor, "examine", lambda: found)
+    assert cli.main(["doctor"]) == 0
+    assert cli.main(["doctor", "libero", "gl"]) == 0, "one backend is enough"
+    capsys.readouterr()
+    assert cli.main(["doctor", "openvla", "ray"]) == 1
+    assert "Asked for, and not working: ray." in capsys.readouterr().out
 
 
 def test_libero_is_checked_package_by_package():

@@ -1,14 +1,21 @@
 """The `mistjax` command: one function for each subcommand, and the exit code.
 
-What the library refuses (ValueError, a missing file or extra, a broken connection) is printed as
-one sentence, exit code 2. `python -X dev -m mistjax.cli ...` shows the traceback instead. Modules
-of the library are imported where a subcommand needs them, so that `--help` is quick.
+Exit codes: 0 it is done; 1 it is done, and found something (crashed episodes, a stale calibration,
+a missing part); 2 the library refused what it was given (ValueError, a missing file or extra, a
+broken connection); 70 a bug; 130 interrupted. All but 0 come with one sentence on stderr or a
+finding on stdout; `--debug` shows the traceback instead. Modules of the library are imported where
+a subcommand needs them, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 if sys.argv[0] == "-m" and not sys.flags.safe_path:
     # `python -m` searches the current folder first, which may be a download with a csv.py in it.
@@ -28,6 +35,9 @@ from mistjax.cli.detectors import (
 from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, price, report
 from mistjax.cli.installation import cite, conformance, doctor, fetch
 from mistjax.cli.remedies import explain, remedy, vectors
+
+DEBUG = "--debug"
+FOUND, REFUSED, BUG, INTERRUPTED = 1, 2, 70, 130
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "demo": demo,
@@ -54,23 +64,87 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs one subcommand and returns the exit code."""
-    from mistjax.compilation import enable_cache
+    """Runs one subcommand and returns the exit code.
 
-    enable_cache()
+    Raises:
+        SystemExit: after --help, and for a command line that cannot be read (code 2).
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    debug = sys.flags.dev_mode or DEBUG in words
+    words = [word for word in words if word != DEBUG]
     try:
-        code = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="mistjax",
-            description="Watch, explain and steer robot policies.",
-            args=args,
-        )
-    except (ValueError, FileNotFoundError, ConnectionError, ImportError) as error:
-        if sys.flags.dev_mode:
-            raise
-        print(f"mistjax: {error}", file=sys.stderr)
-        return 2
+        command = _parse(words)
+        from mistjax.compilation import enable_cache
+
+        enable_cache()
+        return command() or 0
     except KeyboardInterrupt:
-        print("mistjax: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return code or 0
+        return _end("interrupted; run the same command again to go on", INTERRUPTED)
+    except Exception as error:
+        if debug:
+            raise
+        return _end(*_told(error))
+
+
+def _parse(words: Sequence[str]) -> Callable[[], int | None]:
+    """The call that a command line asks for. tyro's own complaints become one sentence."""
+
+    def later(function: Callable[..., int | None]) -> Callable[..., Callable[[], int | None]]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Callable[[], int | None]:
+            return functools.partial(function, *args, **kwargs)
+
+        return call
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: later(function) for name, function in COMMANDS.items()},
+                prog="mistjax",
+                description=f"Watch, explain and steer robot policies. {DEBUG}, anywhere, shows "
+                "the traceback of an error.",
+                args=words,
+            )
+    except SystemExit as end:
+        if end.code not in (0, None):
+            help_of = f" {words[0]}" if words and words[0] in COMMANDS else ""
+            _end(f"{_sentence(complaint.getvalue())}; see mistjax{help_of} --help", REFUSED)
+        raise
+
+
+def _sentence(box: str) -> str:
+    """What tyro says in a box of several sections: the first paragraph without help texts, which
+    are indented, and the option that it takes for the one meant.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    boxed = [line[2:-1] for line in plain if line.startswith("│")]
+    paragraphs: list[list[str]] = [[]]
+    for line in boxed or [line[2:] for line in plain[2:]]:  # in ASCII: a title, a rule, no frame
+        if set(line) <= {"─", "-", " "}:
+            paragraphs.append([])
+        elif not line.startswith(" " * 8):
+            paragraphs[-1].append(line.strip())
+    said = " ".join(paragraphs[0]).rstrip(".")
+    meant = [lines[1] for lines in paragraphs if lines[:1] == ["Perhaps you meant:"]]
+    return said + "".join(f" (perhaps {option} was meant)" for option in meant)
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """What is said of an error, in one line, and the exit code."""
+    from mistjax.rollouts.plan import CrashedError
+
+    if isinstance(error, CrashedError):
+        return str(error), FOUND
+    said = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        said = f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError | OSError | ImportError) and said.strip():
+        return " ".join(said.split()), REFUSED
+    first = f"{type(error).__name__}: {said}".strip().splitlines()[0]
+    return f"{first}. This is a bug of mistjax: the same command with {DEBUG} shows where.", BUG
+
+
+def _end(said: str, code: int) -> int:
+    print(f"mistjax: {said}", file=sys.stderr)
+    return code

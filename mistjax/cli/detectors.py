@@ -7,6 +7,9 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from mistjax.files import refuse_file
+from mistjax.ranges import between
+
 
 def train_detector(
     runs: Positional[tuple[Path, ...]],
@@ -111,6 +114,10 @@ def fit_inputs(
         alpha: bound on the chance of any alarm in a clean episode.
         confidence: share of calibrations for which the bound holds; None bounds their average.
     """
+    between("alpha", alpha, 0, 1)
+    if confidence is not None:
+        between("confidence", confidence, 0, 1)
+    refuse_file(out)
     from mistjax.detect.novelty.build import build_inputs
     from mistjax.policies.load import load_policy
     from mistjax.rollouts.run import load_run
@@ -220,11 +227,24 @@ def import_safe(
         policy: name of the policy that made them.
         pool: how hidden states are pooled, innermost axis first, e.g. `mean mean`; all if left out.
     """
+    import numpy as np
+
+    from mistjax.detect.pooling import pool as pooled
     from mistjax.rollouts.formats.safe import import_safe
+    from mistjax.rollouts.formats.safe.reading import find_layout
+    from mistjax.rollouts.store import check_folder
     from mistjax.rollouts.summary import summarize
 
+    find_layout(folder)  # what can be refused without reading a pickle is
+    for command in pool:
+        pooled(np.zeros((2, 1), np.float32), command)
+    check_folder(out)
     run = import_safe(folder, out, policy=policy, pool=pool)
-    print(f"{len(run.rows)} episodes, success {summarize(run).success}; imported into {out}")
+    print(
+        f"{out}: {len(run.rows)} episodes, success {summarize(run).success} as their files say it, "
+        f"with its 95% Wilson interval.\nNext: mistjax train-detector {out} --out DETECTOR, with "
+        f"--features of {', '.join(sorted(next(run.traces()).features))}"
+    )
 
 
 def export_safe(
@@ -245,5 +265,17 @@ def export_safe(
         layout: of the files.
     """
     from mistjax.rollouts.formats.safe import export_safe
+    from mistjax.rollouts.run import load_run
 
-    print(export_safe(run, out, feature=feature, layout=layout))
+    recorded = load_run(run)
+    if not recorded.finished:
+        raise ValueError(f"{run} has no finished episode: there is nothing to export.")
+    first = recorded.trace(recorded.finished[0]["seed"])
+    if feature not in first.features:
+        raise ValueError(f"{feature!r} was not recorded in {run}: it has {[*first.features]}.")
+    refuse_file(out)
+    folder = export_safe(run, out, feature=feature, layout=layout)
+    print(
+        f"{folder}: {len(recorded.finished)} finished episodes in SAFE's {layout} layout, as "
+        "pickle files for its own loaders; crashed ones are not among them."
+    )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional
 
+from mistjax.files import refuse_file
+from mistjax.ranges import whole
 from mistjax.rollouts.plan import EpisodePlan
+
+if TYPE_CHECKING:
+    from mistjax.rollouts.run import Run
+
+
+Plan = Annotated[EpisodePlan, tyro.conf.arg(name="")]  # its options have no prefix
 
 
 def demo(
@@ -16,29 +25,45 @@ def demo(
     out: Path = Path("runs/demo"),
     episodes: int = 24,
     perturbation: dict[str, float | str] | None = None,
-) -> None:
+    retry_errors: bool = False,
+) -> int:
     """The whole path on the shipped board policy: four paired arms, a table, a report page.
 
     Args:
         out: run folder; the page is report.html in it.
         episodes: paired episodes of each arm.
         perturbation: what is changed in the environment, e.g. `camera_angle 0.5`.
+        retry_errors: run seeds again that crashed in an earlier call.
     """
     from mistjax.demo import shipped_study
     from mistjax.report.study import run_study
 
-    run_study(
+    refuse_file(out)
+    runs = run_study(
         shipped_study(
             out=out,
             episodes=episodes,
             first_seed=5_000_000,
             title="mistjax demo",
             perturbation=perturbation,
+            retry_errors=retry_errors,
         )
     )
+    return tell_crashes(runs)
 
 
-Plan = Annotated[EpisodePlan, tyro.conf.arg(name="")]  # its options have no prefix
+def tell_crashes(runs: Mapping[str, Run]) -> int:
+    """Says which episodes crashed; the exit code."""
+    code = 0
+    for name, run in runs.items():
+        if run.crashed:
+            seeds = ", ".join(map(str, run.crashed[:8])) + ", ..." * (len(run.crashed) > 8)
+            print(
+                f"{name}: {len(run.crashed)} of {len(run.rows)} episodes crashed (seeds {seeds}) "
+                "and are in no rate; the same command with --retry-errors runs them again."
+            )
+            code = 1
+    return code
 
 
 def collect(
@@ -54,7 +79,7 @@ def collect(
     inputs: bool = False,
     steer: tuple[Path, str, float] | None = None,
     onset: int = 0,
-) -> None:
+) -> int:
     """Run a policy and record its episodes and activations.
 
     Args:
@@ -76,9 +101,14 @@ def collect(
     from mistjax.policies.load import load_policy
     from mistjax.policies.resampled import Resampled
     from mistjax.rollouts.collect import collect
+    from mistjax.rollouts.store import check_folder
     from mistjax.rollouts.summary import summarize
     from mistjax.steer.policy import load_steered
 
+    wanted = tuple(Tap.parse(text) for text in taps) or DEFAULT_FEATURES.taps
+    whole("samples", samples, 1)
+    whole("onset", onset, 0)
+    check_folder(out)
     bare = load_policy(policy, preset, unnorm_key=unnorm_key)
     env_options = bare.preset.env_options
     if steer is not None:
@@ -89,10 +119,15 @@ def collect(
         out,
         plan,
         env_options=env_options,
-        taps=[Tap.parse(text) for text in taps] or DEFAULT_FEATURES.taps,
+        taps=wanted,
         aux=(*(() if samples == 1 else ("sampled_actions",)), *(FIELDS if inputs else ())),
     )
-    print(f"success {summarize(run).success}; recorded in {out}")
+    print(
+        f"{out}: {len(run.rows)} episodes with {', '.join(map(str, wanted))}.\n"
+        f"Success {summarize(run).success} of the finished ones, with its 95% Wilson interval.\n"
+        f"Next: mistjax train-detector {out} --out DETECTOR"
+    )
+    return tell_crashes({str(out): run})
 
 
 def price(source: Positional[str], /, *, taps: tuple[str, ...] = (), batch: int = 1) -> None:
@@ -108,7 +143,13 @@ def price(source: Positional[str], /, *, taps: tuple[str, ...] = (), batch: int 
     from mistjax.policies.price import config_of, price
 
     chosen = [Tap.parse(text) for text in taps] or DEFAULT_FEATURES.taps
+    whole("batch", batch, 1)
     print(price(config_of(source), chosen, batch=batch).describe())
+    print(
+        f"That is of one inference of {batch} rows, and what the compiler plans; weights, videos "
+        f"and the episodes' own arrays are not in it.\nNext: mistjax collect {source} --out RUN"
+        + (f" --taps {' '.join(taps)}" if taps else "")
+    )
 
 
 def evaluate(
@@ -123,7 +164,7 @@ def evaluate(
     plan: Plan = EpisodePlan(),
     preset: str | None = None,
     unnorm_key: str | None = None,
-) -> None:
+) -> int:
     """Success of a policy, and of its monitored arms on the same seeds.
 
     Args:
@@ -144,7 +185,8 @@ def evaluate(
     source = checkpoint or policy
     if source is None or (checkpoint and policy):
         raise ValueError("give one checkpoint: mistjax eval CHECKPOINT, or --policy CHECKPOINT.")
-    run_study(
+    refuse_file(out)
+    runs = run_study(
         StudyConfig(
             policy=source,
             mist=mist,
@@ -157,6 +199,11 @@ def evaluate(
             plan=plan,
         )
     )
+    folders = " ".join(str(out / arm) for arm in runs)
+    print(
+        f"Next: mistjax report {folders}, or mistjax export-lerobot {out / arms[0]} --out DATASET"
+    )
+    return tell_crashes(runs)
 
 
 def report(
@@ -176,7 +223,9 @@ def report(
     from mistjax.report.build import build_report
 
     runs = {str(run): run for run in (baseline, *others)}
-    print(build_report(runs, out, title="mistjax report"))
+    page = build_report(runs, out, title="mistjax report")
+    compared = f", each compared by seed with {baseline}" if others else ""
+    print(f"{page}: {len(runs)} run{'s' * (len(runs) > 1)}{compared}; open it in a browser.")
 
 
 def export_lerobot(
@@ -200,4 +249,8 @@ def export_lerobot(
 
     done = export_lerobot(load_run(run), out, pictures=pictures, fps=fps)
     left = f"; {done.without_video} without video left out" if done.without_video else ""
-    print(f"{done.episodes} episodes, {done.frames} frames in {out}{left}")
+    print(
+        f"{out}: {done.episodes} episodes, {done.frames} frames{left}.\n"
+        "Pictures have been through H.264 once; crashed episodes are not in it.\n"
+        f'Next: lerobot.datasets.LeRobotDataset("NAME", root="{out}")'
+    )

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from tyro.conf import Positional
 
 
-def doctor() -> None:
-    """Say what works on this machine, and the command that fixes what does not."""
-    from mistjax.doctor import examine, table
+def doctor(parts: Positional[tuple[str, ...]] = (), /) -> int:
+    """Say what works on this machine, and the command that fixes what does not. Exit code 1: a part
+    that was asked for does not work.
 
-    print(table(examine()))
+    Args:
+        parts: what must work besides the base, of openvla, libero, ray, download and gl.
+    """
+    from mistjax.doctor import check_parts, examine, lacking, table
+
+    check_parts(parts)
+    findings = examine()
+    print(table(findings))
+    if missing := lacking(findings, parts):
+        print(f"\nAsked for, and not working: {', '.join(missing)}.")
+    return int(bool(missing))
 
 
 def conformance(
@@ -48,7 +59,10 @@ def fetch(source: Positional[str], /) -> None:
     """
     from mistjax.models.sources import fetch
 
-    print(fetch(source))
+    folder = fetch(source)
+    told = "every byte was checked" if "://" in source else "nothing was downloaded"
+    print(folder)
+    print(f"Complete; {told}. Next: mistjax collect {folder} --out RUN", file=sys.stderr)
 
 
 def cite(room: Positional[str | None] = None) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tyro.conf import Positional
+
+from mistjax.files import refuse_file
+from mistjax.ranges import whole
 
 
 def explain(
@@ -36,13 +40,29 @@ def explain(
         preset: robot preset; the checkpoint's own by default.
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
     """
+    from mistjax.attribute.registry import ATTRIBUTIONS
     from mistjax.policies.load import load_policy
     from mistjax.report.explanation import explain_episode
     from mistjax.rollouts.run import load_run
 
+    recorded = load_run(run)
+    if seed not in recorded.seeds:
+        raise ValueError(f"{run} has no episode with seed {seed}: it has {_few(recorded.seeds)}.")
+    if inference is not None:
+        whole("inference", inference, 0)
+    budget = None if memory is None else whole("memory", memory, 1) * 2**20
+    if method not in ATTRIBUTIONS:
+        raise ValueError(
+            f"no method is called {method!r}; choose one of {', '.join(ATTRIBUTIONS)}."
+        )
+    refuse_file(out.parent)
     bare = load_policy(policy, preset, unnorm_key=unnorm_key)
-    budget = None if memory is None else memory * 2**20
-    print(explain_episode(bare, detector, load_run(run), seed, out, inference, method, budget))
+    print(explain_episode(bare, detector, recorded, seed, out, inference, method, budget))
+    print(
+        f"{out}: the same in pictures. Shares are of what raises the score by {method}: what the "
+        "score rests on, which need not be what made the episode fail.\n"
+        f"Next: mistjax vectors {policy} --run {run} --out {detector}"
+    )
 
 
 def vectors(
@@ -67,13 +87,25 @@ def vectors(
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
     """
     from mistjax.policies.load import load_policy
+    from mistjax.rollouts.run import load_run
     from mistjax.steer.build import write_vectors
 
     words = concepts and {name: text.split(",") for name, text in concepts.items()}
+    for name, some in (words or {}).items():
+        if not all(word.strip() for word in some):
+            raise ValueError(f"concept {name!r} is {','.join(some)!r}: expected words, WORD,WORD.")
+    refuse_file(out)
+    if run is not None:
+        load_run(run)  # refuses, if it must, before a policy is loaded
     print(
         write_vectors(
             load_policy(policy, preset, unnorm_key=unnorm_key), out, concepts=words, run=run
         )
+    )
+    print(
+        f"{out}/steering.json: these directions. That they separate what they were made from says "
+        "nothing yet about steering along them.\n"
+        f"Next: mistjax remedy {out}"
     )
 
 
@@ -100,4 +132,18 @@ def remedy(
     from mistjax.recover.artifact import RemedyConfig, save_remedy
 
     save_remedy(folder, RemedyConfig(strengths, cap, weight, method))
-    print(f"{folder}/remedy.json")
+    shares = ", ".join(f"{strength:.0%}" for strength in strengths)
+    print(
+        f"{folder}/remedy.json: from an alarm on steer at {shares} of each direction's own "
+        f"strength, an inference each, the last one on.\n"
+        f"At most {cap:.0%} of an action's range is changed, and {weight:.0%} of the steered chunk "
+        "is executed: that is bounded, not whether it helps.\n"
+        f"Next: mistjax eval POLICY --mist {folder} --arms bare monitor random mist --out STUDY"
+    )
+
+
+def _few(seeds: Sequence[int]) -> str:
+    """Some numbers in words."""
+    if not seeds:
+        return "none"
+    return ", ".join(map(str, seeds[:5])) + f" and {len(seeds) - 5} more" * (len(seeds) > 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from mistjax.conformance.models import record_checkpoint, run_conformance
@@ -30,7 +31,8 @@ def compare(
         The exit code: 1 when an output is off by more than its tolerance.
 
     Raises:
-        ValueError: none or several of the three.
+        ValueError: none or several of the three, or a tolerance that is none.
+        FileNotFoundError: there is no such file or folder.
         ImportError: `openvla` without PyTorch.
     """
     given = {"FILE": file, "--safe": safe, "--openvla": openvla}
@@ -40,6 +42,11 @@ def compare(
             f"got {' and '.join(named) or 'nothing'} to compare with: give exactly one of "
             f"{', '.join(given)}."
         )
+    if not 0 <= atol < math.inf:
+        raise ValueError(f"atol is {atol}: expected 0 or a larger number.")
+    folder = safe or openvla
+    if folder is not None and not (folder.is_dir() and any(folder.iterdir())):
+        raise FileNotFoundError(f"{folder} is no folder of recorded outputs, or empty.")
     if file is not None:
         if record_from is not None:
             record_checkpoint(record_from, file)

@@ -51,6 +51,8 @@ def episodes_from_runs(
     """
     policy_of(runs)
     traces = [trace for run in runs for trace in run.traces()]
+    if not traces:
+        raise ValueError(f"no episode of {[str(run.path) for run in runs]} has ended: record more.")
     groups = [group(trace) for trace in traces]
     names = sorted(set(groups))
     return Episodes.from_sequences(
@@ -63,7 +65,7 @@ def episodes_from_runs(
 
 def policy_of(runs: Sequence[Run]) -> str:
     """The fingerprint of the one policy that the runs are of; ValueError for none or several."""
-    policies = {run.config["policy_fingerprint"] for run in runs}
+    policies = {run.config.get("policy_fingerprint") for run in runs} - {None}
     if len(policies) != 1:
         raise ValueError(
             f"the runs are of {len(policies)} policies: give runs of one, a detector reads its "

@@ -83,6 +83,8 @@ class Tap:
             site, rest = text.split("@")
             layers, tokens, reduce = rest.split("/")
             chosen = None if layers == "all" else tuple(int(layer) for layer in layers.split(","))
+            if reduce not in ("mean", "max", "tokens"):
+                raise ValueError(reduce)
         except ValueError as error:
             raise ValueError(
                 f"{text!r} is not a tap: expected <site>@<layers>/<tokens>/<reduce>, "

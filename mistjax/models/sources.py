@@ -46,6 +46,8 @@ def fetch(source: str | Path) -> Path:
         ImportError: the extra is not installed.
     """
     text = str(source)
+    if not text.strip() or source == Path():
+        raise ValueError("the source of a checkpoint is empty: expected a folder, gs:// or hf://.")
     if text.startswith("gs://"):
         return _from_bucket(text.rstrip("/"))
     if text.startswith("hf://"):

@@ -54,7 +54,7 @@ def load_arms(bare: Policy, config: StudyConfig) -> dict[str, Policy]:
         FileNotFoundError, FingerprintError: see `load_mist`.
     """
     unknown = sorted(set(config.arms) - set(ALL_ARMS))
-    if unknown or not config.arms:
+    if unknown or not config.arms or len(set(config.arms)) < len(config.arms):
         raise ValueError(f"arms are {config.arms}: choose some of {', '.join(ALL_ARMS)}.")
     return {arm: _arm(bare, arm, config) for arm in config.arms}
 

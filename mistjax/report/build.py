@@ -49,8 +49,13 @@ def build_report(
         out: HTML file to write.
         title, subtitle: of the page.
         extra: further sections, placed after the episodes.
+
+    Raises:
+        ValueError: a run without a finished episode, or without a seed of the first.
     """
     loaded = {name: run if isinstance(run, Run) else load_run(run) for name, run in runs.items()}
+    if empty := [name for name, run in loaded.items() if not run.finished]:
+        raise ValueError(f"no episode of {', '.join(empty)} has ended: there is nothing to report.")
     with tempfile.TemporaryDirectory() as folder:
         sections = [
             results(loaded),
@@ -229,21 +234,23 @@ def latency(runs: Mapping[str, Run]) -> Section:
     return Section("Latency", [Text(text), Plot(plots.latency_histogram(times))])
 
 
+_SAID = ("policy", "policy_fingerprint", "env_id")
+
+
 def provenance(runs: Mapping[str, Run]) -> Section:
     """Configuration of every arm, and the last lines of any crash."""
     rows = []
     for name, run in runs.items():
-        config = run.config
+        said = {key: str(run.config.get(key, "unknown")) for key in _SAID}
+        changed = run.config.get("perturbation")
         rows.append(
             {
                 "arm": name,
-                "policy": f"{config['policy']} `{config['policy_fingerprint'][:12]}`",
-                "environment": f"`{config['env_id']}`",
-                "perturbation": f"`{to_json(config['perturbation'])}`"
-                if config["perturbation"]
-                else "none",
+                "policy": f"{said['policy']} `{said['policy_fingerprint'][:12]}`",
+                "environment": f"`{said['env_id']}`",
+                "perturbation": f"`{to_json(changed)}`" if changed else "none",
                 "seeds": _ranges(run.seeds),
-                "taps": " ".join(f"`{tap}`" for tap in config["taps"]) or "none",
+                "taps": " ".join(f"`{tap}`" for tap in run.config.get("taps") or ()) or "none",
             }
         )
     blocks: list[Block] = [Table(rows)]
@@ -251,7 +258,8 @@ def provenance(runs: Mapping[str, Run]) -> Section:
         errors = [row for row in run.rows if row["error"] is not None]
         if errors:
             last = [
-                f"seed {row['seed']}: {row['error'].strip().splitlines()[-1]}" for row in errors
+                f"seed {row['seed']}: {''.join(row['error'].strip().splitlines()[-1:])}"
+                for row in errors
             ]
             blocks.append(Fold(f"{name}: {len(errors)} crashed", "\n".join(last)))
     return Section("How this was made", blocks)

@@ -11,8 +11,8 @@ from typing import Any
 import gymnasium as gym
 
 from mistjax.envs.faults.make import make_faulty
-from mistjax.hooks.sites import Tap
-from mistjax.policies.protocol import Policy
+from mistjax.hooks.sites import Tap, resolve_layers
+from mistjax.policies.protocol import Policy, PolicySpec
 from mistjax.rollouts.plan import LIBERO_ENV, EpisodePlan
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.runner import run_episodes
@@ -43,6 +43,8 @@ def collect(
         ValueError, RuntimeError, ImportError: see `EpisodePlan`, `suite_seeds` and `run_episodes`.
     """
     plan = dataclasses.replace(plan, **options)
+    for tap in taps:
+        check_tap(tap, policy.spec)
     env, settings = plan.env, dict(env_options or {})
     drawn: dict[str, Any] = {}
     if plan.suite is not None:
@@ -66,6 +68,18 @@ def collect(
         aux=(*policy.reports, *aux),
         settings=settings,
     )
+
+
+def check_tap(tap: Tap, spec: PolicySpec) -> None:
+    """ValueError for a stack, a layer or a token selector that a policy does not have."""
+    if tap.stack not in spec.stacks:
+        raise ValueError(f"tap '{tap}': {spec.name!r} has stacks {', '.join(spec.stacks)}.")
+    stack = spec.stacks[tap.stack]
+    try:
+        resolve_layers(tap.layers, stack.depth)
+        stack.layout.select(tap.tokens)
+    except ValueError as error:
+        raise ValueError(f"tap '{tap}': {error}") from None
 
 
 def make_env(env: str, **options: Any) -> gym.Env:

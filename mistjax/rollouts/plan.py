@@ -12,12 +12,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from mistjax.envs.faults.battery import Mixture, read_mixture
+from mistjax.ranges import whole
 
 BOARD_ENV = "mistjax/Board-v0"
 LIBERO_ENV = "mistjax/Libero-v0"
 SEEDS = 2**31
 
 Executor = Literal["process", "ray"]
+
+
+class CrashedError(RuntimeError):
+    """The first episodes all crashed: the set-up cannot work. The traceback of the last one is a
+    note on it.
+    """
+
+    def __init__(self, episodes: int, error: str):
+        reason = error.strip().splitlines()[-1:] or ["an unknown error"]
+        super().__init__(f"the first {episodes} episodes all crashed, the last one: {reason[0]}")
+        self.add_note(error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +120,8 @@ class EpisodePlan:
         """
         if self.fault is not None and self.faults is not None:
             raise ValueError("a fault and a mixture of faults are given: expected one of them.")
+        if self.fault_onset is not None and self.fault is None and self.faults is None:
+            raise ValueError("fault_onset is given, and no fault that begins there.")
         options: dict[str, Any] = {}
         if self.fault_onset is not None:
             options["onset"] = tuple(whole("an onset", step, 0) for step in self.fault_onset)
@@ -147,17 +161,6 @@ def _check_suite(suite: str) -> None:
 
     if suite not in SUITES:
         raise ValueError(f"unknown suite {suite!r}; expected one of {', '.join(SUITES)}.")
-
-
-def whole(name: str, value: Any, least: int) -> int:
-    """A whole number of at least `least` as Python's; ValueError names it."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} is {value!r}: expected a whole number.") from None
-    if number < least:
-        raise ValueError(f"{name} is {number}: expected {least} or more.")
-    return number
 
 
 def check_seeds(seeds: Iterable[Any]) -> tuple[int, ...]:

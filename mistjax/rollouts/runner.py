@@ -27,7 +27,7 @@ from tqdm import tqdm
 from mistjax.hooks.sites import Tap
 from mistjax.policies.protocol import Policy
 from mistjax.rollouts.loop import Loop
-from mistjax.rollouts.plan import EpisodePlan, check_perturbation, check_seeds
+from mistjax.rollouts.plan import CrashedError, EpisodePlan, check_perturbation, check_seeds
 from mistjax.rollouts.recorder import Recording
 from mistjax.rollouts.run import Run, load_run, memory_run
 from mistjax.rollouts.store import RunWriter
@@ -145,17 +145,6 @@ def _make(make_env: MakeEnv, perturbation: Mapping[str, Json]) -> gym.Env:
     env = make_env()
     check_perturbation(env.unwrapped, perturbation)
     return env
-
-
-class CrashedError(RuntimeError):
-    """The first episodes all crashed: the set-up cannot work. The traceback of the last one is a
-    note on it.
-    """
-
-    def __init__(self, episodes: int, error: str):
-        reason = error.strip().splitlines()[-1:] or ["an unknown error"]
-        super().__init__(f"the first {episodes} episodes all crashed, the last one: {reason[0]}")
-        self.add_note(error)
 
 
 class _Tally:

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save
 
-from mistjax.files import atomic, is_leftover, sweep
+from mistjax.files import atomic, is_leftover, refuse_file, sweep
 from mistjax.rollouts import lock
 from mistjax.rollouts.lock import FolderLock
 from mistjax.rollouts.mp4 import enlarge, write_mp4
@@ -63,10 +63,10 @@ class RunWriter:
         """
         path = Path(path)
         config = json.loads(to_json(config))
-        _check_ours(path, config)
+        check_folder(path, config)
         folder = FolderLock.take(path)
         try:
-            _check_ours(path, config)
+            check_folder(path, config)
             rows = read_rows(path)
             _clean(path, rows)
             return cls(path, config, rows, folder)
@@ -152,13 +152,16 @@ class RunWriter:
             self.write_table()
 
 
-def _check_ours(path: Path, config: Mapping[str, Json]) -> None:
-    """Raises unless the folder is this run, or may become it."""
+def check_folder(path: Path, config: Mapping[str, Json] | None = None) -> None:
+    """Raises, as `RunWriter.open` does, unless a folder is a run of a configuration (any, if None)
+    or may become one. Costs nothing, so a mistake can be told before a policy is loaded.
+    """
     if (path / "run.json").exists():
-        _check_same(path, read_header(path)["config"], config)
-    elif path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file: a run needs a folder.")
-    elif path.exists():
+        old = read_header(path)["config"]
+        _check_same(path, old, old if config is None else config)
+    else:
+        refuse_file(path)
+    if path.exists() and not (path / "run.json").exists():
         # a writer that died before it had a run leaves its lock, empty folders and half a file
         inside = [p for name in _FOLDERS if (path / name).is_dir() for p in (path / name).iterdir()]
         known = {lock.NAME, *_FOLDERS}

@@ -6,7 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from mistjax.detect.calibration.conformal import Band
+from mistjax.detect.pooling import pool
+from mistjax.ranges import between, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,9 @@ class BenchConfig:
         displacements: actions are changes of position, so that ACE and FIPER, which read positions,
             get them summed over the chunk.
         draws: bootstrap resamples.
+
+    Raises:
+        ValueError: a number that none of this can be, or an unknown pooling.
     """
 
     runs: tuple[Path, ...]
@@ -52,6 +59,13 @@ class BenchConfig:
     networks: Literal["small", "source"] = "small"
     displacements: bool = True
     draws: int = 1000
+
+    def __post_init__(self) -> None:
+        between("alpha", self.alpha, 0, 1)
+        whole("seed", self.seed, 0)
+        if self.epochs is not None:
+            whole("epochs", self.epochs, 1)
+        pool(np.zeros((2, 1), np.float32), self.pool)
 
     def settings(self) -> dict[str, Any]:
         """All that a finished row depends on, JSON types only."""

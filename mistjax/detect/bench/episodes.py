@@ -75,7 +75,7 @@ def read_runs(config: BenchConfig, *, progress: bool = True) -> Recorded:
     inputs: dict[str, list[np.ndarray]] = {name: [] for name in sorted(needed)}
     success, groups, seeds, training = [], [], [], []
     total = sum(len(run.finished) for run in runs)
-    with tqdm(total=total, unit="ep", desc="reading", disable=not progress) as bar:
+    with tqdm(total=total, unit="ep", desc="reading", disable=None if progress else True) as bar:
         for number, run in enumerate(runs):
             for trace in run.traces():
                 for name, values in inputs.items():

@@ -12,7 +12,7 @@ from mistjax.detect.bench.episodes import read_runs
 from mistjax.detect.bench.page import write_page
 from mistjax.detect.bench.rows import Row, evaluate
 from mistjax.detect.bench.table import by_auc, text_table, write_csv
-from mistjax.files import atomic
+from mistjax.files import atomic, refuse_file
 from mistjax.rollouts.trace import to_json
 
 
@@ -28,13 +28,14 @@ def run_bench(config: BenchConfig, *, progress: bool = True) -> list[Row]:
     Raises:
         ValueError: the folder holds another comparison, or the runs cannot be compared.
     """
+    refuse_file(config.out)
     recorded = read_runs(config, progress=progress)
     folder = config.out / "rows"
     folder.mkdir(parents=True, exist_ok=True)
     about = json.loads(to_json({"settings": config.settings(), **recorded.about}))
     _same_or_new(config, about)
     rows: list[Row] = []
-    with tqdm(recorded.cases, unit="detector", disable=not progress) as bar:
+    with tqdm(recorded.cases, unit="detector", disable=None if progress else True) as bar:
         for case in bar:
             bar.set_postfix_str(case.name)
             path = folder / f"{case.name}.json"

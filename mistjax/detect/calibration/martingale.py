@@ -14,6 +14,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
+from mistjax.ranges import between
+
 BETS = np.array([-1.0, 0.0, 1.0])
 
 
@@ -28,6 +30,9 @@ class ExchangeabilityMonitor:
         jump: share of the capital redistributed before each bet.
         seed: breaks ties between equal numbers.
         peak: largest wealth so far.
+
+    Raises:
+        ValueError: `delta` is no chance.
     """
 
     values: Float[np.ndarray, " n"]
@@ -36,6 +41,9 @@ class ExchangeabilityMonitor:
     jump: float = 0.01
     seed: int = 0
     peak: float = 1.0
+
+    def __post_init__(self) -> None:
+        between("delta", self.delta, 0, 1)
 
     @property
     def wealth(self) -> float:

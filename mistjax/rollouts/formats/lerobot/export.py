@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import shutil
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
+from mistjax.files import atomic, refuse_file
+from mistjax.ranges import between
 from mistjax.rollouts.formats.lerobot.stats import statistics, together
 from mistjax.rollouts.mp4 import read_mp4, write_mp4
 from mistjax.rollouts.run import Run
@@ -66,7 +68,7 @@ def export_lerobot(
         fps: control rate in Hz; needed without pictures, else that of the videos.
 
     Raises:
-        ValueError: `out` exists, there is nothing to write, or no control rate.
+        ValueError: `out` exists, there is nothing to write, or no control rate that can be.
     """
     seeds = [row["seed"] for row in run.finished]
     chosen = [seed for seed in seeds if not pictures or run.video(seed) is not None]
@@ -79,15 +81,17 @@ def export_lerobot(
         )
     if not pictures and fps is None:
         raise ValueError("without pictures nothing says the control rate: give it as fps.")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    writer = _Writer(partial)
-    for seed in chosen:
-        trace = run.trace(seed)
-        cameras, rate = _cameras(run, trace) if pictures else ({}, fps)
-        writer.add(trace, cameras, float(fps or rate or 0))
-    writer.finish(run.config)
-    partial.replace(out)
+    if fps is not None:
+        between("fps", fps, 0, math.inf)
+    refuse_file(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(out) as partial:
+        writer = _Writer(partial)
+        for seed in chosen:
+            trace = run.trace(seed)
+            cameras, rate = _cameras(run, trace) if pictures else ({}, fps)
+            writer.add(trace, cameras, float(fps or rate or 0))
+        writer.finish(run.config)
     return Export(len(chosen), writer.frames, len(seeds) - len(chosen))
 
 
