@@ -148,6 +148,7 @@ def make_policy(config: Pi0Config, variables: Any) -> PiPolicy:
             action_high=(1.0,) * len(cut),
             gripper_index=len(cut) - 1,
             delta=(),
+            fallback=None,
         )
     widths = {"state": preset.state_dim, "actions": preset.action_dim}
     ones = {name: np.ones(width, np.float32) for name, width in widths.items()}
