@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from mistjax.interop.arrays import to_jax, to_numpy, to_torch
+from interop.arrays import to_jax, to_numpy, to_torch
 
 
 def call_torch(fn: Callable[..., Any], shapes: Any, *args: Any) -> Any:

@@ -16,7 +16,7 @@ def _reads_openvla(config: Mapping[str, Any] | None, preset: RobotPreset) -> boo
 
 
 def _load_openvla(folder: Path, preset: RobotPreset, unnorm_key: str | None) -> Policy:
-    from mistjax.interop.openvla.policy import OpenVLAPolicy
+    from interop.openvla.policy import OpenVLAPolicy
 
     return OpenVLAPolicy.load(folder, preset, unnorm_key=unnorm_key)
 

@@ -25,7 +25,7 @@ def bibliography() -> dict[str, str]:
 
 def rooms() -> dict[str, Path]:
     """The folders that can be cited apart, by name."""
-    folders = [*PACKAGE.iterdir(), *(PACKAGE / "interop").iterdir()]
+    folders = [*PACKAGE.iterdir(), *(PACKAGE.parent / "interop").iterdir()]
     return {f.name: f for f in sorted(folders) if f.is_dir() and any(f.glob("*.py"))}
 
 

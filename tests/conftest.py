@@ -17,7 +17,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 # Array annotations of everything imported from here on are checked; an int may stand for a float.
-CHECKED = ("mistjax",)
+CHECKED = ("mistjax", "interop")
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 register_dataclass = jax.tree_util.register_dataclass

@@ -6,7 +6,7 @@ from mistjax.citations import PACKAGE, bibliography, citation, rooms, sources
 
 
 def test_every_source_named_in_the_code_has_a_bibtex_entry():
-    named = sources(PACKAGE) | sources(PACKAGE / "interop")
+    named = sources(PACKAGE) | sources(PACKAGE.parent / "interop")
     missing = named - set(bibliography())
     assert not missing, f"add BibTeX of {missing} to mistjax/citations.bib"
 

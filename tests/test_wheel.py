@@ -29,11 +29,16 @@ def sdist(tmp_path_factory):
 
 def test_a_wheel_holds_the_package_and_nothing_beside_it(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {"mistjax", "mistjax-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {
+        "interop",
+        "mistjax",
+        "mistjax-0.1.0.dist-info",
+    }
     inside = {name.removeprefix("mistjax/") for name in names}
-    assert {"py.typed", "citations.bib", "report/page.css", "interop/openvla/policy.py"} <= inside
+    assert {"py.typed", "citations.bib", "report/page.css"} <= inside
     assert {"checkpoints/board_pi0/config.json", "checkpoints/board_mist/remedy.json"} <= inside
-    sources = {path.relative_to(ROOT) for path in (ROOT / "mistjax").rglob("*.py")}
+    packages = ROOT / "mistjax", ROOT / "interop"
+    sources = {path.relative_to(ROOT) for package in packages for path in package.rglob("*.py")}
     assert {str(path) for path in sources} <= set(names)
     assert not [name for name in names if "test" in name.lower() or "experiment" in name]
 

@@ -234,7 +234,7 @@ def openpi_arms(policy: PiPolicy, obs: Observation, edit: Add) -> dict[str, Call
     from openpi.models.pi0_config import Pi0Config as StockConfig
     from openpi.shared import nnx_utils
 
-    from mistjax.interop.openpi import wrap
+    from interop.openpi import wrap
 
     config = policy.config
     stock = StockConfig(pi05=config.pi05, max_token_len=config.max_token_len).load(

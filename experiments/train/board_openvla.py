@@ -38,10 +38,10 @@ from experiments.train.board_openvla_model import (
     openvla_tokenizer,
 )
 from experiments.train.board_training import evaluate
+from interop.openvla.decoders import ChunkDecoder, TokenDecoder
+from interop.openvla.policy import OpenVLAPolicy
+from interop.openvla.reader import Reader
 from mistjax.compilation import enable_cache
-from mistjax.interop.openvla.decoders import ChunkDecoder, TokenDecoder
-from mistjax.interop.openvla.policy import OpenVLAPolicy
-from mistjax.interop.openvla.reader import Reader
 from mistjax.policies import BOARD
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from experiments.train.board_data import LAYOUT_UNIT
 from experiments.train.board_model import CAPTION_LEN
-from mistjax.interop.openvla import actions
+from interop.openvla import actions
 from mistjax.models.tokenizers import BOS, EOS, PromptTokenizer
 
 DATASET = "board"

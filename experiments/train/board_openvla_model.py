@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from experiments.train.board_data import LAYOUT_UNIT, board_tokenizer
 from experiments.train.board_model import CAPTION_LEN
 from experiments.train.board_openvla_data import CAMERAS
-from mistjax.interop.openvla import actions, generation, oft
-from mistjax.interop.openvla.config import LlamaDims, OFTConfig, OpenVLAConfig, dinov2, siglip
-from mistjax.interop.openvla.generation import Embedded, Inputs
-from mistjax.interop.openvla.hooks import Hooks, last_valid, token_layouts
-from mistjax.interop.openvla.model import OpenVLA
+from interop.openvla import actions, generation, oft
+from interop.openvla.config import LlamaDims, OFTConfig, OpenVLAConfig, dinov2, siglip
+from interop.openvla.generation import Embedded, Inputs
+from interop.openvla.hooks import Hooks, last_valid, token_layouts
+from interop.openvla.model import OpenVLA
 from mistjax.models.tokenizers import BOS, EOS, PAD, PromptTokenizer
 
 PROMPT_LEN = 16

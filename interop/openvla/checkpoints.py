@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from interop.openvla.config import OpenVLAConfig, named_dtype
+from interop.openvla.model import OpenVLA
 from mistjax.files import read_json
-from mistjax.interop.openvla.config import OpenVLAConfig, named_dtype
-from mistjax.interop.openvla.model import OpenVLA
 from mistjax.untrusted import reading, refuse_stand_in
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from interop.openvla.processing import PROMPT, PROMPT_V01, square
 from mistjax.files import read_json
-from mistjax.interop.openvla.processing import PROMPT, PROMPT_V01, square
 from mistjax.untrusted import reading
 
 DTYPES = ("bfloat16", "float16", "float32")

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mistjax.interop.openvla import generation, oft
-from mistjax.interop.openvla.generation import Cached, Embedded, Inputs
-from mistjax.interop.openvla.hooks import Hooks
-from mistjax.interop.openvla.model import OpenVLA
+from interop.openvla import generation, oft
+from interop.openvla.generation import Cached, Embedded, Inputs
+from interop.openvla.hooks import Hooks
+from interop.openvla.model import OpenVLA
 
 JAX_DTYPES = {torch.float32: jnp.float32, torch.bfloat16: jnp.bfloat16, torch.float16: jnp.float16}
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interop.arrays import to_torch
 from mistjax.hooks.edits import Add, Affine, Edit, Patch, ProjectOut, Scale, SetNeurons
 from mistjax.hooks.sites import split_site
-from mistjax.interop.arrays import to_torch
 
 
 def _set_neurons(x: Tensor, c: Tensor, mask: Tensor, value: Tensor) -> Tensor:

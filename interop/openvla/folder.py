@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from interop.openvla import checkpoints
+from interop.openvla.config import OpenVLAConfig
+from interop.openvla.decoders import ChunkDecoder, Decoder, TokenDecoder
+from interop.openvla.model import OpenVLA
+from interop.openvla.oft import OFTParts
+from interop.openvla.oft_components import load_component
 from mistjax.files import read_json
-from mistjax.interop.openvla import checkpoints
-from mistjax.interop.openvla.config import OpenVLAConfig
-from mistjax.interop.openvla.decoders import ChunkDecoder, Decoder, TokenDecoder
-from mistjax.interop.openvla.model import OpenVLA
-from mistjax.interop.openvla.oft import OFTParts
-from mistjax.interop.openvla.oft_components import load_component
 from mistjax.models.checkpoints import refuse_foreign
 from mistjax.models.tokenizers import PromptTokenizer
 
@@ -102,7 +102,7 @@ def load_config(folder: str | Path) -> tuple[OpenVLAConfig, str | None]:
                     "A head that denoises is not implemented."
                     if part == "noisy_action_projector"
                     else 'Give config.json the key "oft" (and "film": true where the towers have '
-                    "it), see mistjax.interop.openvla.config."
+                    "it), see interop.openvla.config."
                 )
             )
     statistics = folder / "dataset_statistics.json"

@@ -19,9 +19,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from mistjax.interop.openvla import actions
-from mistjax.interop.openvla.hooks import Call, Hooks, last_valid
-from mistjax.interop.openvla.model import OpenVLA
+from interop.openvla import actions
+from interop.openvla.hooks import Call, Hooks, last_valid
+from interop.openvla.model import OpenVLA
 
 
 @dataclasses.dataclass(frozen=True)

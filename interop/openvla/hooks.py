@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from interop.openvla.edits import Change, EditSite, take_apart
+from interop.openvla.model import OpenVLA
+from interop.openvla.vision import FilmBlock
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap, TokenLayout, resolve_layers, split_site
-from mistjax.interop.openvla.edits import Change, EditSite, take_apart
-from mistjax.interop.openvla.model import OpenVLA
-from mistjax.interop.openvla.vision import FilmBlock
 
 
 def token_layouts(

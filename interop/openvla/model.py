@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache, LlamaConfig, LlamaForCausalLM
 
-from mistjax.interop.openvla.config import LlamaDims, OpenVLAConfig
-from mistjax.interop.openvla.vision import Projector, VisionBackbone
+from interop.openvla.config import LlamaDims, OpenVLAConfig
+from interop.openvla.vision import Projector, VisionBackbone
 
 
 def llama_config(dims: LlamaDims, attention: str) -> LlamaConfig:

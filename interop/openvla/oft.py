@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mistjax.interop.openvla.config import OpenVLAConfig
-from mistjax.interop.openvla.generation import Embedded, Inputs
-from mistjax.interop.openvla.hooks import Call, Hooks, last_valid
-from mistjax.interop.openvla.model import OpenVLA
+from interop.openvla.config import OpenVLAConfig
+from interop.openvla.generation import Embedded, Inputs
+from interop.openvla.hooks import Call, Hooks, last_valid
+from interop.openvla.model import OpenVLA
 
 
 class ResidualBlock(nn.Module):

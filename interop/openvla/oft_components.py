@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mistjax.interop.openvla.checkpoints import check_names, shapes_of
-from mistjax.interop.openvla.model import OpenVLA
-from mistjax.interop.openvla.vision import VisionBackbone
+from interop.openvla.checkpoints import check_names, shapes_of
+from interop.openvla.model import OpenVLA
+from interop.openvla.vision import VisionBackbone
 from mistjax.untrusted import reading, refuse_stand_in
 
 _WRAPPERS = ("module.", "vision_backbone.")

@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from jaxtyping import Array, Float
 
+from interop.bridge import call_torch, differentiable
+from interop.openvla import actions, robots
+from interop.openvla.decoders import JAX_DTYPES, Decoder
+from interop.openvla.folder import load_config, load_parts, save_parts
+from interop.openvla.hooks import Hooks, token_layouts
+from interop.openvla.model import OpenVLA
+from interop.openvla.reader import PictureStep, Reader
+from interop.openvla.spec import fingerprint, policy_spec, stack_specs, tap_shapes
+from interop.openvla.traced import Prefix, leaves, pick
+from interop.openvla.words import Words
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
-from mistjax.interop.bridge import call_torch, differentiable
-from mistjax.interop.openvla import actions, robots
-from mistjax.interop.openvla.decoders import JAX_DTYPES, Decoder
-from mistjax.interop.openvla.folder import load_config, load_parts, save_parts
-from mistjax.interop.openvla.hooks import Hooks, token_layouts
-from mistjax.interop.openvla.model import OpenVLA
-from mistjax.interop.openvla.reader import PictureStep, Reader
-from mistjax.interop.openvla.spec import fingerprint, policy_spec, stack_specs, tap_shapes
-from mistjax.interop.openvla.traced import Prefix, leaves, pick
-from mistjax.interop.openvla.words import Words
 from mistjax.models.observation import Observation
 from mistjax.models.transforms import flat_rows
 from mistjax.policies.fingerprint import fingerprint as behaviour

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from mistjax.interop.openvla import processing
-from mistjax.interop.openvla.config import OpenVLAConfig
-from mistjax.interop.openvla.generation import Inputs
-from mistjax.interop.openvla.model import OpenVLA
+from interop.openvla import processing
+from interop.openvla.config import OpenVLAConfig
+from interop.openvla.generation import Inputs
+from interop.openvla.model import OpenVLA
 from mistjax.models.observation import Observation
 from mistjax.models.tokenizers import PromptTokenizer
 from mistjax.models.transforms import rgb, to_unit

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from interop.openvla import actions, checkpoints, generation
+from interop.openvla.config import OpenVLAConfig, dinov2, siglip
+from interop.openvla.hooks import Hooks, token_layouts
+from interop.openvla.model import OpenVLA
 from mistjax.files import read_json
-from mistjax.interop.openvla import actions, checkpoints, generation
-from mistjax.interop.openvla.config import OpenVLAConfig, dinov2, siglip
-from mistjax.interop.openvla.hooks import Hooks, token_layouts
-from mistjax.interop.openvla.model import OpenVLA
 from mistjax.untrusted import read_npz
 
 

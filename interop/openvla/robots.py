@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mistjax.interop.openvla import actions, processing
-from mistjax.interop.openvla.config import OpenVLAConfig
+from interop.openvla import actions, processing
+from interop.openvla.config import OpenVLAConfig
 from mistjax.policies.presets import RobotPreset
 
 TOLERANCE = 0.1  # of a dimension's range, by which the middle of its data may lie outside

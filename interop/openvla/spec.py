@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import torch
 
+from interop.openvla.config import OpenVLAConfig
 from mistjax.hooks.sites import Tap, TokenLayout, resolve_layers
-from mistjax.interop.openvla.config import OpenVLAConfig
 from mistjax.policies.presets import RobotPreset
 from mistjax.policies.protocol import PolicySpec, StackSpec
 

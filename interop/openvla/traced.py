@@ -9,9 +9,9 @@ from typing import Any
 import flax.struct
 from jaxtyping import Array
 
+from interop.openvla.edits import take_apart
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
-from mistjax.interop.openvla.edits import take_apart
 from mistjax.models.observation import Observation
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mistjax.interop.openvla.config import OpenVLAConfig, TowerConfig
+from interop.openvla.config import OpenVLAConfig, TowerConfig
 
 
 class Attention(nn.Module):

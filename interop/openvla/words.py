@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mistjax.interop.arrays import to_jax
-from mistjax.interop.bridge import call_torch
-from mistjax.interop.openvla import actions
-from mistjax.interop.openvla.decoders import Decoder
-from mistjax.interop.openvla.model import OpenVLA
-from mistjax.interop.openvla.reader import Reader
+from interop.arrays import to_jax
+from interop.bridge import call_torch
+from interop.openvla import actions
+from interop.openvla.decoders import Decoder
+from interop.openvla.model import OpenVLA
+from interop.openvla.reader import Reader
 from mistjax.models.observation import Observation
 from mistjax.models.tokenizers import PromptTokenizer
 from mistjax.policies.protocol import PolicySpec

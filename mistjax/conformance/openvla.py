@@ -9,12 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from mistjax.conformance.rows import Row
-from mistjax.hooks.edits import Add, SetNeurons
-from mistjax.hooks.sites import Tap
-from mistjax.interop.openvla import actions, generation, processing
-from mistjax.interop.openvla.edits import EditSite
-from mistjax.interop.openvla.recordings import (
+from interop.openvla import actions, generation, processing
+from interop.openvla.edits import EditSite
+from interop.openvla.recordings import (
     Recordings,
     error,
     levels,
@@ -22,6 +19,9 @@ from mistjax.interop.openvla.recordings import (
     recorded_model,
     wrong,
 )
+from mistjax.conformance.rows import Row
+from mistjax.hooks.edits import Add, SetNeurons
+from mistjax.hooks.sites import Tap
 
 TOLERANCE = {"sdpa": 1e-5, "eager": 2e-5}
 """For float32."""

@@ -213,13 +213,13 @@ def _read_csv(folder: Path) -> None:
 
 
 def _read_openvla(folder: Path) -> None:
-    from mistjax.interop.openvla.folder import load_config
+    from interop.openvla.folder import load_config
 
     load_config(folder)
 
 
 def _read_index(folder: Path) -> None:
-    from mistjax.interop.openvla import checkpoints
+    from interop.openvla import checkpoints
 
     checkpoints._stored(checkpoints._files(folder))
 

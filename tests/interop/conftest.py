@@ -30,14 +30,14 @@ def goldens():
 
 @pytest.fixture(scope="session")
 def model():
-    from mistjax.interop.openvla.recordings import recorded_model
+    from interop.openvla.recordings import recorded_model
 
     return recorded_model(GOLDENS)
 
 
 @pytest.fixture(scope="session")
 def recordings(model):
-    from mistjax.interop.openvla.recordings import Recordings
+    from interop.openvla.recordings import Recordings
 
     return Recordings(GOLDENS, model)
 
@@ -71,9 +71,9 @@ def preset():
 
 @pytest.fixture(scope="session")
 def policy(model, tokenizer, preset):
-    from mistjax.interop.openvla.decoders import TokenDecoder
-    from mistjax.interop.openvla.policy import OpenVLAPolicy
-    from mistjax.interop.openvla.reader import Reader
+    from interop.openvla.decoders import TokenDecoder
+    from interop.openvla.policy import OpenVLAPolicy
+    from interop.openvla.reader import Reader
 
     reader = Reader(tokenizer, {"base_0_rgb": "observation/image"})
     return OpenVLAPolicy(model, TokenDecoder(model, 7), reader, preset)

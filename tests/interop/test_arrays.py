@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mistjax.interop.arrays import to_jax, to_numpy, to_torch
+from interop.arrays import to_jax, to_numpy, to_torch
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint8", "bool"])

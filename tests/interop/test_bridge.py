@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from jax.test_util import check_grads
 
-from mistjax.interop.bridge import call_torch, differentiable
+from interop.bridge import call_torch, differentiable
 
 SHAPE = jax.ShapeDtypeStruct((3,), jnp.float32)
 

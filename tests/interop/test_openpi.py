@@ -16,8 +16,8 @@ from beartype import beartype
 from flax import nnx
 from jaxtyping import Array, Float, TypeCheckError, jaxtyped
 
+from interop.openpi import OpenpiFastPolicy, OpenpiPolicy, wrap
 from mistjax.hooks import POINTS, Add, Scale, SetNeurons, Tap
-from mistjax.interop.openpi import OpenpiFastPolicy, OpenpiPolicy, wrap
 from mistjax.models import gemma
 from mistjax.models.config import FAST_IMAGE_KEYS, TINY, TINY_FAST
 from mistjax.models.fast_language import FastTokenizer

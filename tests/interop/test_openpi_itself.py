@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from interop.openpi import wrap
 from mistjax.hooks import POINTS, Add, Tap
-from mistjax.interop.openpi import wrap
 from mistjax.models.normalize import NormStats
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies import BOARD

@@ -44,7 +44,7 @@ LIBERO_TINY = dataclasses.replace(
 )
 
 # LIBERO's robot for OpenVLA and OpenVLA-OFT, which have conventions of their own about its pictures
-# and gripper: see `mistjax.interop.openvla.robots`.
+# and gripper: see `interop.openvla.robots`.
 OPENVLA_LIBERO = dataclasses.replace(
     LIBERO_TINY, name="openvla_libero", execute_steps=8, env_options={}
 )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mistjax.interop.openvla import actions
+from interop.openvla import actions
 
 STATS = {"q01": [-2.0, 0.0], "q99": [4.0, 1.0], "mask": [True, False]}
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mistjax.interop.openvla import checkpoints
-from mistjax.interop.openvla.config import OpenVLAConfig
+from interop.openvla import checkpoints
+from interop.openvla.config import OpenVLAConfig
 
 
 def test_all_982_published_names_and_shapes_are_the_models(goldens):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from interop.openvla.recordings import Recordings, recorded_model
 from mistjax.conformance.openvla import COMPARISONS, conformance_openvla
-from mistjax.interop.openvla.recordings import Recordings, recorded_model
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from interop.openvla.policy import OpenVLAPolicy
 from mistjax.demo import SHIPPED
 from mistjax.detect.calibration.conformal import Threshold
 from mistjax.detect.features import FeatureSpec
@@ -11,7 +12,6 @@ from mistjax.detect.methods.safe.heads import SafeMLP
 from mistjax.detect.monitor import Monitor
 from mistjax.envs.board.env import BoardEnv
 from mistjax.hooks import Add, Tap
-from mistjax.interop.openvla.policy import OpenVLAPolicy
 from mistjax.policies import BOARD
 from mistjax.recover.mist import MistPolicy
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from mistjax.interop.openvla import checkpoints, oft
-from mistjax.interop.openvla.config import OFTConfig
-from mistjax.interop.openvla.decoders import ChunkDecoder
-from mistjax.interop.openvla.model import OpenVLA
-from mistjax.interop.openvla.policy import OpenVLAPolicy
-from mistjax.interop.openvla.reader import Reader
+from interop.openvla import checkpoints, oft
+from interop.openvla.config import OFTConfig
+from interop.openvla.decoders import ChunkDecoder
+from interop.openvla.model import OpenVLA
+from interop.openvla.policy import OpenVLAPolicy
+from interop.openvla.reader import Reader
 from mistjax.policies.load import read_policy
 
 KEY = jax.random.key(0)

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
+from interop.openvla import checkpoints
+from interop.openvla.config import OpenVLAConfig, named_dtype
+from interop.openvla.folder import load_config
+from interop.openvla.policy import OpenVLAPolicy
+from interop.openvla.processing import PROMPT_V01, prompt_text
 from mistjax.cli import main
-from mistjax.interop.openvla import checkpoints
-from mistjax.interop.openvla.config import OpenVLAConfig, named_dtype
-from mistjax.interop.openvla.folder import load_config
-from mistjax.interop.openvla.policy import OpenVLAPolicy
-from mistjax.interop.openvla.processing import PROMPT_V01, prompt_text
 from mistjax.policies.load import load_policy
 from mistjax.policies.presets import PRESETS, preset_of
 

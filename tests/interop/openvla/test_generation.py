@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from mistjax.interop.openvla import generation
-from mistjax.interop.openvla.hooks import Hooks, token_layouts
+from interop.openvla import generation
+from interop.openvla.hooks import Hooks, token_layouts
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from interop.openvla import generation
+from interop.openvla.hooks import Hooks, token_layouts
+from interop.openvla.spec import stack_specs, tap_shapes
 from mistjax.hooks import POINTS, Add, Patch, ProjectOut, Scale, SetNeurons, Tap
-from mistjax.interop.openvla import generation
-from mistjax.interop.openvla.hooks import Hooks, token_layouts
-from mistjax.interop.openvla.spec import stack_specs, tap_shapes
 
 PROMPT = 5
 LAYOUTS = token_layouts(256, ("camera",), PROMPT)

@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from interop.convert_pt import convert, write
+from interop.openvla import generation, oft
+from interop.openvla.decoders import ChunkDecoder
+from interop.openvla.hooks import Hooks, token_layouts
+from interop.openvla.model import OpenVLA
+from interop.openvla.oft_components import load_component, load_film
+from interop.openvla.policy import OpenVLAPolicy
+from interop.openvla.reader import Reader
 from mistjax.hooks import Add, Tap
-from mistjax.interop.convert_pt import convert, write
-from mistjax.interop.openvla import generation, oft
-from mistjax.interop.openvla.decoders import ChunkDecoder
-from mistjax.interop.openvla.hooks import Hooks, token_layouts
-from mistjax.interop.openvla.model import OpenVLA
-from mistjax.interop.openvla.oft_components import load_component, load_film
-from mistjax.interop.openvla.policy import OpenVLAPolicy
-from mistjax.interop.openvla.reader import Reader
 
 KEY = jax.random.key(0)
 CHUNK = 2
@@ -176,7 +176,7 @@ def test_what_is_no_dictionary_of_tensors_is_not_converted(parts, tmp_path):
 def test_film_that_neither_scales_nor_shifts_changes_nothing(model, goldens, tmp_path):
     from safetensors.torch import save_file
 
-    from mistjax.interop.openvla.recordings import recorded_model
+    from interop.openvla.recordings import recorded_model
 
     film = recorded_model(goldens)
     weights = {}

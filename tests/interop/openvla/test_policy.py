@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from interop.openvla import checkpoints, processing
+from interop.openvla.decoders import TokenDecoder
+from interop.openvla.policy import OpenVLAPolicy
+from interop.openvla.reader import Reader
 from mistjax.hooks import Add, Tap, tap_shapes
-from mistjax.interop.openvla import checkpoints, processing
-from mistjax.interop.openvla.decoders import TokenDecoder
-from mistjax.interop.openvla.policy import OpenVLAPolicy
-from mistjax.interop.openvla.reader import Reader
 from mistjax.policies.protocol import LanguagePolicy, Policy
 from mistjax.steer import value_vectors
 
@@ -140,7 +140,7 @@ def test_bfloat16_stays_close_to_float32(policy, goldens, obs, sample):
 
 
 def _half(goldens):
-    from mistjax.interop.openvla.recordings import read_arrays, recorded_model
+    from interop.openvla.recordings import read_arrays, recorded_model
 
     weights = {k: torch.tensor(v) for k, v in read_arrays(goldens / "weights.npz").items()}
     empty = checkpoints.empty_model(recorded_model(goldens).config)
