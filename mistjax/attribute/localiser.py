@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mistjax.attribute.attribution import Attribution
-from mistjax.attribute.text import words_of
+from mistjax.attribute.text import Word, words_of
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Pieces
 
@@ -132,11 +132,14 @@ def describe(
 
 
 def named_words(
-    cause: Cause, obs: Observation, tokenizer: Pieces, row: int
+    cause: Cause, obs: Observation, tokenizer: Pieces, row: int, state_names: Sequence[str] = ()
 ) -> list[tuple[str, float]]:
-    """(word, share) of one row's strongest tokens, strongest first; tokens of one word add up."""
+    """(word, share) of one row's strongest tokens, strongest first; tokens of one word add up.
+
+    A number of the state that the prompt holds goes by its dimension's name.
+    """
     tokens, mask = np.asarray(obs.tokenized_prompt[row]), np.asarray(obs.tokenized_prompt_mask[row])
-    words = words_of(tokenizer, tokens, mask)
+    words = _state_named(words_of(tokenizer, tokens, mask), state_names)
     pairs = list(
         zip(np.asarray(cause.tokens[row]), np.asarray(cause.token_shares[row]), strict=True)
     )
@@ -160,7 +163,7 @@ def _sentence(cause: Cause, obs, tokenizer, what, state_names, b: int) -> str:
         seen = [i for i, share in enumerate(cause.patch_shares[b, first]) if share > 0]
         sentence += f", {_listed([_region(cause, b, first, i) for i in seen])}"
     elif cause.modalities[first] == "text":
-        words = named_words(cause, obs, tokenizer, b)
+        words = named_words(cause, obs, tokenizer, b, state_names)
         if words:
             sentence += f", {_listed([f'“{word}” ({share:.0%})' for word, share in words])}"
     else:
@@ -171,6 +174,22 @@ def _sentence(cause: Cause, obs, tokenizer, what, state_names, b: int) -> str:
         ]
         sentence += f", {_listed(dims)}"
     return f"{sentence}; then {_listed(shares[1:])}."
+
+
+def _state_named(words: Sequence[Word], names: Sequence[str]) -> list[Word]:
+    """The words of a prompt `Task: TEXT, State: 12 251;` (pi0.5, pi0-FAST) as what they stand for;
+    other prompts as they are.
+    """
+    text = [word.text for word in words]
+    if text[:1] != ["Task:"] or "State:" not in text:
+        return list(words)
+    begin = len(text) - 1 - text[::-1].index("State:")
+    end = next((i for i in range(begin + 1, len(text)) if text[i].endswith(";")), len(text) - 1)
+    text[begin - 1] = text[begin - 1].removesuffix(",")
+    for i in range(begin + 1, end + 1):
+        value = text[i].removesuffix(";")
+        text[i] = f"{_state_name(names, i - begin - 1)} (written as {value})"
+    return [word._replace(text=said) for word, said in zip(words, text, strict=True)]
 
 
 def _region(cause: Cause, b: int, camera: int, i: int) -> str:

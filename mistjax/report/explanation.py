@@ -21,7 +21,9 @@ from mistjax.report.html import write_report
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace
 
-STATE_NAMES = {"board": ("x", "y", "z", "opening", "last gripper command")}
+STATE_NAMES = dict.fromkeys(
+    ("board", "board_fast"), ("x", "y", "z", "opening", "last gripper command")
+)
 
 
 def raw_observation(policy: Policy, trace: Trace, inference: int) -> RawObs:
@@ -151,14 +153,12 @@ def _explanation(
     policy: Policy, trace: Trace, inference: int, attribution: Attribution
 ) -> Explanation:
     obs = policy.prepare([raw_observation(policy, trace, inference)])
-    cause = localise(attribution)
-    sentence = describe(
-        cause, obs, language(policy).tokenizer, state_names=STATE_NAMES.get(policy.preset.name, ())
-    )[0]
+    cause, tokenizer = localise(attribution), language(policy).tokenizer
+    states = STATE_NAMES.get(policy.preset.name, ())
+    sentence = describe(cause, obs, tokenizer, state_names=states)[0]
     heat = {
         key: np.asarray(attribution.images[camera][0])
         for camera, key in policy.spec.cameras.items()
     }
-    return Explanation(
-        trace, inference, sentence, heat, named_words(cause, obs, language(policy).tokenizer, 0)
-    )
+    words = named_words(cause, obs, tokenizer, 0, states)
+    return Explanation(trace, inference, sentence, heat, words)

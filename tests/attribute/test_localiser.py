@@ -9,7 +9,8 @@ import pytest
 
 from mistjax.attribute import ActionValue, Attribution, describe, explain, localise
 from mistjax.attribute.interventional import nuisance_mass_ratio
-from mistjax.attribute.localiser import named_words
+from mistjax.attribute.localiser import _state_named, named_words
+from mistjax.attribute.text import words_of
 
 
 @pytest.fixture
@@ -53,6 +54,30 @@ def test_words_and_regions_are_named(attribution, linear_obs, tokenizer):
         "(0%)."
     )
     assert word.startswith("The failure score comes mostly from the instruction (100%), “slowly”")
+
+
+def test_the_numbers_of_the_state_in_a_prompt_are_no_words_of_the_instruction():
+    pieces = [
+        *["▁Task:", "▁go", "▁to", "▁3", ",", "▁State:", "▁12", "▁", "2", "51", ";"],
+        "\n",
+        "▁Action:",
+    ]
+    pieces[7:9] = ["▁2"]
+
+    class Prompt:
+        def id_to_piece(self, index):
+            return pieces[index]
+
+    tokens = np.arange(len(pieces))
+    words = words_of(Prompt(), tokens, np.ones(len(pieces), bool))
+    assert [word.text for word in words][-2:] == ["251;", "Action:"]
+    named = [word.text for word in _state_named(words, ("x",))]
+    assert named == [
+        "Task:", "go", "to", "3", "State:", "x (written as 12)", "state 1 (written as 251)",
+        "Action:",
+    ]  # fmt: skip
+    plain = words_of(Prompt(), tokens[1:5], np.ones(4, bool))
+    assert _state_named(plain, ("x",)) == plain
 
 
 def test_state_dimensions_are_named(attribution, linear_obs, tokenizer):
