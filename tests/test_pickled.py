@@ -90,7 +90,7 @@ def test_a_state_for_a_live_type_changes_it_nowhere(code):
         "\ud800",
         1j,
     ],
-    ids=str,
+    ids=lambda value: str(value).partition(" object at ")[0],
 )
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_what_is_no_data_or_does_not_fit_is_refused(value, protocol):

@@ -194,7 +194,7 @@ def test_an_inference_that_fails_for_one_episode_ends_that_one(policy, make_env,
         {"success": True, "task": object()},
         {"success": False, "error": "it broke"},
     ],
-    ids=str,
+    ids=lambda value: str(value).partition(" object at ")[0],
 )
 def test_what_an_environment_says_wrongly_ends_its_own_episode_only(policy, make_env, info):
     class Odd(make_env):
