@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -21,9 +22,8 @@ from mistjax.report.html import write_report
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace
 
-STATE_NAMES = dict.fromkeys(
-    ("board", "board_fast"), ("x", "y", "z", "opening", "last gripper command")
-)
+_BOARD = ("x", "y", "z", "opening", "last gripper command")
+STATE_NAMES: Mapping[str, tuple[str, ...]] = {"board": _BOARD, "board_fast": _BOARD}
 
 
 def raw_observation(policy: Policy, trace: Trace, inference: int) -> RawObs:
