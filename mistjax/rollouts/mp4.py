@@ -37,15 +37,25 @@ def write_mp4(
 
 
 def read_mp4(path: Path) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
-    """Decodes all frames (RGB) and the frame rate."""
+    """Decodes all frames (RGB) and the frame rate.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no video, or damaged.
+    """
     import av
 
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-        rate = stream.average_rate
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            rate = stream.average_rate
+    except FileNotFoundError:
+        raise
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        raise ValueError(f"{path} is no video, or damaged: {error}") from None
     if not frames or rate is None:
-        raise ValueError(f"{path} has no frames: expected an mp4 written by write_mp4.")
+        raise ValueError(f"{path} is no video that write_mp4 wrote: it has no frames.")
     return np.stack(frames), float(rate)
 
 

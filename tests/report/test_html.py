@@ -1,4 +1,7 @@
+import errno
+import os
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -6,6 +9,7 @@ import pytest
 
 from mistjax.report import Explanation, Section, build_report, explanations, write_report
 from mistjax.report.blocks import Facts, Fold, Picture, Plot, Table, Text, Words
+from mistjax.report.build import _ranges
 from mistjax.report.html import render
 from mistjax.report.plots import score_curve
 
@@ -137,3 +141,30 @@ def test_runs_without_monitor_or_video_give_a_shorter_report(memory, trace, tmp_
     Outline(page)
     assert "Failure scores" not in page
     assert "<video" not in page
+
+
+def test_a_run_without_an_episode_that_ended_is_named(run_folder, tmp_path):
+    runs = {"bare": run_folder("sound", [True], False), "empty": tmp_path / "empty"}
+    shutil.copytree(runs["bare"], runs["empty"])
+    shutil.rmtree(runs["empty"] / "traces")
+    (runs["empty"] / "episodes.parquet").unlink()
+    with pytest.raises(ValueError, match="no episode of empty has ended"):
+        build_report(runs, tmp_path / "report.html", title="Trial")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path, monkeypatch):
+    page = tmp_path / "report.html"
+    page.write_text("old")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_report([Section("One", [Text("words")])], page, "Title")
+    assert page.read_text() == "old" and list(tmp_path.iterdir()) == [page]
+
+
+def test_the_seeds_are_told_in_ranges():
+    assert _ranges([9, 0, 1, 2, 4]) == "0–2, 4, 9"

@@ -1,4 +1,5 @@
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -258,6 +259,39 @@ def test_repeated_or_negative_seeds_are_refused(policy, make_env):
     for seeds in ([1, 1], [-1], []):
         with pytest.raises(ValueError, match="distinct whole numbers"):
             run(policy, make_env, seeds)
+
+
+def test_each_episode_is_on_disk_before_the_next_inference(policy, make_env, tmp_path):
+    ended, sample, env = set(), policy.sample, make_env()
+    step = env.step
+
+    def noted(action):
+        raw, reward, terminated, truncated, info = step(action)
+        ended.update({env.seed} if terminated or truncated else ())
+        return raw, reward, terminated, truncated, info
+
+    def checked(*args, **kwargs):
+        stored = {int(file.stem) for file in tmp_path.glob("traces/*.safetensors")}
+        assert stored == ended
+        return sample(*args, **kwargs)
+
+    env.step, policy.sample = noted, checked
+    done = run(policy, lambda: env, range(5), num_envs=1, out=tmp_path)
+    assert done.crashed == () and ended == set(range(5))
+
+
+def test_no_episodes_timing_contains_the_compilation(policy, make_env):
+    sample = policy.sample
+
+    def slow_at_first(*args, **kwargs):
+        if policy.calls == 0:
+            time.sleep(0.5)
+        return sample(*args, **kwargs)
+
+    policy.sample = slow_at_first
+    trace = run(policy, make_env, [3]).trace(3)
+    assert policy.calls == len(trace.chunks) + 1, "one inference more than was recorded"
+    assert trace.timings_ms[0] < 500
 
 
 def test_resume_runs_only_the_missing_seeds(policy, make_env, tmp_path, same):

@@ -16,6 +16,8 @@ from safetensors.numpy import load, save
 from mistjax.rollouts import RunWriter, Trace, load_run, run_episodes
 from mistjax.rollouts.lock import FolderBusyError
 from mistjax.rollouts.mp4 import read_mp4
+from mistjax.rollouts.store import _ROWS_BETWEEN_TABLES
+from mistjax.rollouts.trace import to_json
 
 CONFIG = {"policy": "p", "perturbation": {"light": 0.5}}
 
@@ -94,6 +96,28 @@ def test_a_reader_sees_stored_episodes_before_the_table_does(tmp_path):
         writer.add(make_trace(2))
         assert pq.read_table(tmp_path / "episodes.parquet").num_rows == 1
         assert load_run(tmp_path).seeds == (1, 2)
+
+
+def test_the_table_lags_behind_by_fewer_episodes_than_it_says(tmp_path):
+    with RunWriter.open(tmp_path, CONFIG) as writer:
+        for seed in range(_ROWS_BETWEEN_TABLES + 1):
+            writer.add(make_trace(seed, 1))
+        assert pq.read_table(tmp_path / "episodes.parquet").num_rows == _ROWS_BETWEEN_TABLES
+    assert pq.read_table(tmp_path / "episodes.parquet").num_rows == _ROWS_BETWEEN_TABLES + 1
+
+
+def test_settings_without_a_json_form_are_refused(tmp_path):
+    for value in (float("nan"), np.array([np.inf]), object(), {1, 2}):
+        with pytest.raises(ValueError):
+            RunWriter.open(tmp_path, {"option": value})
+    settings = {"b": (np.float32(0.5), None), "a": np.arange(2)}
+    assert to_json(settings) == '{"a": [0, 1], "b": [0.5, null]}'
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_times_give_no_median():
+    assert make_trace(0, timings_ms=np.full(3, np.nan)).row()["median_ms"] is None
+    assert make_trace(0, timings_ms=np.array([3.0, 1.0, 2.0])).row()["median_ms"] == 2.0
 
 
 def test_half_written_episodes_are_invisible(tmp_path):
@@ -263,6 +287,8 @@ def test_of_two_processes_exactly_one_is_admitted(tmp_path):
 import sys, time
 from pathlib import Path
 from mistjax.rollouts.lock import FolderBusyError
+from mistjax.rollouts.store import _ROWS_BETWEEN_TABLES
+from mistjax.rollouts.trace import to_json
 from mistjax.rollouts.store import RunWriter
 for race in range(40):
     folder = Path(sys.argv[1]) / str(race)
