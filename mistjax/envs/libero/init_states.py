@@ -28,10 +28,13 @@ def read_init_states(path: str | Path) -> Float[np.ndarray, "states size"]:
     """
     path = Path(path)
     content = io.BytesIO(read_bytes(path))
-    if not zipfile.is_zipfile(content):
-        raise ValueError(f"{path} is not a zip archive: expected an init file made by torch.save.")
-    with reading(path, "a plain float64 matrix"), zipfile.ZipFile(content) as archive:
-        return _matrix(_stream(archive, len(content.getbuffer())))
+    with reading(path, "a plain float64 matrix"):
+        if not zipfile.is_zipfile(content):
+            raise ValueError(
+                f"{path} is not a zip archive: expected an init file made by torch.save."
+            )
+        with zipfile.ZipFile(content) as archive:
+            return _matrix(_stream(archive, len(content.getbuffer())))
 
 
 def _stream(archive: zipfile.ZipFile, size: int) -> bytes:

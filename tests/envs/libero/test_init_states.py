@@ -60,6 +60,10 @@ def test_a_broken_file_is_named(tmp_path):
         archive.writestr("archive/data.pkl", bytes(1 << 20))
     with pytest.raises(ValueError, match="compressed, which"):
         read_init_states(path)
+    archive = written(path, STATES).read_bytes()  # said to be on several disks
+    path.write_bytes(archive[:-22] + b"PK\x06\x07" + b"\xff" * 16 + archive[-22:])
+    with pytest.raises(ValueError, match=r"a\.init is not a plain float64 matrix"):
+        read_init_states(path)
     whole = pickle.dumps(STATES, 2)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", whole[: len(whole) // 2])
