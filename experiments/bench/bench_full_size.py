@@ -42,7 +42,7 @@ from experiments.bench.turns import Ratio, ratio, take_turns
 from mistjax.attribute.readouts import FailureScore
 from mistjax.attribute.registry import attribute
 from mistjax.detect.calibration.conformal import Threshold
-from mistjax.detect.features import DEFAULT_FEATURES, FeatureSpec
+from mistjax.detect.inputs import DEFAULT_INPUT, Input
 from mistjax.detect.methods.safe.heads import SafeMLP
 from mistjax.detect.monitor import Monitor
 from mistjax.hooks import Add, Hooks, Tap
@@ -162,7 +162,7 @@ def make_policy(config: Pi0Config, variables: Any) -> PiPolicy:
 
 def make_monitor(policy: PiPolicy, *, alarms: bool) -> Monitor:
     """SAFE-MLP on the default features, whose threshold nothing or everything exceeds."""
-    stacks, features = policy.spec.stacks, DEFAULT_FEATURES
+    stacks, features = policy.spec.stacks, DEFAULT_INPUT
     width = sum(
         stacks[tap.stack].width * (stacks[tap.stack].depth if tap.layers is None else 1)
         for tap in features.taps
@@ -199,7 +199,7 @@ def flow_arms(config: Pi0Config, variables: Any, obs: Observation) -> dict[str, 
     alarmed = mist.sample(obs, KEY, state=start)
     if not bool(jnp.all(alarmed.aux["edited"])):
         raise ValueError("the attribution named no input, so nothing was steered: another seed.")
-    readout = FailureScore(quiet.detector, quiet.detector.init_state(1), quiet.features)
+    readout = FailureScore(quiet.detector, quiet.detector.init_state(1), quiet.reads)
     explain = jax.jit(
         lambda policy, obs, readout: attribute(
             "gradient_x_input", policy, obs, KEY, readout, patch=policy.patch
@@ -271,23 +271,23 @@ def token_arms(
         "one action tap": Hooks((), (action_tap,)),
         "one edit": Hooks((edit,)),
     }
-    seen = FeatureSpec((Tap("vlm.resid", None, "image", "mean"),))
+    seen = Input.of_taps(Tap("vlm.resid", None, "image", "mean"))
     head = SafeMLP.create(KEY, config.vlm.width * config.vlm.depth)
     monitor = Monitor(head, Threshold(jnp.full(1, jnp.inf), 0.1, 100, 91), seen)
     memory = monitor.initial_state(1)
 
     @jax.jit
     def watch(variables, obs, keys, monitor, memory):
-        tokens, taps = infer(config, variables, obs, keys, Hooks((), monitor.features.taps))
+        tokens, taps = infer(config, variables, obs, keys, Hooks((), monitor.reads.taps))
         return monitor.step(memory, Sample(tokens[..., None], taps, {}))
 
     @jax.jit
     def explain(variables, obs, monitor, memory):
         def score(images):
-            hooks = Hooks((), monitor.features.taps)
+            hooks = Hooks((), monitor.reads.taps)
             given = dataclasses.replace(obs, images=images)
             taps = prefill(Pi0Fast(config), variables, given, hooks).taps
-            return monitor.detector.logit(memory.detector, monitor.features.live(taps)).sum()
+            return monitor.logit(memory, Sample(jnp.zeros((1, 1, 1)), taps, {})).sum()
 
         gradient = jax.grad(score)(obs.images)
         return jax.tree.map(lambda g, x: (g * x).sum(-1), gradient, obs.images)

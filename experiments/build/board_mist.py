@@ -28,7 +28,8 @@ import tyro
 
 from mistjax.compilation import enable_cache
 from mistjax.demo import PERTURBATION, SHIPPED
-from mistjax.detect.from_runs import calibrate_detector, train_detector
+from mistjax.detect.calibration.runs import calibrate_detector
+from mistjax.detect.training import train_detector
 from mistjax.envs.board.expert import expert_observations
 from mistjax.hooks import Tap
 from mistjax.policies import PiPolicy
@@ -118,13 +119,14 @@ def build_detector(config: Config, training, tuning, nominal: Run) -> dict:
     metrics = {}
     for name in config.detectors:
         folder = config.work / "detectors" / name
-        train_detector(training, folder, name=name, group=speed_word)
-        _, metrics[name] = calibrate_detector(folder, tuning, alpha=config.alpha, group=speed_word)
+        train_detector(training, folder, name=name, group=speed_word, folds=0)
+        found = calibrate_detector(folder, tuning, alpha=config.alpha, group=speed_word)
+        metrics[name] = dict(found.metrics)
         print(f"{name}: held-out {metrics[name]}", flush=True)
     best = max(metrics, key=lambda name: metrics[name]["roc_auc"])
-    train_detector(training, config.out, name=best, group=speed_word)
-    found, _ = calibrate_detector(config.out, [nominal], alpha=config.alpha, group=speed_word)
-    print(f"kept {best}. {found[''].describe()}", flush=True)
+    train_detector(training, config.out, name=best, group=speed_word, folds=0)
+    found = calibrate_detector(config.out, [nominal], alpha=config.alpha, group=speed_word)
+    print(f"kept {best}. {found.describe()}", flush=True)
     return metrics
 
 

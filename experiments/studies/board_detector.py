@@ -33,23 +33,21 @@ from experiments.build.board_mist import speed_word
 from experiments.build.detection_runs import CONDITIONS
 from mistjax.compilation import enable_cache
 from mistjax.detect import Episodes, fit_detector, score_episodes
-from mistjax.detect.features import FeatureSpec
 from mistjax.detect.from_runs import episodes_from_runs
+from mistjax.detect.inputs import Input
 from mistjax.detect.metrics import peak, roc_auc, summary
 from mistjax.detect.registry import training_config
 from mistjax.hooks import Tap
 from mistjax.rollouts.run import Run, load_run
 from mistjax.stats import bootstrap
 
-BOARD_FEATURES = FeatureSpec(
-    (Tap("action.resid", None, "action", "mean"), Tap("vlm.resid", None, "text", "mean"))
+BOARD_FEATURES = Input.of_taps(
+    Tap("action.resid", None, "action", "mean"), Tap("vlm.resid", None, "text", "mean")
 )
-FOUR_SITES = FeatureSpec(
-    (
-        *BOARD_FEATURES.taps,
-        Tap("vlm.resid", None, "image", "mean"),
-        Tap("vision.resid", None, "image", "mean"),
-    )
+FOUR_SITES = Input.of_taps(
+    *BOARD_FEATURES.taps,
+    Tap("vlm.resid", None, "image", "mean"),
+    Tap("vision.resid", None, "image", "mean"),
 )
 BOARD_PROBE = {"shrinkage": 0.2, "horizon": 15}
 SAFE_TRAINING = training_config("safe_mlp", epochs=60, batch_size=64)  # 1500 updates
@@ -84,7 +82,7 @@ class Case:
 
     name: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    features: FeatureSpec = BOARD_FEATURES
+    features: Input = BOARD_FEATURES
     by_look: bool = False
 
 
@@ -157,7 +155,7 @@ def _first(run: Run, episodes: int) -> Run:
     return dataclasses.replace(run, rows=run.rows[:episodes])
 
 
-def _join(runs: list[Run], features: FeatureSpec = BOARD_FEATURES) -> Episodes:
+def _join(runs: list[Run], features: Input = BOARD_FEATURES) -> Episodes:
     return episodes_from_runs(runs, features, group=speed_word)
 
 

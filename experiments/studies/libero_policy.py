@@ -33,8 +33,8 @@ from mistjax.compilation import enable_cache
 from mistjax.detect.calibration.conformal import calibrate
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import score_episodes
-from mistjax.detect.features import DEFAULT_FEATURES
 from mistjax.detect.from_runs import episodes_from_runs
+from mistjax.detect.inputs import DEFAULT_INPUT
 from mistjax.detect.metrics import first_alarm, peak, roc_auc
 from mistjax.detect.registry import fit_detector
 from mistjax.envs.libero.env import LiberoEnv
@@ -92,7 +92,7 @@ def record(config: Config, name: str, perturbation: Mapping[str, float], starts:
         make_env,
         [STARTS * task + start for start in range(starts) for task in config.tasks],
         out=config.out / name,
-        taps=DEFAULT_FEATURES.taps,
+        taps=DEFAULT_INPUT.taps,
         perturbation=perturbation,
         num_envs=max(config.workers, 1),
         workers=config.workers,
@@ -123,7 +123,7 @@ def cross_fit(
 
 def detection(config: Config, run: Run) -> dict[str, Any]:
     """What each detector makes of a run's episodes."""
-    episodes = episodes_from_runs([run], DEFAULT_FEATURES)
+    episodes = episodes_from_runs([run], DEFAULT_INPUT)
     failed = ~np.asarray(episodes.success)
     counts = {"n": len(episodes), "failures": int(failed.sum())}
     if min(failed.sum(), (~failed).sum()) < config.folds:

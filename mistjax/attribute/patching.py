@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from mistjax.attribute.batching import check_shares, compiled, in_chunks
 from mistjax.attribute.readouts import Readout
 from mistjax.hooks.edits import Patch
-from mistjax.hooks.sites import Tap, split_site
+from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy
 
@@ -98,7 +98,8 @@ def _patch_sweep(policy, clean, corrupted, key, readout, site, masks, *, chunk):
     tap = Tap(site)
     sample = policy.sample(clean, key, taps=(*readout.taps, tap))
     values, clean_value = sample.taps[str(tap)], readout(sample)
-    layers, _, tokens = values.shape[values.ndim - _axes(site) :][:3]
+    sizes = dict(zip(tap.axes(values.ndim), values.shape, strict=True))
+    layers, tokens = sizes["layer"], sizes["token"]
     if masks.shape[1:3] != (layers, tokens):
         raise ValueError(
             f"masks of shape {masks.shape}: {site} has {layers} layers and {tokens} tokens, so "
@@ -117,8 +118,11 @@ def _patch_sweep(policy, clean, corrupted, key, readout, site, masks, *, chunk):
 
 def _edits(site: str, values: Array, mask: Array) -> tuple[MaskedPatch, ...]:
     """One patch, or on a stack with steps one for each step."""
-    wide = mask.reshape(*mask.shape, *(1,) * (_axes(site) - mask.ndim - 1))[:, None]
-    if values.ndim == _axes(site):
+    axes = Tap(site).axes(values.ndim)
+    steps = axes[0] == "step"
+    missing = len(axes) - steps - mask.ndim - 1
+    wide = mask.reshape(*mask.shape, *(1,) * missing)[:, None]
+    if not steps:
         return (MaskedPatch(site=site, value=values, mask=wide),)
     every = jnp.eye(len(values))
     return tuple(
@@ -127,31 +131,25 @@ def _edits(site: str, values: Array, mask: Array) -> tuple[MaskedPatch, ...]:
     )
 
 
-def _axes(site: str) -> int:
-    """Axes of an unreduced tap without steps."""
-    return 5 if split_site(site)[1] == "attn_heads" else 4
-
-
-def _sizes(
-    policy: Policy, obs: Observation, key: Array, site: str
-) -> tuple[int, int, tuple[int, ...]]:
-    """(layers, tokens, further axes) of a site."""
+def _sizes(policy: Policy, obs: Observation, key: Array, site: str) -> dict[str, int]:
+    """Name of each axis of a site's value -> its size, see `Tap.axes`."""
     tap = Tap(site)
     shape = jax.eval_shape(lambda: policy.sample(obs, key, taps=(tap,)).taps[str(tap)]).shape
-    layers, _, tokens, *rest = shape[len(shape) - _axes(site) :]
-    return layers, tokens, tuple(rest)
+    return dict(zip(tap.axes(len(shape)), shape, strict=True))
 
 
 def patch_layers(policy, clean, corrupted, key, readout, site: str, *, chunk: int = 8) -> Restored:
     """One layer at a time, all its tokens: `patched` is [L,B]."""
-    layers, tokens, _ = _sizes(policy, clean, key, site)
+    sizes = _sizes(policy, clean, key, site)
+    layers, tokens = sizes["layer"], sizes["token"]
     masks = jnp.broadcast_to(jnp.eye(layers)[:, :, None], (layers, layers, tokens))
     return patch_sweep(policy, clean, corrupted, key, readout, site, masks, chunk=chunk)
 
 
 def patch_tokens(policy, clean, corrupted, key, readout, site: str, *, chunk: int = 8) -> Restored:
     """One layer and token at a time: `patched` is [L,T,B]. Cost: L * T inferences."""
-    layers, tokens, _ = _sizes(policy, clean, key, site)
+    sizes = _sizes(policy, clean, key, site)
+    layers, tokens = sizes["layer"], sizes["token"]
     masks = jnp.eye(layers * tokens).reshape(-1, layers, tokens)
     return _folded(
         patch_sweep(policy, clean, corrupted, key, readout, site, masks, chunk=chunk),
@@ -162,7 +160,8 @@ def patch_tokens(policy, clean, corrupted, key, readout, site: str, *, chunk: in
 def patch_heads(policy, clean, corrupted, key, readout, stack: str, *, chunk: int = 8) -> Restored:
     """One attention head at a time, all tokens: `patched` is [L,N,B]. Cost: L * N inferences."""
     site = f"{stack}.attn_heads"
-    layers, tokens, (heads, _) = _sizes(policy, clean, key, site)
+    sizes = _sizes(policy, clean, key, site)
+    layers, tokens, heads = sizes["layer"], sizes["token"], sizes["head"]
     masks = jnp.eye(layers * heads).reshape(-1, layers, 1, heads, 1)
     masks = jnp.broadcast_to(masks, (layers * heads, layers, tokens, heads, 1))
     return _folded(

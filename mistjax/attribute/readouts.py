@@ -13,7 +13,7 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mistjax.detect.features import FeatureSpec
+from mistjax.detect.inputs import Input
 from mistjax.hooks.sites import Tap
 from mistjax.policies.protocol import Sample
 
@@ -38,12 +38,12 @@ class FailureScore:
     Attributes:
         detector: any `Detector`.
         state: its state of the episode before this step.
-        features: what it reads.
+        reads: what it reads.
     """
 
     detector: Any
     state: Any
-    features: FeatureSpec = flax.struct.field(pytree_node=False)
+    reads: Input = flax.struct.field(pytree_node=False)
 
     @property
     def name(self) -> str:
@@ -51,10 +51,10 @@ class FailureScore:
 
     @property
     def taps(self) -> tuple[Tap, ...]:
-        return self.features.taps
+        return self.reads.taps
 
     def __call__(self, sample: Sample) -> Float[Array, " b"]:
-        return self.detector.logit(self.state, self.features.live(sample.taps))
+        return self.detector.logit(self.state, self.reads.live(sample))
 
 
 @flax.struct.dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -18,34 +19,57 @@ def train_detector(
     out: Path,
     detector: str = "safe_mlp",
     features: tuple[str, ...] = (),
-    steps: Literal["mean", "first", "last", "concat"] = "mean",
+    pool: str = "mean",
+    steps: Literal["first", "last", "mean", "concat"] | None = None,
     group: str | None = None,
+    folds: int = 3,
+    seed: int = 0,
+    epochs: int | None = None,
+    networks: Literal["small", "source"] = "small",
 ) -> None:
     """Fit a failure detector to recorded runs.
 
     Args:
         runs: run folders of one policy.
         out: folder to write the detector to.
-        detector: name in the registry, e.g. safe_mlp, safe_lstm, cosine_knn.
-        features: recorded taps that it reads, e.g. action.resid@-1/action/mean; those that
-            `collect` records by default if left out.
-        steps: how their flow steps are pooled.
+        detector: name in the registry, e.g. safe_mlp, safe_lstm, cosine_knn, stac.
+        features: recorded features that a detector of hidden states reads, e.g.
+            action.resid@-1/action/mean; those that `collect` records by default if left out.
+        pool: how their tokens and flow steps are pooled, e.g. mean, 1.0 (the last), concat-2.
+        steps: the former name of --pool.
         group: key of a JSON task: metrics compare episodes with the same value.
+        folds: parts of the episodes to hold out in turn, which says how well such a detector ranks;
+            each costs a fit, 0 none.
+        seed: of the folds and of training.
+        epochs: of a trained head; the source's 1000 if left out.
+        networks: "source" gives RND, logpZO, RND-OE and FIPER their original size (hours on a CPU).
     """
-    from mistjax.detect.features import DEFAULT_FEATURES, FeatureSpec
-    from mistjax.detect.from_runs import report_metrics, task_group, train_detector
-    from mistjax.hooks.sites import Tap
+    from mistjax.detect.from_runs import task_group
+    from mistjax.detect.inputs import OLD_STEPS
+    from mistjax.detect.training import train_detector
     from mistjax.rollouts.run import load_run
 
-    taps = tuple(Tap.parse(text) for text in features) or DEFAULT_FEATURES.taps
-    metrics = train_detector(
+    if steps is not None:
+        pool = OLD_STEPS[steps]
+        print(f"mistjax: --steps {steps} is now --pool {pool}", file=sys.stderr)
+    trained = train_detector(
         [load_run(run) for run in runs],
         out,
         name=detector,
-        features=FeatureSpec(taps, steps),
+        features=features,
+        pool=pool,
         group=lambda trace: task_group(trace, group),
+        folds=folds,
+        seed=seed,
+        epochs=epochs,
+        networks=networks,
+        progress=True,
     )
-    print(report_metrics(metrics))
+    print(trained.describe())
+    print(
+        f"Written to {out}. Next, with runs of the same policy on other seeds:\n"
+        f"  mistjax calibrate RUNS --detector {out} --alpha 0.1"
+    )
 
 
 def calibrate(
@@ -58,6 +82,7 @@ def calibrate(
     band: Literal["constant", "stdev", "tfunc"] = "stdev",
     strata: str | None = None,
     group: str | None = None,
+    seed: int = 0,
 ) -> None:
     """Set a detector's threshold from the successes of runs that did not train it.
 
@@ -72,11 +97,15 @@ def calibrate(
         strata: a threshold for each value of this key: a setting of the run such as `suite`, a key
             of a JSON task, or `task`. `eval --stratum` then names one.
         group: key of a JSON task: metrics compare episodes with the same value.
+        seed: which successes give the band its shape.
     """
-    from mistjax.detect.from_runs import calibrate_detector, report_metrics, task_group
+    from mistjax.detect.artifact import read_card
+    from mistjax.detect.calibration.runs import calibrate_detector
+    from mistjax.detect.from_runs import task_group
+    from mistjax.detect.inputs import Input
     from mistjax.rollouts.run import load_run
 
-    thresholds, metrics = calibrate_detector(
+    found = calibrate_detector(
         detector,
         [load_run(run) for run in runs],
         alpha=alpha,
@@ -84,10 +113,18 @@ def calibrate(
         band=band,
         strata=strata,
         group=lambda trace: task_group(trace, group),
+        seed=seed,
     )
-    for stratum, threshold in thresholds.items():
-        print(f"{stratum}: {threshold.describe()}" if strata else threshold.describe())
-    print(report_metrics(metrics))
+    print(found.describe())
+    if why := Input.from_json(read_card(detector)["reads"]).not_live:
+        print(f"Written to {detector}. It cannot run beside a policy: {why}.")
+        return
+    stratum = f" --stratum {next(iter(found.thresholds))}" if strata else ""
+    print(
+        f"Written to {detector}. Next, on seeds that are new to it:\n"
+        f"  mistjax eval POLICY --mist {detector} --arms bare monitor{stratum} --out runs/study "
+        "--first-seed N"
+    )
 
 
 def fit_inputs(
@@ -154,7 +191,10 @@ def drift(
     from mistjax.rollouts.run import load_run
 
     found = check_drift(detector, [load_run(run) for run in runs], stratum=stratum, delta=delta)
+    print(f"{found.false_alarms.n} successes compared with the calibration of {detector}.")
     print(found.describe())
+    if found.monitor.stale:
+        print(f"Next: mistjax calibrate NEW_RUNS --detector {detector}")
     return int(found.monitor.stale)
 
 
@@ -192,7 +232,9 @@ def detect_bench(
         networks: "source" gives RND, logpZO, RND-OE and FIPER their original size (hours on a CPU).
     """
     from mistjax.detect.bench.config import BenchConfig
-    from mistjax.detect.bench.run import report
+    from mistjax.detect.bench.run import run_bench
+    from mistjax.detect.bench.table import scored, text_table
+    from mistjax.report.bench import write_page
 
     config = BenchConfig(
         runs=runs,
@@ -208,7 +250,11 @@ def detect_bench(
         epochs=epochs,
         networks=networks,
     )
-    print(report(config))
+    rows = run_bench(config, write_page=write_page)
+    print(f"{text_table(rows)}\n\nAll of test episodes, which trained and calibrated nothing.")
+    print(f"Page: {out / 'bench.html'}")
+    if best := next((row["name"] for row in scored(rows) if not row["control"]), None):
+        print(f"Next: mistjax train-detector RUNS --detector {best} --out runs/monitor")
 
 
 def import_safe(
@@ -227,9 +273,7 @@ def import_safe(
         policy: name of the policy that made them.
         pool: how hidden states are pooled, innermost axis first, e.g. `mean mean`; all if left out.
     """
-    import numpy as np
-
-    from mistjax.detect.pooling import pool as pooled
+    from mistjax.hooks.pooling import parse_pool
     from mistjax.rollouts.formats.safe import import_safe
     from mistjax.rollouts.formats.safe.reading import find_layout
     from mistjax.rollouts.store import check_folder
@@ -237,7 +281,7 @@ def import_safe(
 
     find_layout(folder)  # what can be refused without reading a pickle is
     for command in pool:
-        pooled(np.zeros((2, 1), np.float32), command)
+        parse_pool(command)
     check_folder(out)
     run = import_safe(folder, out, policy=policy, pool=pool)
     print(

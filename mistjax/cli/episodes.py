@@ -77,6 +77,7 @@ def collect(
     taps: tuple[str, ...] = (),
     samples: int = 1,
     inputs: bool = False,
+    sensitivity: bool = False,
     steer: tuple[Path, str, float] | None = None,
     onset: int = 0,
 ) -> int:
@@ -91,21 +92,23 @@ def collect(
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
         taps: activations to record, e.g. vlm.resid@-1/text/mean; the detector's own by default.
         samples: chunks drawn at each inference, for detectors of disagreement; 1 draws no others.
+        sensitivity: also how strongly a flow's velocity reacts, for sensitivity_gate.
         inputs: record what the policy reads as well, for `fit-inputs`.
         steer: folder of directions, the name of one and its strength: always in force, no monitor.
         onset: inferences of an episode before `steer`.
     """
-    from mistjax.detect.features import DEFAULT_FEATURES
+    from mistjax.detect.inputs import DEFAULT_TAPS
     from mistjax.detect.novelty.reading import FIELDS, Reads
     from mistjax.hooks.sites import Tap
     from mistjax.policies.load import load_policy
     from mistjax.policies.resampled import Resampled
+    from mistjax.policies.sensitivity import Sensitive
     from mistjax.rollouts.collect import collect
     from mistjax.rollouts.store import check_folder
     from mistjax.rollouts.summary import summarize
     from mistjax.steer.policy import load_steered
 
-    wanted = tuple(Tap.parse(text) for text in taps) or DEFAULT_FEATURES.taps
+    wanted = tuple(Tap.parse(text) for text in taps) or DEFAULT_TAPS
     whole("samples", samples, 1)
     whole("onset", onset, 0)
     check_folder(out)
@@ -113,14 +116,16 @@ def collect(
     env_options = bare.preset.env_options
     if steer is not None:
         bare = load_steered(bare, *steer, onset=onset)
-    drawn = bare if samples == 1 else Resampled(bare, samples)
+    if sensitivity:
+        bare = Sensitive(bare)
+    drawn = Resampled(bare, samples)
     run = collect(
         Reads(drawn) if inputs else drawn,
         out,
         plan,
         env_options=env_options,
         taps=wanted,
-        aux=(*(() if samples == 1 else ("sampled_actions",)), *(FIELDS if inputs else ())),
+        aux=FIELDS if inputs else (),
     )
     print(
         f"{out}: {len(run.rows)} episodes with {', '.join(map(str, wanted))}.\n"
@@ -138,11 +143,11 @@ def price(source: Positional[str], /, *, taps: tuple[str, ...] = (), batch: int 
         taps: activations, e.g. vlm.mlp_out@8/text/mean; the detector's own by default.
         batch: rows of one inference.
     """
-    from mistjax.detect.features import DEFAULT_FEATURES
+    from mistjax.detect.inputs import DEFAULT_TAPS
     from mistjax.hooks.sites import Tap
     from mistjax.policies.price import config_of, price
 
-    chosen = [Tap.parse(text) for text in taps] or DEFAULT_FEATURES.taps
+    chosen = [Tap.parse(text) for text in taps] or DEFAULT_TAPS
     whole("batch", batch, 1)
     print(price(config_of(source), chosen, batch=batch).describe())
     print(

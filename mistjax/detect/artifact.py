@@ -2,8 +2,8 @@
 everything else.
 
 No pickle: the JSON names classes from a fixed list, so a file can only build what this module
-allows. The fingerprints say what the detector was made with; loading it for anything else is
-refused, because its scores would mean nothing.
+allows. The card says once what the detector reads, and for which policy; loading it for another one
+is refused, because its scores would mean nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from mistjax.detect.calibration.conformal import Threshold
+from mistjax.detect.inputs import ChunkLayout, Input, is_tap
 from mistjax.detect.methods.combinators import Agreement, Standardised, Windowed
 from mistjax.detect.methods.controls import TrajectoryLength
 from mistjax.detect.methods.density.density import RND, LogpZO
@@ -31,11 +32,7 @@ from mistjax.detect.methods.ensemble import Ensemble
 from mistjax.detect.methods.fiper.fiper import ActionChunkEntropy, ObservationNovelty
 from mistjax.detect.methods.linear import LinearProbe
 from mistjax.detect.methods.safe.heads import SafeLSTM, SafeMLP
-from mistjax.detect.methods.samples.action_samples import (
-    ActionVariance,
-    ChunkLayout,
-    ClusterEntropy,
-)
+from mistjax.detect.methods.samples.action_samples import ActionVariance, ClusterEntropy
 from mistjax.detect.methods.samples.consistency import TemporalConsistency
 from mistjax.detect.methods.sensitivity import SensitivityGate
 from mistjax.detect.methods.tokens import TokenUncertainty
@@ -71,8 +68,10 @@ CLASSES: dict[str, type] = {
     )
 }
 
-VERSION = 1
+VERSION = 2
 _CARD, _ARRAYS = "detector.json", "detector.safetensors"
+_RETIRED = {"ActionVariance": {"official": False}}
+"""Class -> fields that it no longer has, and the value that changes nothing."""
 
 
 class FingerprintError(ValueError):
@@ -80,32 +79,47 @@ class FingerprintError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Provenance:
-    """What a detector's features come from.
+class Artifact:
+    """A detector as it was saved.
 
     Attributes:
-        policy: fingerprint of the policy: weights, configuration, statistics and tokenizer.
-        tap: where the features were read, as the tap's string form.
-        pooling: how they were reduced to one vector a step.
+        detector: any detector whose class is in `CLASSES`.
+        policy: fingerprint of the policy it was made with: weights, configuration, statistics and
+            tokenizer.
+        reads: what it reads.
+        name: key of `DETECTORS`; "" where it is not known.
+        threshold: its calibrated threshold, or one for each stratum; None before calibration.
+        training, calibration: what it was fitted to and calibrated on, JSON values; see
+            `from_runs`.
+        notes: JSON values for people.
     """
 
+    detector: Any
     policy: str
-    tap: str
-    pooling: str
+    reads: Input
+    name: str = ""
+    threshold: Threshold | Mapping[str, Threshold] | None = None
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def require(self, expected: Provenance) -> None:
-        """Raise FingerprintError naming every field that differs."""
-        differences = [
-            f"{f.name} {getattr(self, f.name)!r} (expected {getattr(expected, f.name)!r})"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != getattr(expected, f.name)
-        ]
-        if differences:
-            raise FingerprintError(
-                f"This detector was made with {', '.join(differences)}. Its scores and threshold "
-                "do not apply here; "
-                "train and calibrate one for this policy and tap."
+    def threshold_of(self, stratum: str | None = None) -> Threshold:
+        """The threshold of a stratum, or the only one.
+
+        Raises:
+            ValueError: none yet, or none of that stratum.
+        """
+        if self.threshold is None:
+            raise ValueError(
+                "the detector has no threshold yet: run `mistjax calibrate` on it first."
             )
+        strata: Mapping[Any, Any] = {None: self.threshold}
+        if isinstance(self.threshold, Mapping):
+            strata = self.threshold
+        if stratum not in strata:
+            has = "one threshold for everything" if None in strata else f"those of {[*strata]}"
+            raise ValueError(f"the detector has {has}; asked for stratum {stratum!r}.")
+        return strata[stratum]
 
 
 def _pack(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -137,81 +151,117 @@ def _unpack(spec: Any, arrays: dict[str, np.ndarray]) -> Any:
         return tuple(_unpack(v, arrays) for v in spec["tuple"])
     if "dict" in spec:
         return {k: _unpack(v, arrays) for k, v in spec["dict"].items()}
-    if spec["class"] not in CLASSES:
+    kind, fields = spec["class"], {k: _unpack(v, arrays) for k, v in spec["fields"].items()}
+    if kind not in CLASSES:
         raise ValueError(
-            f"unknown class {spec['class']!r} in artifact; known: {', '.join(sorted(CLASSES))}."
+            f"unknown class {kind!r} in artifact; known: {', '.join(sorted(CLASSES))}."
         )
-    return CLASSES[spec["class"]](**{k: _unpack(v, arrays) for k, v in spec["fields"].items()})
+    for name, neutral in _RETIRED.get(kind, {}).items():
+        if fields.pop(name, neutral) != neutral:
+            raise ValueError(f"{kind} with another {name} is gone: train the detector again.")
+    try:
+        return CLASSES[kind](**fields)
+    except TypeError as error:
+        raise ValueError(f"the fields of {kind} in the artifact do not fit: {error}.") from None
 
 
-def save_detector(
-    folder: Path | str,
-    detector: Any,
-    provenance: Provenance,
-    *,
-    threshold: Threshold | Mapping[str, Threshold] | None = None,
-    notes: dict[str, Any] | None = None,
-) -> None:
-    """Write a detector, its threshold and what they were made with.
-
-    Args:
-        folder: created if absent.
-        detector: any detector whose class is in `CLASSES`.
-        provenance: fingerprints to be checked on loading.
-        threshold: its calibrated threshold, or one for each stratum.
-        notes: JSON values for people: data, command, scores.
+def save_detector(folder: Path | str, artifact: Artifact) -> None:
+    """Write a detector, its threshold and what they were made with; the folder is made.
 
     Raises:
         TypeError: a class that artifacts do not hold.
+        ValueError: a value without a JSON form.
     """
     arrays: dict[str, np.ndarray] = {}
     document = {
         "version": VERSION,
-        "provenance": dataclasses.asdict(provenance),
-        "detector": _pack(detector, "detector", arrays),
-        "threshold": _pack(threshold, "threshold", arrays),
-        "notes": notes or {},
+        "policy": artifact.policy,
+        "name": artifact.name,
+        "reads": artifact.reads.to_json(),
+        "detector": _pack(artifact.detector, "detector", arrays),
+        "threshold": _pack(artifact.threshold, "threshold", arrays),
+        "training": dict(artifact.training),
+        "calibration": dict(artifact.calibration),
+        "notes": dict(artifact.notes),
     }
     save_together(Path(folder) / _CARD, document, {_ARRAYS: save(arrays)})
 
 
-def load_detector(
-    folder: Path | str, expected: Provenance, stratum: str | None = None
-) -> tuple[Any, Threshold | None]:
+def load_detector(folder: Path | str, policy: str, reads: Input | None = None) -> Artifact:
     """Read a detector and its threshold.
 
     Args:
         folder: what `save_detector` wrote.
-        expected: what they are to be used with.
-        stratum: which threshold, where there is one for each stratum.
+        policy: fingerprint of what it is to be used with.
+        reads: what it is expected to read; None takes what it says.
 
     Raises:
         FileNotFoundError: no artifact there.
-        FingerprintError: made with another policy, tap or pooling.
-        ValueError: another format version, an unknown class, or not a stratum that was calibrated.
+        FingerprintError: made with another policy, or reads something else.
+        ValueError: another format version, an unknown class, or an array with NaN.
     """
     path = Path(folder) / _CARD
     document, content = _read(folder)
-    arrays = read_tensors(path.with_name(_ARRAYS), content)
     with reading(path, "the card of a detector"):
-        Provenance(**document["provenance"]).require(expected)
-        threshold = _unpack(document["threshold"], arrays)
+        found = Input.from_json(document["reads"])
+        wrong = [
+            f"{name} {had!r} (expected {wanted!r})"
+            for name, had, wanted in (
+                ("policy", document["policy"], policy),
+                ("reads", found.to_json(), (reads or found).to_json()),
+            )
+            if had != wanted
+        ]
+        if wrong:
+            raise FingerprintError(
+                f"This detector was made with {', '.join(wrong)}. Its scores and threshold do not "
+                "apply here; train and calibrate one for this policy."
+            )
+        arrays = read_tensors(path.with_name(_ARRAYS), content)
+        for name, array in arrays.items():
+            # a threshold that promises too much is +inf
+            sound = ~np.isnan(array) if name.startswith("threshold") else np.isfinite(array)
+            if not sound.all():
+                raise ValueError(
+                    f"{folder}: {name} holds {(~sound).sum()} numbers that are not finite; train "
+                    "and calibrate the detector again."
+                )
         detector = _unpack(document["detector"], arrays)
-        strata: dict[str | None, Any] = (
-            threshold if isinstance(threshold, dict) else {None: threshold}
-        )
+        threshold = _unpack(document["threshold"], arrays)
+        strata = threshold.values() if isinstance(threshold, dict) else [threshold]
         if type(detector) not in CLASSES.values() or not all(
-            isinstance(each, Threshold | None) for each in strata.values()
+            isinstance(each, Threshold | None) for each in strata
         ):
             raise ValueError("its detector or a threshold is something else: it is damaged.")
-    if stratum not in strata:
-        has = "one threshold for everything" if None in strata else f"thresholds of {[*strata]}"
-        raise ValueError(f"{folder} has {has}; asked for stratum {stratum!r}.")
-    return detector, strata[stratum]
+        return Artifact(
+            detector,
+            document["policy"],
+            found,
+            document["name"],
+            threshold,
+            document["training"],
+            document["calibration"],
+            document["notes"],
+        )
+
+
+def load_calibrated(
+    folder: Path | str, policy: str, stratum: str | None = None
+) -> tuple[Artifact, Threshold]:
+    """`load_detector`, and the threshold of a stratum where it has several.
+
+    Raises:
+        ValueError: it has no threshold yet, or none of that stratum; see `load_detector`.
+    """
+    found = load_detector(folder, policy)
+    try:
+        return found, found.threshold_of(stratum)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def read_card(folder: Path | str) -> dict[str, Any]:
-    """The artifact's JSON (version, provenance, notes, structure) without its arrays."""
+    """The artifact's JSON, of an older format as of this one, without its arrays."""
     return _read(folder)[0]
 
 
@@ -219,11 +269,56 @@ def _read(folder: Path | str) -> tuple[dict[str, Any], bytes]:
     """The card, and the file of the arrays that belongs to it."""
     path = Path(folder) / _CARD
     if not path.is_file():
-        raise FileNotFoundError(f"no {_CARD} in {folder}; write one with save_detector(...).")
-    document, files = load_together(path, [_ARRAYS])
-    if (version := document.get("version")) != VERSION:
-        raise ValueError(
-            f"{path} has format version {version!r:.40}; this release reads {VERSION}. Save it "
-            "again."
+        raise FileNotFoundError(
+            f"no {_CARD} in {folder}; `mistjax train-detector` writes one, as save_detector does."
         )
+    document, files = load_together(path, [_ARRAYS])
+    if (version := document.get("version")) not in (1, VERSION):
+        raise ValueError(
+            f"{path} has format version {version!r:.40}; this release reads up to "
+            f"{VERSION}. Make it again with `mistjax train-detector` and `mistjax calibrate`."
+        )
+    if version == 1:
+        with reading(path, "the card of a detector"):
+            document = _of_version_1(document, path)
     return document, files[_ARRAYS]
+
+
+def _of_version_1(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The card of an older release, in today's form."""
+    made_with, notes = document["provenance"], dict(document["notes"])
+    taps = {"taps": made_with["tap"].split(" + "), "steps": made_with["pooling"]}
+    reads = notes.pop("features", taps)
+    if not all(map(is_tap, reads["taps"])):
+        raise ValueError(
+            f"{path} is of an older release and does not say what its detector reads: make it "
+            "again with `mistjax train-detector` and `mistjax calibrate`."
+        )
+    old = {
+        "training": {
+            "trained_on": "runs",
+            "episodes": "episodes",
+            "failures": "failures",
+            "training_metrics": "metrics",
+        },
+        "calibration": {
+            "calibrated_on": "runs",
+            "calibration_episodes": "episodes",
+            "calibration_metrics": "metrics",
+            "calibration_excess": "excess",
+        },
+    }
+    parts = {
+        part: {new: notes.pop(name) for name, new in names.items() if name in notes}
+        for part, names in old.items()
+    }
+    return {
+        "version": VERSION,
+        "policy": made_with["policy"],
+        "name": notes.pop("detector", ""),
+        "reads": Input.from_json(reads).to_json(),
+        "detector": document["detector"],
+        "threshold": document["threshold"],
+        **parts,
+        "notes": notes,
+    }

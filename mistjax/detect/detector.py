@@ -3,6 +3,8 @@
 A detector is a pytree: its arrays are leaves and its options are static fields, so it passes
 through `jit`, `vmap` and `grad` as an argument. Scores grow with the risk of failure. Cost of one
 step is the detector's own.
+
+`observe` is the only caller of `step`: a detector need not care what it makes of NaN and Inf.
 """
 
 from __future__ import annotations
@@ -47,11 +49,35 @@ def hold(valid: Bool[Array, " b"], new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(select, new, old)
 
 
+def observe(
+    detector: Any, state: PyTree, features: Float[Array, "b d"]
+) -> tuple[PyTree, Float[Array, " b"]]:
+    """`detector.step`, fail-safe: where the features or the score are not finite, the score is
+    +inf, which alarms at any threshold, and the state stays as it was. So one broken inference
+    alarms once and says nothing about the next ones.
+
+    As the branch of a condition it is not fused with what surrounds it: a batch has the same scores
+    bit for bit beside a policy and over a recorded episode.
+    """
+    finite = jnp.all(jnp.isfinite(features), axis=-1)
+
+    def step(state: PyTree) -> tuple[PyTree, Array]:
+        new, score = detector.step(state, features)
+        return new, score.astype(jnp.float32)
+
+    def skip(state: PyTree) -> tuple[PyTree, Array]:
+        return state, jnp.full(finite.shape, jnp.inf, jnp.float32)
+
+    new, score = jax.lax.cond(jnp.any(finite), step, skip, state)
+    sound = finite & jnp.isfinite(score)
+    return hold(sound, new, state), jnp.where(sound, score, jnp.inf)
+
+
 @jax.jit
 def score_episodes(
     detector: Any, features: Float[Array, "n t d"], mask: Bool[Array, "n t"]
 ) -> Float[Array, "n t"]:
-    """Scores of whole episodes: `lax.scan` of `step` over time.
+    """Scores of whole episodes: `lax.scan` of `observe` over time.
 
     Steps outside `mask` leave the state alone and repeat the last valid score, so the maximum over
     a padded episode is the maximum over its valid steps. Steps before the first valid one score 0.
@@ -60,10 +86,10 @@ def score_episodes(
     def body(carry: tuple, inputs: tuple) -> tuple:
         state, last = carry
         x, valid = inputs
-        state, score = hold(valid, detector.step(state, x), (state, last))
+        state, score = hold(valid, observe(detector, state, x), (state, last))
         return (state, score), score
 
-    n = features.shape[0]
-    start = (detector.init_state(n), jnp.zeros(n, features.dtype))
+    n, features = features.shape[0], features.astype(jnp.float32)
+    start = (detector.init_state(n), jnp.zeros(n, jnp.float32))
     _, scores = jax.lax.scan(body, start, (features.swapaxes(0, 1), mask.T))
     return scores.T

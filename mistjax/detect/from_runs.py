@@ -1,66 +1,99 @@
-"""Recorded runs in, a trained and calibrated detector on disk out.
-
-What `mistjax train-detector` and `mistjax calibrate` do. Training and calibration take different
-episodes: the promise of a threshold holds for successes that the detector was not fitted to.
-"""
+"""Recorded runs as what a detector reads, and which episodes they are."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
 
-from mistjax.detect.artifact import Provenance, load_detector, read_card, save_detector
-from mistjax.detect.calibration.conformal import (
-    Band,
-    Threshold,
-    calibrate_strata,
-    excess,
-    reference_rows,
-)
 from mistjax.detect.data import Episodes
-from mistjax.detect.detector import score_episodes
-from mistjax.detect.features import DEFAULT_FEATURES, FeatureSpec
-from mistjax.detect.metrics import summary
-from mistjax.detect.registry import fit_detector
+from mistjax.detect.inputs import Input
 from mistjax.rollouts.run import Run
-from mistjax.rollouts.trace import Trace
+from mistjax.rollouts.trace import Trace, to_json
+
+Group = Callable[[Trace], str]
 
 
-def episodes_from_runs(
-    runs: Sequence[Run],
-    features: FeatureSpec,
-    *,
-    group: Callable[[Trace], str] = lambda trace: trace.task,
-) -> Episodes:
+def by_task(trace: Trace) -> str:
+    """Every task by itself."""
+    return trace.task
+
+
+def episodes_from_runs(runs: Sequence[Run], reads: Input, *, group: Group = by_task) -> Episodes:
     """The finished episodes of several runs of one policy.
 
     Args:
-        runs: with the taps of `features`.
-        features: what a detector reads.
+        runs: with everything that is read.
+        reads: what a detector reads.
         group: what counts as one task. Metrics by earliest stop compare episodes of one task up to
             its shortest episode, so put tasks of similar length together.
 
     Raises:
-        ValueError: no runs, runs of different policies, or taps that were not recorded.
+        ValueError: no runs, runs of different policies, an episode twice, or something that was not
+            recorded.
     """
+    return read_runs(runs, reads, group=group).episodes
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """What a detector reads of recorded runs, and which episodes they were.
+
+    Attributes:
+        episodes: the finished ones.
+        identities: of each, see `identity`.
+        strata: of each, see `stratum_of`.
+        names: of each, for messages: its run and its seed.
+    """
+
+    episodes: Episodes
+    identities: tuple[str, ...]
+    strata: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+def read_runs(
+    runs: Sequence[Run], reads: Input, *, group: Group = by_task, strata: str | None = None
+) -> Recorded:
+    """See `episodes_from_runs` and `stratum_of`."""
     policy_of(runs)
-    traces = [trace for run in runs for trace in run.traces()]
-    if not traces:
+    pairs = [(run, trace) for run in runs for trace in run.traces()]
+    if not pairs:
         raise ValueError(f"no episode of {[str(run.path) for run in runs]} has ended: record more.")
-    groups = [group(trace) for trace in traces]
-    names = sorted(set(groups))
-    return Episodes.from_sequences(
-        [features.recorded(trace.features) for trace in traces],
-        [trace.success for trace in traces],
-        [names.index(name) for name in groups],
-        [trace.seed for trace in traces],
+    groups = [group(trace) for _, trace in pairs]
+    tasks = sorted(set(groups))
+    identities = [identity(trace) for _, trace in pairs]
+    names = [f"seed {trace.seed} of {run.path or 'a run in memory'}" for run, trace in pairs]
+    if twice := [i for i, found in enumerate(identities) if found in identities[:i]]:
+        first, second = identities.index(identities[twice[0]]), twice[0]
+        raise ValueError(
+            f"{len(twice)} episodes are given twice, such as {names[first]} and {names[second]}: "
+            "give each episode once."
+        )
+    episodes = Episodes.from_sequences(
+        [reads.recorded(trace) for _, trace in pairs],
+        [trace.success for _, trace in pairs],
+        [tasks.index(name) for name in groups],
+        [trace.seed for _, trace in pairs],
     )
+    labels = [stratum_of(run, trace, strata) for run, trace in pairs]
+    return Recorded(episodes, tuple(identities), tuple(labels), tuple(names))
+
+
+def identity(trace: Trace) -> str:
+    """Which episode it is, whenever and wherever it was recorded: policy, environment, seed, task
+    and perturbation. An imported episode's seed is a number of its folder, so there what was done
+    tells episodes apart.
+    """
+    about = [trace.policy_fingerprint, trace.env_id, trace.seed, trace.task, trace.prompt]
+    digest = hashlib.sha256(to_json([*about, trace.perturbation]).encode())
+    if trace.env_id.startswith("safe/"):
+        digest.update(np.ascontiguousarray(trace.actions).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def policy_of(runs: Sequence[Run]) -> str:
@@ -74,125 +107,10 @@ def policy_of(runs: Sequence[Run]) -> str:
     return policies.pop()
 
 
-def provenance(policy_fingerprint: str, features: FeatureSpec) -> Provenance:
-    """What a detector of these features is made with."""
-    taps = " + ".join(str(tap) for tap in features.taps)
-    return Provenance(policy_fingerprint, taps, features.steps)
-
-
-def train_detector(
-    runs: Sequence[Run],
-    out: Path,
-    *,
-    name: str = "safe_mlp",
-    features: FeatureSpec = DEFAULT_FEATURES,
-    group: Callable[[Trace], str] = lambda trace: trace.task,
-    **options: Any,
-) -> dict[str, float]:
-    """Fits a detector on every finished episode of the runs and writes it, without a threshold.
-
-    Args:
-        runs: of one policy, with the taps of `features`.
-        out: folder of the artefact.
-        name: key of `DETECTORS`.
-        features: what it reads.
-        group: tasks of similar length, for metrics by earliest stop.
-        **options: of the detector's fit.
-
-    Returns:
-        Its metrics on the training episodes themselves.
-    """
-    episodes = episodes_from_runs(runs, features, group=group)
-    fingerprint = policy_of(runs)
-    detector = fit_detector(name, episodes, standardised=True, **options)
-    scores = score_episodes(detector, episodes.features, episodes.mask)
-    metrics = summary(np.asarray(scores), episodes)
-    notes = {
-        "detector": name,
-        "features": features.to_json(),
-        "trained_on": [str(run.path) for run in runs],
-        "episodes": len(episodes),
-        "failures": int((~episodes.success).sum()),
-        "training_metrics": _defined(metrics),
-    }
-    save_detector(out, detector, provenance(fingerprint, features), notes=notes)
-    return metrics
-
-
-def calibrate_detector(
-    folder: Path,
-    runs: Sequence[Run],
-    *,
-    alpha: float = 0.1,
-    band: Band = "stdev",
-    group: Callable[[Trace], str] = lambda trace: trace.task,
-    strata: str | None = None,
-    seed: int = 0,
-    confidence: float | None = None,
-) -> tuple[dict[str, Threshold], dict[str, float]]:
-    """Calibrates a trained detector on the successes of other runs and writes its threshold.
-
-    Args:
-        folder: what `train_detector` wrote; its threshold is replaced.
-        runs: of the same policy, with the same taps.
-        alpha: bound on the chance of any alarm in a successful episode.
-        band: shape of the threshold over time.
-        group: tasks of similar length, for metrics by earliest stop.
-        strata: one threshold for each value of this key, see `stratum_of`: the promise then holds
-            within each. None is one threshold for all, under the name "".
-        seed: which successes give the band its shape.
-        confidence: share of calibrations for which the bound holds; None bounds their average.
-
-    Returns:
-        (stratum -> threshold, the detector's metrics on these episodes).
-
-    Raises:
-        FingerprintError: the runs are of another policy.
-        ValueError: a stratum without successes; see `calibrate`.
-    """
-    card = read_card(folder)
-    features = FeatureSpec.from_json(card["notes"]["features"])
-    fingerprint = policy_of(runs)
-    detector, _ = load_detector(folder, provenance(fingerprint, features))
-    episodes = episodes_from_runs(runs, features, group=group)
-    scores = np.asarray(score_episodes(detector, episodes.features, episodes.mask))
-    labels = np.array([stratum_of(run, trace, strata) for run in runs for trace in run.traces()])
-    mask, success = np.asarray(episodes.mask), np.asarray(episodes.success)
-    thresholds = calibrate_strata(
-        scores, mask, success, labels, alpha, band=band, seed=seed, confidence=confidence
-    )
-    metrics = summary(scores, episodes)
-    notes = {
-        **card["notes"],
-        "calibrated_on": [str(run.path) for run in runs],
-        "calibration_episodes": len(episodes),
-        "calibration_metrics": _defined(metrics),
-        "calibration_excess": {
-            name: ranked(threshold, scores[rows], mask[rows], success[rows], seed)
-            for name, threshold in thresholds.items()
-            for rows in [labels == name]
-        },
-    }
-    threshold = thresholds[""] if strata is None else thresholds
-    save_detector(
-        folder, detector, provenance(fingerprint, features), threshold=threshold, notes=notes
-    )
-    return thresholds, metrics
-
-
-def ranked(
-    threshold: Threshold,
-    scores: Float[np.ndarray, "n t"],
-    mask: Bool[np.ndarray, "n t"],
-    success: Bool[np.ndarray, " n"],
-    seed: int = 0,
-) -> list[float]:
-    """The numbers that later successes are compared with (see `drift`): how far the scores of the
-    successes that set the rank rise above the threshold. [] for a threshold of +inf.
-    """
-    _, rest = reference_rows(int(success.sum()), threshold.band, seed=seed)
-    values = excess(threshold, scores[success][rest], mask[success][rest])
-    return values.tolist() if np.isfinite(values).all() else []
+def executed_of(runs: Sequence[Run]) -> int | None:
+    """How many actions of each chunk were executed; None if the runs do not say or differ."""
+    found = {run.config.get("execute_steps") for run in runs}
+    return found.pop() if len(found) == 1 else None
 
 
 def stratum_of(run: Run, trace: Trace, key: str | None) -> str:
@@ -229,6 +147,6 @@ def report_metrics(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
 
 
-def _defined(metrics: Mapping[str, float]) -> dict[str, float | None]:
+def defined(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """Metrics for JSON: None for one that these episodes do not define (NaN)."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

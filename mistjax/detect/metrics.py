@@ -61,7 +61,8 @@ def auprc(score: Shaped[Any, " n"], failed: Shaped[Any, " n"]) -> float:
     failed = np.asarray(failed, bool)
     if not 0 < failed.sum() < len(failed):
         return float("nan")
-    precision, recall, _ = sk.precision_recall_curve(failed, score)
+    ranks = stats.rankdata(score, method="dense")  # all that the curve depends on; +inf has one
+    precision, recall, _ = sk.precision_recall_curve(failed, ranks)
     return float(sk.auc(recall, precision))
 
 
@@ -190,16 +191,4 @@ def summary(scores: Scores, episodes: Episodes) -> dict[str, float]:
         "roc_auc_full": roc_auc(full, failed),
         "auprc_full": auprc(full, failed),
         "roc_auc_task_mean": float(np.mean(per_task)) if per_task else float("nan"),
-    }
-
-
-def action_group_error(
-    predicted: Shaped[Any, "*n a"], target: Shaped[Any, "*n a"], groups: dict[str, slice]
-) -> dict[str, float]:
-    """Root mean squared error of each named group of action dimensions, e.g. {"gripper": slice(6,
-    7)}.
-    """
-    difference = np.asarray(predicted, np.float64) - np.asarray(target, np.float64)
-    return {
-        name: float(np.sqrt(np.mean(difference[..., dims] ** 2))) for name, dims in groups.items()
     }

@@ -1,8 +1,7 @@
-"""Every detector by name: `fit_detector(name, episodes, **config)`.
+"""Every detector by name: how it is fitted, what it reads, and what it needs of an episode.
 
-Each entry is `fit(episodes, **config) -> Detector`. Detectors that read something else than one
-hidden state (token probabilities, sampled actions) say in their module how the feature vector is
-laid out.
+`fit_detector(name, episodes, **config)` fits one to episodes whose features are what it reads;
+`detect.from_runs.train_detector` takes them from recorded runs as the record declares.
 """
 
 from __future__ import annotations
@@ -10,16 +9,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import numpy as np
 
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import Detector
+from mistjax.detect.inputs import Input, declare
 from mistjax.detect.methods.combinators import Standardised, standardise
 from mistjax.detect.methods.controls import TrajectoryLength, shuffle_labels
 from mistjax.detect.methods.density.density import fit_logpzo, fit_rnd
-from mistjax.detect.methods.distance import fit_embedding
+from mistjax.detect.methods.distance import DistanceName, fit_embedding
 from mistjax.detect.methods.ensemble import Ensemble, combine
 from mistjax.detect.methods.fiper.alarm import fit_fiper
 from mistjax.detect.methods.fiper.fiper import fit_action_chunk_entropy, fit_observation_novelty
@@ -31,7 +32,9 @@ from mistjax.detect.methods.samples.action_samples import ActionVariance, Cluste
 from mistjax.detect.methods.samples.consistency import TemporalConsistency
 from mistjax.detect.methods.sensitivity import fit_sensitivity_gate
 from mistjax.detect.methods.tokens import TokenUncertainty
+from mistjax.rollouts.trace import Trace
 
+Networks = Literal["small", "source"]
 SAFE_MLP_TRAINING = TrainConfig(learning_rate=1e-3, group=4)
 SAFE_LSTM_TRAINING = TrainConfig(learning_rate=3e-4)
 
@@ -81,38 +84,189 @@ def _unfitted(kind: Callable[..., Detector], **fixed: Any) -> Callable[..., Dete
     return fit
 
 
-DETECTORS: dict[str, Callable[..., Detector]] = {
-    "safe_mlp": partial(_fit_head, SafeMLP, SAFE_MLP_TRAINING),
-    "safe_lstm": partial(_fit_head, SafeLSTM, SAFE_LSTM_TRAINING),
-    "linear_probe": fit_linear_probe,
-    "ensemble": _fit_ensemble,
-    "mahalanobis": partial(fit_embedding, distance="mahalanobis"),
-    "euclid_knn": partial(fit_embedding, distance="euclid"),
-    "cosine_knn": partial(fit_embedding, distance="cosine"),
-    "pca_kmeans": partial(fit_embedding, distance="pca_kmeans"),
-    "mahalanobis_gate": partial(
-        fit_embedding, distance="mahalanobis", success_only=True, accumulate="none"
-    ),
-    "sensitivity_gate": fit_sensitivity_gate,
-    "rnd": fit_rnd,
-    "logpzo": fit_logpzo,
-    "max_token_prob": _unfitted(TokenUncertainty, quantity="probability", statistic="max"),
-    "avg_token_prob": _unfitted(TokenUncertainty, quantity="probability", statistic="mean"),
-    "max_token_entropy": _unfitted(TokenUncertainty, quantity="entropy", statistic="max"),
-    "avg_token_entropy": _unfitted(TokenUncertainty, quantity="entropy", statistic="mean"),
-    "action_total_var": _unfitted(ActionVariance, group="total"),
-    "action_general_var": _unfitted(ActionVariance, group="generalised"),
-    "action_translation_var": _unfitted(ActionVariance, group="translation"),
-    "action_rotation_var": _unfitted(ActionVariance, group="rotation"),
-    "action_gripper_var": _unfitted(ActionVariance, group="gripper"),
-    "cluster_entropy": _unfitted(ClusterEntropy),
-    "stac": _unfitted(TemporalConsistency),
-    "rnd_oe": fit_observation_novelty,
-    "ace": fit_action_chunk_entropy,
-    "fiper": fit_fiper,
-    "trajectory_length": _unfitted(TrajectoryLength),
-    "shuffled_labels": _fit_shuffled,
+def _fit_entropy(episodes: Episodes, **config: Any) -> Detector:
+    """The grid is that of the successes."""
+    success = np.asarray(episodes.success, bool)
+    if not success.any():
+        raise ValueError("no successful episode; ACE takes its grid from what successes do.")
+    return fit_action_chunk_entropy(episodes.take(success), **config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How a detector is made, and of what.
+
+    Attributes:
+        fit: `fit(episodes, **options) -> Detector`.
+        reads: parts of its `Input`, joined by "+"; "" for one that only counts.
+        source: where it is from.
+        standardised: whether features are z-scored first; token statistics and actions have units.
+        training: default options of a head that is trained; None for every other.
+        seeded: whether `fit` draws at random.
+        small: options that make its networks an eighth as wide as the source's.
+        dims: least numbers of an action.
+        overlap: whether consecutive chunks have to overlap.
+        control: knows nothing of the features; a detector that does not beat it says nothing.
+    """
+
+    fit: Callable[..., Detector]
+    reads: str
+    source: str
+    standardised: bool = False
+    training: TrainConfig | None = None
+    seeded: bool = False
+    small: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dims: int = 1
+    overlap: bool = False
+    control: bool = False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """See `Input.parts`."""
+        return tuple(self.reads.split("+")) if self.reads else ()
+
+    def declare(self, probes: Sequence[Trace], executed: int | None, **options: Any) -> Input:
+        """What it reads of recorded runs, see `inputs.declare`.
+
+        Args:
+            probes: one episode of each run.
+            executed: actions of each chunk that were executed; None if the runs do not say.
+            **options: of `inputs.declare`.
+
+        Raises:
+            ValueError: why it cannot be made of them, in one sentence.
+        """
+        found = declare(self.parts, probes, **options)
+        layout = found.layout
+        if layout and layout.dim < self.dims:
+            raise ValueError(
+                f"reads {self.dims} action dimensions (x, y, z, three rotations, gripper); these "
+                f"actions have {layout.dim}."
+            )
+        if layout and self.overlap and executed is None:
+            raise ValueError("the run does not say how many actions of a chunk are executed.")
+        if layout and self.overlap and not (executed or 0) < layout.horizon:
+            raise ValueError(
+                f"chunks of {layout.horizon} actions, all executed, do not overlap: it compares "
+                "consecutive ones."
+            )
+        return found
+
+    def options(
+        self,
+        reads: Input,
+        executed: int | None,
+        *,
+        seed: int = 0,
+        epochs: int | None = None,
+        networks: Networks = "small",
+    ) -> dict[str, Any]:
+        """Options of `fit` for what it reads.
+
+        Args:
+            reads: see `declare`.
+            executed: see `declare`.
+            seed: of what is drawn at random.
+            epochs: of a trained head; None takes the source's 1000.
+            networks: "source" gives RND, logpZO, RND-OE and FIPER their original size (62 M
+                parameters each: hours on a CPU); "small" an eighth of the width.
+
+        Raises:
+            ValueError: a negative seed, or no epochs.
+        """
+        if seed < 0 or (epochs is not None and epochs < 1):
+            raise ValueError(f"seed is {seed} and epochs {epochs}: expected 0 and 1, or more.")
+        options: dict[str, Any] = dict(self.small) if networks == "small" else {}
+        if reads.layout is not None:
+            options["layout"] = reads.layout
+        if self.overlap:
+            options["executed"] = executed
+        if self.seeded:
+            options["seed"] = seed
+        if self.training is not None and epochs is not None:
+            options["training"] = dataclasses.replace(self.training, epochs=epochs)
+        return options
+
+
+_SAFE, _FIPER = "SAFE (arXiv 2506.09937)", "FIPER (NeurIPS 2025)"
+_SMALL_UNET = {"channels": (32, 64, 128), "step_dim": 32}
+_SMALL_MLPS = {
+    "target_widths": (128, 256, 512, 64),
+    "predictor_widths": (128, 256, 512, 256, 128, 64),
 }
+
+
+def _hidden(fit: Callable[..., Detector], source: str = _SAFE, **more: Any) -> Method:
+    return Method(fit, "hidden", source, standardised=True, **more)
+
+
+def _head(kind: type[SafeMLP] | type[SafeLSTM], training: TrainConfig) -> Method:
+    return _hidden(partial(_fit_head, kind, training), training=training, seeded=True)
+
+
+def _distance(distance: DistanceName, **fixed: Any) -> Method:
+    fit = partial(fit_embedding, distance=distance, **fixed)
+    return _hidden(fit, seeded=distance == "pca_kmeans")
+
+
+def _tokens(quantity: str, statistic: str) -> Method:
+    fit = _unfitted(TokenUncertainty, quantity=quantity, statistic=statistic)
+    return Method(fit, "probabilities" if quantity == "probability" else "tokens", _SAFE)
+
+
+def _variance(group: str, dims: int = 1) -> Method:
+    return Method(_unfitted(ActionVariance, group=group), "samples", _SAFE, dims=dims)
+
+
+def _consistency(reads: str) -> Method:
+    fit = _unfitted(TemporalConsistency)
+    return Method(fit, reads, "Agia et al. (arXiv 2410.04640)", overlap=True)
+
+
+DETECTORS: dict[str, Method] = {
+    "safe_mlp": _head(SafeMLP, SAFE_MLP_TRAINING),
+    "safe_lstm": _head(SafeLSTM, SAFE_LSTM_TRAINING),
+    "linear_probe": _hidden(fit_linear_probe, "Fisher's discriminant (Friedman, 1989)"),
+    "ensemble": _hidden(_fit_ensemble, "here"),
+    "mahalanobis": _distance("mahalanobis"),
+    "euclid_knn": _distance("euclid"),
+    "cosine_knn": _distance("cosine"),
+    "pca_kmeans": _distance("pca_kmeans"),
+    "mahalanobis_gate": _distance("mahalanobis", success_only=True, accumulate="none"),
+    "sensitivity_gate": Method(fit_sensitivity_gate, "sensitivity", "SafeFlow"),
+    "rnd": Method(
+        fit_rnd, "hidden+chunk", _SAFE, standardised=True, seeded=True, small=_SMALL_UNET
+    ),
+    "logpzo": _hidden(fit_logpzo, seeded=True, small=_SMALL_UNET),
+    "max_token_prob": _tokens("probability", "max"),
+    "avg_token_prob": _tokens("probability", "mean"),
+    "max_token_entropy": _tokens("entropy", "max"),
+    "avg_token_entropy": _tokens("entropy", "mean"),
+    "action_total_var": _variance("total"),
+    "action_general_var": _variance("generalised"),
+    "action_translation_var": _variance("translation", 3),
+    "action_rotation_var": _variance("rotation", 7),
+    "action_gripper_var": _variance("gripper", 7),
+    "cluster_entropy": Method(_unfitted(ClusterEntropy), "samples", _SAFE),
+    "stac": _consistency("samples"),
+    "stac_single": _consistency("chunk"),
+    "rnd_oe": _hidden(fit_observation_novelty, _FIPER, seeded=True, small=_SMALL_MLPS),
+    "ace": Method(_fit_entropy, "positions", _FIPER, dims=3),
+    "fiper": Method(fit_fiper, "hidden+positions", _FIPER, seeded=True, small=_SMALL_MLPS, dims=3),
+    "trajectory_length": Method(_unfitted(TrajectoryLength), "", "here", control=True),
+    "shuffled_labels": _hidden(
+        _fit_shuffled, "here", training=SAFE_MLP_TRAINING, seeded=True, control=True
+    ),
+}
+
+
+def method(name: str) -> Method:
+    """The record of the detector called `name`; ValueError lists the known ones."""
+    if name not in DETECTORS:
+        raise ValueError(
+            f"no detector is called {name!r}; choose one of {', '.join(sorted(DETECTORS))}."
+        )
+    return DETECTORS[name]
 
 
 def fit_detector(
@@ -130,16 +284,13 @@ def fit_detector(
     Raises:
         ValueError: unknown name.
     """
-    if name not in DETECTORS:
-        raise ValueError(
-            f"no detector is called {name!r}; choose one of {', '.join(sorted(DETECTORS))}."
-        )
+    fit = method(name).fit
     if not standardised:
-        return DETECTORS[name](episodes, **config)
+        return fit(episodes, **config)
     mean, scale = Standardised.statistics(episodes)
     if "validation" in config and config["validation"] is not None:
         config["validation"] = standardise(config["validation"], mean, scale)
-    inner = DETECTORS[name](standardise(episodes, mean, scale), **config)
+    inner = fit(standardise(episodes, mean, scale), **config)
     return Standardised(inner, *jax.tree.map(jax.numpy.asarray, (mean, scale)))
 
 
@@ -149,7 +300,8 @@ def training_config(name: str, **changes: Any) -> TrainConfig:
     Raises:
         ValueError: a detector that is not trained by gradient descent on these options.
     """
-    defaults = {"safe_mlp": SAFE_MLP_TRAINING, "safe_lstm": SAFE_LSTM_TRAINING}
-    if name not in defaults:
-        raise ValueError(f"{name!r} has no TrainConfig; only {', '.join(defaults)} have.")
-    return dataclasses.replace(defaults[name], **changes)
+    default = method(name).training
+    if default is None:
+        known = [other for other, record in DETECTORS.items() if record.training]
+        raise ValueError(f"{name!r} has no TrainConfig; only {', '.join(known)} have.")
+    return dataclasses.replace(default, **changes)

@@ -9,6 +9,9 @@ selected tokens, D width, N heads, h head size, F neurons):
 - `attn_out`     [L,B,T,D]   what attention adds
 - `mlp_neurons`  [L,B,T,F]   FFN neuron activations: the input of the down projection
 - `mlp_out`      [L,B,T,D]   what the FFN adds
+
+Values of the `action` stack have the flow step or decoded token in front. `Tap.axes` names all
+axes of a value; nobody else counts them.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Shaped
 
 STACKS = ("vision", "dino", "vlm", "action")
 POINTS = ("resid", "attn_heads", "attn_out", "mlp_neurons", "mlp_out")
@@ -71,6 +75,31 @@ class Tap:
     @property
     def point(self) -> str:
         return split_site(self.site)[1]
+
+    def axes(self, ndim: int) -> tuple[str, ...]:
+        """Names of the axes of this tap's value: "layer", "batch", "token" if it is not reduced,
+        "head" at `attn_heads`, "width"; "step" comes first if there is one axis more.
+
+        Raises:
+            ValueError: no value of this tap has so many axes.
+        """
+        names = ("layer", "batch")
+        names += ("token",) if self.reduce is None else ()
+        names += ("head", "width") if self.point == "attn_heads" else ("width",)
+        if ndim not in (len(names), len(names) + 1):
+            raise ValueError(
+                f"tap '{self}' came back with {ndim} axes: expected {', '.join(names)}, or one "
+                "more in front for steps."
+            )
+        return names if ndim == len(names) else ("step", *names)
+
+    def batch_first(
+        self, value: Shaped[Array | np.ndarray, "..."]
+    ) -> Shaped[Array | np.ndarray, "..."]:
+        """The same value with the batch axis in front, as an episode is recorded: [B,(S),L,...]."""
+        axis = self.axes(value.ndim).index("batch")
+        order = (axis, *(i for i in range(value.ndim) if i != axis))
+        return value.transpose(order)
 
     def __str__(self) -> str:
         layers = "all" if self.layers is None else ",".join(map(str, self.layers))

@@ -82,11 +82,14 @@ class Written:
     Attributes:
         tokens: ids, PAD after a row's EOS.
         log_probs: of each token under the model at temperature 1; 0 after a row's EOS.
+        entropies: of the distribution that each token was chosen from, in nats; 0 after a row's
+            EOS.
         taps: `action` taps with the decoded token as leading axis; 0 from a row's EOS on.
     """
 
     tokens: Int[Array, "b s"]
     log_probs: Float[Array, "b s"]
+    entropies: Float[Array, "b s"]
     taps: dict[str, Array]
 
 
@@ -177,23 +180,25 @@ def write(
         token = jnp.where(done, PAD, pick(state.logits, place, step))
         if grammar is not None:
             place = grammar.after(place, token)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(state.logits), token[:, None], axis=1)[:, 0]
-        log_prob, done = jnp.where(done, 0, chosen), done | (token == EOS)
+        every = jax.nn.log_softmax(state.logits)
+        chosen = jnp.take_along_axis(every, token[:, None], axis=1)[:, 0]
+        said = jnp.where(done, 0, chosen), jnp.where(done, 0, -jnp.sum(jnp.exp(every) * every, 1))
+        done = done | (token == EOS)
         shapes = jax.eval_shape(feed, state, token, step)[1]
         skip = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         state, found = jax.lax.cond(
             jnp.all(done), lambda: (state, skip), lambda: feed(state, token, step)
         )
         found = jax.tree.map(lambda x: jnp.where(_rows(done, x), 0, x), found)
-        return (state, place, done), (token, log_prob, found)
+        return (state, place, done), (token, *said, found)
 
     rows = prefix.valid.shape[0]
-    _, (tokens, log_probs, found) = jax.lax.scan(
+    _, (tokens, log_probs, entropies, found) = jax.lax.scan(
         body,
         (start(model, variables, prefix), jnp.zeros(rows, int), jnp.zeros(rows, bool)),
         jnp.arange(model.config.max_decoding_steps),
     )
-    return Written(tokens.T, log_probs.T, found)
+    return Written(tokens.T, log_probs.T, entropies.T, found)
 
 
 def _rows(mask: Bool[Array, " b"], like: Array) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.interceptor import Tokens, hooked_apply
@@ -97,27 +97,42 @@ def denoise(
         (actions, taps with the flow step as leading axis, velocities of all steps).
     """
     hooks.check_steps(num_steps)
-    layout = token_layouts(model.config)["action"]
-    tokens = {"action": Tokens(layout, jnp.ones((noise.shape[0], layout.length), bool))}
 
     def step(x_t, i):
-        t = jnp.full(noise.shape[0], 1.0 - jnp.float32(i) / num_steps)
-        (velocity, _), found = hooked_apply(
-            model,
-            variables,
-            prefix.cache,
-            prefix.valid,
-            state,
-            x_t,
-            t,
-            method=Pi0.velocity,
-            stacks=model.stacks(),
-            tokens=tokens,
-            taps=hooks.taps,
-            edits=hooks.edits,
-            step=i,
-        )
-        return x_t - velocity / num_steps, (found, velocity)
+        v, found = velocity(model, variables, prefix, state, x_t, i, hooks, num_steps=num_steps)
+        return x_t - v / num_steps, (found, v)
 
     actions, (found, velocities) = jax.lax.scan(step, noise, jnp.arange(num_steps))
     return actions, found, velocities
+
+
+def velocity(
+    model: Pi0,
+    variables,
+    prefix: Prefix,
+    state: Float[Array, "b s"],
+    noisy: Float[Array, "b h a"],
+    step: Int[Array, ""] | int,
+    hooks: Hooks = Hooks(),
+    *,
+    num_steps: int,
+) -> tuple[Float[Array, "b h a"], dict[str, Array]]:
+    """The velocity of noisy actions at one Euler step, and what was tapped."""
+    layout = token_layouts(model.config)["action"]
+    tokens = {"action": Tokens(layout, jnp.ones((noisy.shape[0], layout.length), bool))}
+    (value, _), found = hooked_apply(
+        model,
+        variables,
+        prefix.cache,
+        prefix.valid,
+        state,
+        noisy,
+        jnp.full(noisy.shape[0], 1.0 - jnp.float32(step) / num_steps),
+        method=Pi0.velocity,
+        stacks=model.stacks(),
+        tokens=tokens,
+        taps=hooks.taps,
+        edits=hooks.edits,
+        step=step,
+    )
+    return value, found

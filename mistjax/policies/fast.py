@@ -76,7 +76,7 @@ class FastPolicy(PiPolicy):
 
     @property
     def reports(self) -> tuple[str, ...]:
-        return ("decode_ok",)
+        return ("decode_ok", "tokens", "token_log_prob", "token_entropy")
 
     @property
     def _settings(self) -> dict[str, float]:
@@ -116,8 +116,8 @@ class FastPolicy(PiPolicy):
 
         `aux` holds `decode_ok` [B], False where the tokens are no action or were drawn from logits
         that are not numbers (nobody should execute the actions then, and `finish` gives others),
-        `tokens` [B,S], and their `log_probs` [B,S], which are
-        what an objective can differentiate: actions have no gradient.
+        `tokens` [B,S], their `token_log_prob` [B,S], which is what an objective can differentiate
+        (actions have no gradient), and `token_entropy` [B,S].
         """
         return _sample(
             self.model,
@@ -147,7 +147,12 @@ def _sample(model, tokenizer, variables, obs, key, temperature, hooks, prefix):
     )
     actions, ok = tokenizer.decode_actions(written.tokens)
     ok = ok & jnp.all(jnp.isfinite(written.log_probs), axis=1)
-    aux = {"decode_ok": ok, "tokens": written.tokens, "log_probs": written.log_probs}
+    aux = {
+        "decode_ok": ok,
+        "tokens": written.tokens,
+        "token_log_prob": written.log_probs,
+        "token_entropy": written.entropies,
+    }
     return Sample(actions, {**prefix.taps, **written.taps}, aux)
 
 

@@ -27,7 +27,7 @@ from mistjax.models.draws import normal, row_keys
 from mistjax.models.normalize import Normalizer, NormStats, Quantile, ZScore, pad_to
 from mistjax.models.observation import Observation
 from mistjax.models.pi0 import Pi0, PrefixModel
-from mistjax.models.sampling import Prefix, denoise, prefill
+from mistjax.models.sampling import Prefix, denoise, prefill, velocity
 from mistjax.models.stacks import token_layouts
 from mistjax.models.tokenizers import PaddedTokens, PromptTokenizer
 from mistjax.models.transforms import Cameras, DeltaActions, flat_rows
@@ -333,6 +333,18 @@ class PiPolicy(Policy):
         """
         return _sample(self.model, self.variables, obs, key, Hooks.of(edits, taps), prefix)
 
+    def velocity(
+        self,
+        obs: Observation,
+        noisy: Float[Array, "b h a"],
+        prefix: Prefix,
+        *,
+        step: int,
+        edits: Sequence[Edit] = (),
+    ) -> Float[Array, "b h a"]:
+        """The velocity field of a flow step at noisy actions: what `sample` integrates."""
+        return _velocity(self.model, self.variables, prefix, obs.state, noisy, step, tuple(edits))
+
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
         """See `Policy.finish`; ValueError where a chunk is no action and the preset has no
         fallback, or where the chunks are not of these observations and this robot.
@@ -379,6 +391,13 @@ class PiPolicy(Policy):
 @functools.partial(jax.jit, static_argnames="model")
 def _prefill(model, variables, obs, hooks):
     return prefill(model, variables, obs, hooks)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "step"))
+def _velocity(model, variables, prefix, state, noisy, step, edits):
+    steps = model.config.num_steps
+    hooks = Hooks.of(edits, ())
+    return velocity(model, variables, prefix, state, noisy, step, hooks, num_steps=steps)[0]
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -14,9 +14,7 @@ import dataclasses
 from pathlib import Path
 
 from mistjax.attribute.registry import ATTRIBUTIONS
-from mistjax.detect.artifact import load_detector, read_card
-from mistjax.detect.features import FeatureSpec
-from mistjax.detect.from_runs import provenance
+from mistjax.detect.artifact import load_calibrated
 from mistjax.detect.monitor import Monitor
 from mistjax.detect.novelty.artifact import CARD as INPUTS
 from mistjax.detect.novelty.artifact import load_inputs
@@ -111,12 +109,8 @@ def load_monitor(folder: str | Path, policy: Policy, stratum: str | None = None)
         FingerprintError: it was made with another policy.
         ValueError: the detector has no threshold yet, or none of that stratum.
     """
-    features = FeatureSpec.from_json(read_card(folder)["notes"]["features"])
-    made_with = provenance(policy.spec.fingerprint, features)
-    detector, threshold = load_detector(folder, made_with, stratum)
-    if threshold is None:
-        raise ValueError(f"{folder} has no threshold: run `mistjax calibrate` on it first.")
-    return Monitor(detector, threshold, features)
+    found, threshold = load_calibrated(folder, policy.spec.fingerprint, stratum)
+    return Monitor(found.detector, threshold, found.reads)
 
 
 def make_remedy(policy: Policy, steering: SteeringArtifact, config: RemedyConfig) -> Remedy:

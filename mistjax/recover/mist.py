@@ -123,7 +123,7 @@ class MistPolicy(Wrapper):
     def prefill(
         self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
     ) -> Any:
-        return self.policy.prefill(obs, edits=edits, taps=_union(taps, self.monitor.features.taps))
+        return self.policy.prefill(obs, edits=edits, taps=_union(taps, self.monitor.reads.taps))
 
     def sample(
         self,
@@ -157,8 +157,8 @@ def _union(taps: Sequence[Tap], more: Sequence[Tap]) -> tuple[Tap, ...]:
 def _sample(
     mist: MistPolicy, obs: Observation, key: Array, state: MistState, edits, taps, prefix
 ) -> Sample:
-    policy, remedy = mist.policy, mist.remedy
-    every = _union(taps, mist.monitor.features.taps)
+    policy, remedy = mist.monitor.watched(mist.policy), mist.remedy
+    every = _union(taps, mist.monitor.reads.taps)
     if prefix is None:
         prefix = policy.prefill(obs, edits=edits, taps=every)
     plain = policy.sample(obs, key, edits=edits, taps=every, prefix=prefix)
@@ -210,13 +210,14 @@ def _find_cause(
     """(row of the table, attribution) where a remedy begins; the other rows keep their cause."""
     remedy, monitor = mist.remedy, mist.monitor
     assert remedy is not None
-    readout = FailureScore(monitor.detector, state.monitor.detector, monitor.features)
+    readout = FailureScore(monitor.detector, state.monitor.detector, monitor.reads)
+    policy = monitor.watched(mist.policy)
 
     def parts(found: Attribution) -> Regions:
         return Regions(found.images, found.text, found.state)
 
     def explain(obs):
-        return attribute(remedy.method, mist.policy, obs, key, readout, patch=remedy.patch)
+        return attribute(remedy.method, policy, obs, key, readout, patch=remedy.patch)
 
     def ask(obs):
         found = explain(obs)

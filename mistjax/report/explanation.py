@@ -15,6 +15,7 @@ from mistjax.attribute.inputs import Regions
 from mistjax.attribute.localiser import describe, localise, named_words
 from mistjax.attribute.readouts import FailureScore
 from mistjax.attribute.registry import attribute
+from mistjax.detect.detector import observe
 from mistjax.policies.protocol import Policy, RawObs
 from mistjax.policies.wrapper import language
 from mistjax.report.build import Explanation, explanations
@@ -120,11 +121,11 @@ def explain_episode(
     monitor, trace = load_monitor(detector, policy), run.trace(seed)
     if not trace.images:
         raise ValueError(f"episode {seed} was recorded without pictures: collect it with --videos.")
-    features = jnp.asarray(monitor.features.recorded(trace.features))
+    features = jnp.asarray(monitor.reads.recorded(trace))
     state, states, scores = monitor.initial_state(1).detector, [], []
     for row in features:
         states.append(state)
-        state, score = monitor.detector.step(state, row[None])
+        state, score = observe(monitor.detector, state, row[None])
         scores.append(score)
     score = jnp.concatenate(scores)
     steps = jnp.arange(len(score))
@@ -135,16 +136,17 @@ def explain_episode(
         raise ValueError(f"episode {seed} has inferences 0 to {len(score) - 1}, not {inference}.")
     obs = policy.prepare([raw_observation(policy, trace, inference)])
     key = jax.random.fold_in(jax.random.key(seed), inference)[None]
-    readout = FailureScore(monitor.detector, states[inference], monitor.features)
-    attribution = attribute(method, policy, obs, key, readout, memory=memory)
-    watched = dataclasses.replace(
+    readout = FailureScore(monitor.detector, states[inference], monitor.reads)
+    watched = monitor.watched(policy)
+    attribution = attribute(method, watched, obs, key, readout, memory=memory)
+    scored = dataclasses.replace(
         trace,
         score=np.asarray(score),
         threshold=np.asarray(monitor.threshold.at(steps)),
         alarm=np.asarray(alarm),
         edited=np.zeros(len(score), bool),
     )
-    shown = _explanation(policy, watched, inference, attribution)
+    shown = _explanation(policy, scored, inference, attribution)
     write_report([explanations([shown])], out, f"Episode {seed}", trace.prompt)
     return shown.sentence
 

@@ -65,7 +65,7 @@ def collect(
         plan,
         out=out,
         taps=taps,
-        aux=(*policy.reports, *aux),
+        aux=tuple(dict.fromkeys((*policy.reports, *aux))),
         settings=settings,
     )
 

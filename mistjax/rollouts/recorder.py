@@ -65,27 +65,23 @@ class Inference:
             chunks=np.asarray(chunks, np.float32),
             monitor={name: np.asarray(sample.aux[name]) for name in MONITOR if name in sample.aux},
             features={
-                str(tap): rows_first(tap, sample.taps[str(tap)], batch) for tap in recording.taps
+                str(tap): _feature(tap, sample.taps[str(tap)], batch) for tap in recording.taps
             },
             aux={name: _host(sample.aux[name]) for name in recording.aux},
             milliseconds=milliseconds,
         )
 
 
-def rows_first(tap: Tap, value: jax.Array | np.ndarray, batch: int) -> np.ndarray:
-    """Moves the batch axis of a tap's value to the front: [B,L,...] or [B,S,L,...].
+def _feature(tap: Tap, value: jax.Array | np.ndarray, batch: int) -> np.ndarray:
+    """A tap's value with the batch axis in front.
 
     Raises:
-        ValueError: the value does not have the shape that the tap promises.
+        ValueError: it is not the batch's.
     """
-    without_steps = 3 + (tap.point == "attn_heads") + (tap.reduce is None)
-    axis = 1 + value.ndim - without_steps
-    if axis not in (1, 2) or value.shape[axis] != batch:
-        raise ValueError(
-            f"tap '{tap}' came back with shape {value.shape}: expected {without_steps} axes (or "
-            f"one more in front, for steps) with {batch} rows after the layer axis."
-        )
-    return np.moveaxis(_host(value), axis, 0)
+    rows = _host(tap.batch_first(value))
+    if len(rows) != batch:
+        raise ValueError(f"tap '{tap}' came back with {len(rows)} rows: expected {batch}.")
+    return rows
 
 
 class Recorder:

@@ -6,7 +6,7 @@ import pytest
 
 from mistjax.attribute import FailureScore, attribute
 from mistjax.attribute.gradients import QUADRATURES
-from mistjax.detect.features import FeatureSpec
+from mistjax.detect.inputs import Input
 from mistjax.detect.methods.safe.heads import SafeMLP
 from mistjax.hooks import Tap
 
@@ -14,7 +14,7 @@ from mistjax.hooks import Tap
 @pytest.fixture(scope="module")
 def score(pi):
     """A linear detector on pooled activations of the action expert: a smooth readout."""
-    features = FeatureSpec((Tap("action.resid", (-1,), "action", "mean"),))
+    features = Input.of_taps(Tap("action.resid", (-1,), "action", "mean"))
     detector = SafeMLP.create(jax.random.key(5), pi.spec.stacks["action"].width, n_layers=1)
     return FailureScore(detector, detector.init_state(2), features)
 
@@ -31,7 +31,7 @@ def test_integrated_gradients_of_the_failure_score_are_complete(explained):
 
 def test_the_explained_value_is_the_detectors(explained, pi, pi_obs, key, score):
     sample = pi.sample(pi_obs, key, taps=score.taps)
-    expected = score.detector.logit(score.state, score.features.live(sample.taps))
+    expected = score.detector.logit(score.state, score.reads.live(sample))
     np.testing.assert_allclose(explained.value, expected, rtol=1e-4)
 
 

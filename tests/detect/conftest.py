@@ -1,9 +1,17 @@
-"""A small data set on which failure can be read from the features after its onset."""
+"""A small data set on which failure can be read from the features after its onset, and runs of a
+shipped policy that hold everything a detector may read.
+"""
 
 import numpy as np
 import pytest
 
+from mistjax.demo import SHIPPED
 from mistjax.detect import Episodes
+from mistjax.detect.inputs import DEFAULT_TAPS
+from mistjax.policies.load import load_policy
+from mistjax.policies.resampled import Resampled
+from mistjax.policies.sensitivity import Sensitive
+from mistjax.rollouts.collect import collect
 
 
 def synthetic_episodes(n=60, dim=8, seed=0, signal=3.0):
@@ -26,3 +34,14 @@ def episodes():
 @pytest.fixture(scope="session")
 def fresh_episodes():
     return synthetic_episodes(seed=1)
+
+
+@pytest.fixture(scope="session")
+def board_runs(tmp_path_factory):
+    """16 episodes for training and 24 for calibration of board_pi0, both with some failures."""
+    folder = tmp_path_factory.mktemp("board")
+    policy = Resampled(Sensitive(load_policy(SHIPPED / "board_pi0")), 3)
+    return [
+        collect(policy, folder / name, episodes=n, first_seed=seed, taps=DEFAULT_TAPS, num_envs=8)
+        for name, n, seed in (("train", 16, 0), ("calibration", 24, 100))
+    ]

@@ -5,6 +5,7 @@ known.
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from mistjax.cli import main
 from mistjax.demo import SHIPPED
 from mistjax.detect import DETECTORS
 from mistjax.detect.bench import BenchConfig, run_bench
-from mistjax.detect.bench.readers import hidden_names, readers
+from mistjax.detect.inputs import declare
 from mistjax.hooks import Tap
 from mistjax.policies.load import load_policy
 from mistjax.policies.resampled import Resampled
+from mistjax.report.bench import write_page
 from mistjax.rollouts.collect import collect
 from mistjax.rollouts.run import load_run
 from mistjax.rollouts.store import RunWriter
@@ -36,6 +38,7 @@ def episode(seed, *, signal, rng):
     chunks = rng.normal(size=(n, 4, 7)).astype(np.float32)
     return Trace(
         seed=seed,
+        info={} if success else {"fault_onset": 2},
         env_id="known",
         task=json.dumps({"speed": ("slow", "fast")[seed % 2], "row": seed}),
         prompt="move",
@@ -52,12 +55,13 @@ def episode(seed, *, signal, rng):
     )
 
 
-def write_run(path, seeds, *, signal=2.0, fingerprint="k"):
+def write_run(path, seeds, *, signal=2.0, fingerprint="k", **changes):
     rng = np.random.default_rng(seeds[0])
     config = {"policy": "known", "policy_fingerprint": fingerprint, "execute_steps": 1}
     with RunWriter.open(path, config) as writer:
         for seed in seeds:
-            writer.add(episode(seed, signal=signal, rng=rng))
+            trace = episode(seed, signal=signal, rng=rng)
+            writer.add(dataclasses.replace(trace, **changes))
     return path
 
 
@@ -70,7 +74,8 @@ def known(tmp_path_factory):
 def compared(known, tmp_path_factory):
     out = tmp_path_factory.mktemp("compared")
     config = BenchConfig((known,), out, group="speed", detectors=CHEAP, **FAST)
-    return config, {row["name"]: row for row in run_bench(config, progress=False)}
+    rows = run_bench(config, progress=False, write_page=write_page)
+    return config, {row["name"]: row for row in rows}
 
 
 def test_a_clear_signal_is_found_and_length_is_no_help_by_earliest_stop(compared):
@@ -94,6 +99,7 @@ def test_alarms_come_with_the_promise(compared):
     row = rows["mahalanobis"]
     assert row["detected"]["value"] > 0.8 and row["false_alarms"]["value"] < 0.4
     assert row["detection_time"]["value"] < 0.6
+    assert 0 <= row["latency"]["value"] < 5  # the features move at the recorded onset
 
 
 def test_what_was_not_recorded_stays_in_the_table_with_its_reason(compared):
@@ -133,8 +139,32 @@ def test_training_runs_are_apart_and_must_not_share_seeds(known, tmp_path):
     run_bench(config, progress=False)
     split = json.loads((tmp_path / "out" / "bench.json").read_text())["split"]
     assert [split[part]["episodes"] for part in ("train", "calibration", "test")] == [150, 18, 27]
-    with pytest.raises(ValueError, match="150 seeds"):
-        run_bench(dataclasses.replace(config, runs=(known,)), progress=False)
+    other = write_run(tmp_path / "other", range(40), perturbation={"light": 0.5})
+    with pytest.raises(ValueError, match="40 seeds"):
+        run_bench(dataclasses.replace(config, runs=(other,)), progress=False)
+
+
+def test_an_episode_given_twice_is_refused(known, tmp_path):
+    with pytest.raises(ValueError, match=r"seed 0 of .* is given twice"):
+        run_bench(BenchConfig((known, known), tmp_path / "out"), progress=False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"alpha": float("nan")},
+        {"alpha": 1.0},
+        {"epochs": 0},
+        {"seed": -1},
+        {"draws": 0},
+        {"pool": "median"},
+        {"fractions": (0.5, 0.5, 0.0)},
+    ],
+    ids=str,
+)
+def test_a_number_that_cannot_be_is_refused_before_anything_is_read(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        BenchConfig((Path("none"),), Path("out"), **wrong)
 
 
 def test_runs_of_two_policies_are_refused(known, tmp_path):
@@ -167,15 +197,14 @@ def test_a_detector_that_refuses_does_not_stop_the_others(known, tmp_path):
     assert not (config.out / "rows" / "mahalanobis.json").exists()
 
 
-def test_taps_are_pooled_like_a_detectors_features(known):
+def test_tokens_steps_and_heads_are_pooled_into_one_vector():
     rng = np.random.default_rng(0)
     trace = episode(1, signal=0, rng=rng)
     n = len(trace.chunks)
     names = ("action.resid@all/action/tokens", "vlm.attn_heads@all/text/mean")
     tokens, heads = rng.normal(size=(n, 10, 2, 5, 3)), rng.normal(size=(n, 2, 4, 3))
     trace = dataclasses.replace(trace, features=dict(zip(names, (tokens, heads), strict=True)))
-    config = BenchConfig((known,), known, features=names)
-    hidden = readers([trace], hidden_names([trace], names), config)["hidden"](trace)
+    hidden = declare(("hidden",), [trace], features=names).recorded(trace)
     wanted = [tokens.mean((1, 3)).reshape(n, -1), heads.reshape(n, -1)]
     np.testing.assert_allclose(hidden, np.concatenate(wanted, 1), rtol=1e-5)
 
@@ -219,10 +248,11 @@ def test_the_executed_chunk_is_the_bare_policys(board):
 def test_every_detector_but_the_u_nets_runs_on_a_real_policy(board, tmp_path, capsys):
     """The U-Nets take minutes to compile and train; `test_zoo` fits them."""
     out, u_nets = tmp_path / "zoo", {"rnd", "logpzo"}
-    names = [*(set(DETECTORS) - u_nets), "stac_single"]
+    names = sorted(set(DETECTORS) - u_nets)
     arguments = ["detect-bench", str(board.path), "--out", str(out), "--group", "speed"]
     arguments += ["--epochs", "5", "--features", "action.resid@-1/action/mean"]
     assert main([*arguments, "--detectors", *names]) == 0
+    assert (out / "bench.html").exists()
     table = capsys.readouterr().out
     rows = {path.stem for path in (out / "rows").iterdir()}
     assert all(name in table for name in names)

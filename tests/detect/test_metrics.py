@@ -3,7 +3,6 @@ import pytest
 from scipy import stats
 
 from mistjax.detect.metrics import (
-    action_group_error,
     alarm_rates,
     detection_latency,
     first_alarm,
@@ -70,10 +69,3 @@ def test_the_bootstrap_interval_contains_the_estimate():
     x = np.random.default_rng(0).normal(size=200)
     low, high = bootstrap(lambda i: float(x[i].mean()), 200, draws=200)
     assert low < x.mean() < high
-
-
-def test_action_errors_are_grouped_by_dimension():
-    error = action_group_error(
-        np.zeros((5, 3)), np.ones((5, 3)) * [1, 1, 2], {"pos": slice(0, 2), "grip": slice(2, 3)}
-    )
-    assert error == {"pos": 1.0, "grip": 2.0}

@@ -109,3 +109,26 @@ def test_numpys_integers_are_layers():
 def test_a_range_of_tokens_that_is_none_is_refused(selector):
     with pytest.raises(ValueError, match="token selector"):
         LAYOUT.select(selector)
+
+
+@pytest.mark.parametrize(
+    ("tap", "shape", "axes"),
+    [
+        (Tap("vlm.resid", reduce="mean"), (4, 2, 8), "layer batch width"),
+        (Tap("action.resid", reduce="max"), (10, 4, 2, 8), "step layer batch width"),
+        (Tap("vlm.resid"), (4, 2, 5, 8), "layer batch token width"),
+        (Tap("vlm.attn_heads"), (4, 2, 5, 3, 8), "layer batch token head width"),
+        (Tap("action.attn_heads", reduce="mean"), (9, 4, 2, 3, 8), "step layer batch head width"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_tap_names_the_axes_of_its_value(tap, shape, axes):
+    assert tap.axes(len(shape)) == tuple(axes.split())
+    rest = [size for name, size in zip(tap.axes(len(shape)), shape, strict=True) if name != "batch"]
+    assert tap.batch_first(np.zeros(shape)).shape == (2, *rest)
+    assert tap.batch_first(jnp.zeros(shape)).shape == (2, *rest)
+
+
+def test_a_value_of_another_tap_is_refused():
+    with pytest.raises(ValueError, match="5 axes: expected layer, batch, width, or one more"):
+        Tap("vlm.resid", reduce="mean").axes(5)

@@ -325,7 +325,7 @@ def pair(request, tmp_path_factory, observation, lacking):
 def outcome(policy, obs, edits=()):
     taps = tuple(Tap(f"{stack}.{point}") for stack in STACKS for point in POINTS)
     sample = policy.sample(obs, jax.random.key(0), edits=edits, taps=taps)
-    return sample.aux.get("log_probs", sample.actions), sample.taps
+    return sample.aux.get("token_log_prob", sample.actions), sample.taps
 
 
 def assert_same(ours, theirs):

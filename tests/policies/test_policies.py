@@ -23,7 +23,7 @@ def policy(request):
 
 def continuous(sample):
     """What depends smoothly on everything: actions, or log-probabilities of the tokens."""
-    return sample.aux.get("log_probs", sample.actions)
+    return sample.aux.get("token_log_prob", sample.actions)
 
 
 def test_a_policy_satisfies_the_protocol(policy, lacking):

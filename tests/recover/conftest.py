@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mistjax.detect.calibration.conformal import Threshold
-from mistjax.detect.features import FeatureSpec
+from mistjax.detect.inputs import Input
 from mistjax.detect.methods.safe.heads import SafeMLP
 from mistjax.detect.monitor import Monitor
 from mistjax.hooks import Add, Tap
@@ -52,7 +52,7 @@ def monitor(policy):
     """Never alarms."""
     head = SafeMLP.create(jax.random.key(1), policy.config.action_expert.width, hidden=8)
     threshold = Threshold(jnp.full(10, jnp.inf), 0.1, 9, 10)
-    return Monitor(head, threshold, FeatureSpec((TAP,)))
+    return Monitor(head, threshold, Input.of_taps(TAP))
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +62,7 @@ def blind_monitor():
     def make(policy):
         tap = Tap("vlm.resid", (0,), "image", "mean")
         head = SafeMLP.create(jax.random.key(1), policy.spec.stacks["vlm"].width, hidden=8)
-        return Monitor(head, Threshold(jnp.full(10, jnp.inf), 0.1, 9, 10), FeatureSpec((tap,)))
+        return Monitor(head, Threshold(jnp.full(10, jnp.inf), 0.1, 9, 10), Input.of_taps(tap))
 
     return make
 

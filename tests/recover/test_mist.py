@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mistjax.detect.features import FeatureSpec
+from mistjax.detect.inputs import Input
 from mistjax.hooks import Tap
 from mistjax.policies import Policy
 from mistjax.recover import mist as mist_module
@@ -89,7 +89,7 @@ def test_the_score_is_that_of_the_detector_on_the_bare_sample(policy, make_mist,
     samples = run(mist, obs)
     state = monitor.initial_state(obs.batch_size)
     for i, sample in enumerate(samples):
-        bare = policy.sample(obs, jax.random.fold_in(KEY, i), taps=monitor.features.taps)
+        bare = policy.sample(obs, jax.random.fold_in(KEY, i), taps=monitor.reads.taps)
         state, reading = monitor.step(state, bare)
         np.testing.assert_allclose(sample.aux["score"], reading.score, rtol=1e-5)
 
@@ -148,7 +148,7 @@ CHANGES = {
         remedy=mist.remedy.replace(table=mist.remedy.table.replace(causes=("a", "b", "c", "d")))
     ),
     "what the monitor reads": lambda mist: mist.replace(
-        monitor=mist.monitor.replace(features=FeatureSpec((TAP,), "last"))
+        monitor=mist.monitor.replace(reads=Input.of_taps(TAP, pool="1.0"))
     ),
     "no remedy": lambda mist: mist.replace(remedy=None),
 }

@@ -78,7 +78,7 @@ def test_the_command_line_trains_and_calibrates_a_detector(tmp_path, capsys):
     assert main(["calibrate", runs[1], "--detector", detector, "--alpha", "0.5"]) == 0
     assert "successful episodes raise an alarm" in capsys.readouterr().out
     card = json.loads((tmp_path / "detector" / "detector.json").read_text())
-    assert card["notes"]["trained_on"] == [runs[0]]
+    assert card["training"]["runs"] == [runs[0]]
 
 
 def test_an_arm_that_does_not_exist_is_refused(tmp_path):

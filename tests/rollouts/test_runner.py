@@ -6,7 +6,6 @@ import pytest
 
 from mistjax.hooks.sites import Tap
 from mistjax.rollouts import load_run, run_episodes
-from mistjax.rollouts.recorder import rows_first
 
 
 def run(policy, make_env, seeds, **kwargs):
@@ -354,13 +353,3 @@ def test_a_retry_that_is_interrupted_keeps_the_crash_on_record(policy, make_env,
     with pytest.raises(KeyboardInterrupt):
         run(policy, lambda: env, range(4), out=tmp_path, max_steps=9, retry_errors=True)
     assert load_run(tmp_path).crashed == (2,)
-
-
-def test_taps_come_back_with_the_rows_first():
-    mean, heads, tokens = Tap("vlm.resid", reduce="mean"), Tap("vlm.attn_heads"), Tap("vlm.resid")
-    assert rows_first(mean, np.zeros((4, 2, 8)), 2).shape == (2, 4, 8)
-    assert rows_first(mean, np.zeros((10, 4, 2, 8)), 2).shape == (2, 10, 4, 8)
-    assert rows_first(tokens, np.zeros((4, 2, 5, 8)), 2).shape == (2, 4, 5, 8)
-    assert rows_first(heads, np.zeros((4, 2, 5, 3, 8)), 2).shape == (2, 4, 5, 3, 8)
-    with pytest.raises(ValueError, match="expected 3 axes"):
-        rows_first(mean, np.zeros((4, 3, 8)), 2)

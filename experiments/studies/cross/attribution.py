@@ -57,7 +57,7 @@ def blur_maps(policy: Policy, monitor: Monitor, scenes: Sequence[Scene], key: Ar
         plain = policy.sample(obs, keys).actions[:, : policy.spec.execute_steps]
         state = monitor.detector.init_state(BATCH)
         readouts = {
-            "score": FailureScore(monitor.detector, state, monitor.features),
+            "score": FailureScore(monitor.detector, state, monitor.reads),
             "action": ExecutedChange(plain[..., : policy.spec.action_dim]),
         }
         for name, readout in readouts.items():

@@ -17,8 +17,8 @@ import numpy as np
 from mistjax.demo import PERTURBATION, SHIPPED
 from mistjax.detect.calibration.conformal import Threshold, calibrate
 from mistjax.detect.detector import score_episodes
-from mistjax.detect.features import DEFAULT_FEATURES
 from mistjax.detect.from_runs import episodes_from_runs
+from mistjax.detect.inputs import DEFAULT_INPUT
 from mistjax.detect.metrics import peak, roc_auc
 from mistjax.detect.monitor import Monitor
 from mistjax.detect.registry import fit_detector
@@ -73,7 +73,7 @@ def record(policy: Policy, folder: Path, purpose: str, episodes: int) -> dict[st
             episodes=episodes,
             first_seed=first + (apart if perturbation else 0),
             perturbation=perturbation,
-            taps=DEFAULT_FEATURES.taps,
+            taps=DEFAULT_INPUT.taps,
             num_envs=16,
         )
         for condition, perturbation in CONDITIONS.items()
@@ -100,18 +100,18 @@ def fit_monitor(training: Sequence[Run]) -> Monitor:
     """SAFE's MLP on the default features, with a threshold from its own training successes: good
     for timing and for scores, not for a promise about alarms.
     """
-    episodes = episodes_from_runs(training, DEFAULT_FEATURES, group=speed_word)
+    episodes = episodes_from_runs(training, DEFAULT_INPUT, group=speed_word)
     detector = fit_detector("safe_mlp", episodes, standardised=True)
     scores = np.asarray(score_episodes(detector, episodes.features, episodes.mask))
     threshold: Threshold = calibrate(scores, episodes.mask, episodes.success, 0.1)
-    return Monitor(detector, threshold, DEFAULT_FEATURES)
+    return Monitor(detector, threshold, DEFAULT_INPUT)
 
 
 def detection_row(monitor: Monitor, test: Sequence[Run]) -> dict[str, Any]:
     """ROC-AUC on held-out seeds by earliest stop and over whole episodes, bootstrapped over
     episodes.
     """
-    episodes = episodes_from_runs(test, DEFAULT_FEATURES, group=speed_word)
+    episodes = episodes_from_runs(test, DEFAULT_INPUT, group=speed_word)
     scores = np.asarray(score_episodes(monitor.detector, episodes.features, episodes.mask))
     failed = ~np.asarray(episodes.success, bool)
     row: dict[str, Any] = {"n": len(failed), "failures": int(failed.sum())}

@@ -107,7 +107,7 @@ def main(config: Config) -> dict[str, Any]:
             rows = list(raws[first : first + batch])
             obs = policy.prepare(rows + [rows[-1]] * (batch - len(rows)))
             readout = FailureScore(
-                monitor.detector, monitor.initial_state(batch).detector, monitor.features
+                monitor.detector, monitor.initial_state(batch).detector, monitor.reads
             )
             keys = jax.random.split(jax.random.key(first), batch)
             cause = localise(attribute(method, policy, obs, keys, readout))

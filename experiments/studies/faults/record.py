@@ -16,7 +16,7 @@ from pathlib import Path
 import tyro
 
 from mistjax.compilation import enable_cache
-from mistjax.detect.features import DEFAULT_FEATURES
+from mistjax.detect.inputs import DEFAULT_INPUT
 from mistjax.detect.novelty.reading import FIELDS, Reads
 from mistjax.envs.faults.battery import FAULTS, Mixture
 from mistjax.envs.faults.make import make_faulty
@@ -100,7 +100,7 @@ def record(config: Config, part: Part) -> Run:
         ),
         part.seeds,
         out=config.out / part.name,
-        taps=DEFAULT_FEATURES.taps,
+        taps=DEFAULT_INPUT.taps,
         aux=(*FIELDS, "velocity"),
         num_envs=16,
         settings={"faults": part.mixture.to_json()},

@@ -24,12 +24,11 @@ import numpy as np
 import tyro
 
 from mistjax.compilation import enable_cache
-from mistjax.detect.artifact import load_detector, read_card
+from mistjax.detect.artifact import load_detector
 from mistjax.detect.calibration.conformal import calibrate
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import score_episodes
-from mistjax.detect.features import FeatureSpec
-from mistjax.detect.from_runs import provenance
+from mistjax.detect.inputs import Input
 from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.detect.novelty.fit import evidence, recorded
 from mistjax.detect.registry import fit_detector
@@ -114,11 +113,11 @@ def blind(e: Watched) -> np.ndarray:
     return np.random.default_rng(e.trace.seed).random(len(e.trace.chunks))
 
 
-def detector_scores(detector: Any, features: FeatureSpec) -> Callable[[Watched], np.ndarray]:
+def detector_scores(detector: Any, reads: Input) -> Callable[[Watched], np.ndarray]:
     """A detector of the failure kind, one episode at a time."""
 
     def score(e: Watched) -> np.ndarray:
-        values = features.recorded(e.trace.features)[None]
+        values = reads.recorded(e.trace)[None]
         return np.asarray(score_episodes(detector, values, np.ones(values.shape[:2], bool)))[0]
 
     return score
@@ -126,12 +125,10 @@ def detector_scores(detector: Any, features: FeatureSpec) -> Callable[[Watched],
 
 def detectors(config: Config, policy: Any, fitting: Sequence[Watched]) -> dict[str, Any]:
     """All scores by name."""
-    card = read_card(config.mist)
-    features = FeatureSpec.from_json(card["notes"]["features"])
-    shipped, _ = load_detector(config.mist, provenance(policy.spec.fingerprint, features))
+    shipped = load_detector(config.mist, policy.spec.fingerprint)
     traces = [e.trace for e in fitting]
     episodes = Episodes.from_sequences(
-        [features.recorded(t.features) for t in traces],
+        [shipped.reads.recorded(t) for t in traces],
         [t.success for t in traces],
         [0 for _ in traces],
         [t.seed for t in traces],
@@ -141,9 +138,9 @@ def detectors(config: Config, policy: Any, fitting: Sequence[Watched]) -> dict[s
         "inputs, level": ratio_of(0),
         "inputs, change": ratio_of(1, 2),
         "hidden states, Mahalanobis": detector_scores(
-            fit_detector("mahalanobis_gate", episodes), features
+            fit_detector("mahalanobis_gate", episodes), shipped.reads
         ),
-        "failure score (SAFE-MLP, shipped)": detector_scores(shipped, features),
+        "failure score (SAFE-MLP, shipped)": detector_scores(shipped.detector, shipped.reads),
         "chunk overlap": chunk_overlap,
         "velocity disagreement": velocity_disagreement,
         "clock only": clock,

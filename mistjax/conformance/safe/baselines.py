@@ -8,22 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from mistjax.conformance.rows import Row, compare
 from mistjax.detect.data import Episodes, split_tasks
 from mistjax.detect.detector import score_episodes
+from mistjax.detect.inputs import ChunkLayout
 from mistjax.detect.methods.combinators import Standardised, standardise
 from mistjax.detect.methods.density.density import RND, LogpZO
 from mistjax.detect.methods.density.unet import sinusoidal_embedding, to_sequence
 from mistjax.detect.methods.distance import EmbeddingDetector, NearestCentroid, fit_embedding
-from mistjax.detect.methods.samples.action_samples import (
-    ActionVariance,
-    ChunkLayout,
-    ClusterEntropy,
-)
+from mistjax.detect.methods.samples.action_samples import ActionVariance, ClusterEntropy
 from mistjax.detect.methods.samples.consistency import TemporalConsistency
-from mistjax.detect.methods.tokens import TokenUncertainty, token_statistics
-from mistjax.detect.pooling import pool
+from mistjax.detect.methods.tokens import TokenUncertainty
+from mistjax.hooks.pooling import pool
 from mistjax.untrusted import read_npz
 
 
@@ -196,6 +194,18 @@ def density(folder: Path) -> list[Row]:
     return rows
 
 
+def token_statistics(logits: Float[Array, "*b n v"]) -> Float[Array, "*b m"]:
+    """Largest probability of each token, then each token's entropy: m = 2 n.
+
+    Args:
+        logits: over the action part of the vocabulary only.
+    """
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    p = jnp.exp(log_p)
+    entropy = -jnp.sum(jnp.where(p > 0, p * log_p, 0.0), axis=-1)
+    return jnp.concatenate([p.max(-1), entropy], axis=-1)
+
+
 def handcrafted(folder: Path) -> list[Row]:
     """Token, action-variance, cluster and temporal-consistency scores."""
     recorded = read_npz(folder / "handcrafted.npz")
@@ -224,7 +234,10 @@ def handcrafted(folder: Path) -> list[Row]:
     for folder_key, (layout, values) in parts.items():
         flat = values.reshape(n, -1)
         for group, key in groups.items():
-            ours = ActionVariance(layout, group, official=True).logit(None, flat)
+            # the release indexes the flat chunk: translation and rotation are of its first action,
+            # "gripper" is everything after index 5
+            one = ChunkLayout(layout.samples, 1, layout.horizon * layout.dim)
+            ours = ActionVariance(one, group).logit(None, flat)
             rows.append(compare(folder_key, key, ours, recorded[f"{folder_key}/{key}"], 1e-6))
         for threshold in (0.01, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0):
             key = f"entropy_linkage{threshold}"

@@ -12,9 +12,9 @@ import numpy as np
 from mistjax.conformance.rows import Row, compare
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import score_episodes
-from mistjax.detect.methods.fiper.alarm import ThresholdStyle, relative_scores, released_threshold
+from mistjax.detect.inputs import ChunkLayout
+from mistjax.detect.methods.fiper.alarm import ThresholdStyle, band_shape, released_threshold
 from mistjax.detect.methods.fiper.fiper import fit_action_chunk_entropy
-from mistjax.detect.methods.samples.action_samples import ChunkLayout
 from mistjax.detect.metrics import alarm_rates, first_alarm, time_weighted_accuracy
 from mistjax.untrusted import read_npz
 
@@ -47,6 +47,24 @@ def _metrics(
         time,
         time_weighted_accuracy(alarms, failed, horizon),
     ]
+
+
+def _threshold(
+    scores: np.ndarray, mask: np.ndarray, quantile: float, style: ThresholdStyle
+) -> np.ndarray:
+    """As the release: its band measures deviations below the mean."""
+    if style != "band":
+        return released_threshold(scores, mask, quantile, style)
+    alive = np.where(mask, scores, np.nan)[:, : int(mask.sum(1).max())]
+    centre, width, rest = band_shape(alive, quantile)
+    below = np.nanmax((centre - rest) / width, axis=1)
+    return centre + np.quantile(below, quantile) * width
+
+
+def _relative(scores: np.ndarray, threshold: np.ndarray) -> np.ndarray:
+    """Score / threshold; steps beyond the threshold use its mean, as the release does."""
+    extra = max(scores.shape[1] - len(threshold), 0)
+    return scores / np.append(threshold, np.full(extra, threshold.mean()))[: scores.shape[1]]
 
 
 def fiper(folder: Path) -> list[Row]:
@@ -82,11 +100,11 @@ def fiper(folder: Path) -> list[Row]:
         for quantile in (0.9, 0.95):
             for style, ours in STYLES.items():
                 key = f"{stem}_q{quantile}_{style}"
-                threshold = released_threshold(scores[:n], mask[:n], quantile, ours, official=True)
+                threshold = _threshold(scores[:n], mask[:n], quantile, ours)
                 rows.append(
                     compare("fiper thresholds", key, threshold, z[f"{key}_threshold"], 1e-12)
                 )
-                relative[key] = relative_scores(scores[n:], threshold, official=True)
+                relative[key] = _relative(scores[n:], threshold)
                 wanted = z[f"{key}_normtest"]
                 rows.append(compare("fiper scores", key, relative[key][mask[n:]], wanted, 1e-12))
     for key, table in tables.items():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-
-from mistjax.detect.calibration.conformal import Band
-from mistjax.detect.pooling import pool
-from mistjax.ranges import between, whole
+from mistjax.detect.calibration.conformal import Band, finite_sample_rank
+from mistjax.detect.registry import Networks
+from mistjax.hooks.pooling import parse_pool
+from mistjax.ranges import whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +22,9 @@ class BenchConfig:
         out: folder for the rows, bench.csv and bench.html.
         train: run folders to train on, of the same policy and other seeds.
         features: names of the recorded features that detectors of hidden states read, e.g.
-            "action.resid@-1/action/mean". () takes `DEFAULT_FEATURES` where those were recorded,
-            else the only feature there is.
-        pool: how tokens and flow steps of a feature are pooled, see `pooling.pool`.
+            "action.resid@-1/action/mean". () takes `DEFAULT_TAPS` where those were recorded, else
+            the only feature there is.
+        pool: how tokens and flow steps of a feature are pooled, see `hooks.pooling`.
         group: key of a JSON task; episodes with the same value count as one task. None takes the
             whole task. Metrics by earliest stop compare episodes of one task up to its shortest.
         detectors: rows of the table; () for all.
@@ -56,16 +55,19 @@ class BenchConfig:
     alpha: float = 0.1
     band: Band = "stdev"
     epochs: int | None = None
-    networks: Literal["small", "source"] = "small"
+    networks: Networks = "small"
     displacements: bool = True
     draws: int = 1000
 
     def __post_init__(self) -> None:
-        between("alpha", self.alpha, 0, 1)
+        parse_pool(self.pool)
+        finite_sample_rank(1, self.alpha)
         whole("seed", self.seed, 0)
+        whole("draws", self.draws, 1)
         if self.epochs is not None:
             whole("epochs", self.epochs, 1)
-        pool(np.zeros((2, 1), np.float32), self.pool)
+        if not (min(self.fractions) > 0 and abs(sum(self.fractions) - 1) < 1e-6):
+            raise ValueError(f"fractions are {self.fractions}: expected shares above 0 of 1.")
 
     def settings(self) -> dict[str, Any]:
         """All that a finished row depends on, JSON types only."""

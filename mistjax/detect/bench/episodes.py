@@ -13,10 +13,11 @@ from tqdm.auto import tqdm
 
 from mistjax.detect.bench.config import BenchConfig
 from mistjax.detect.bench.inputs import Case, cases
-from mistjax.detect.bench.readers import hidden_names, readers
 from mistjax.detect.data import Episodes, split_seeds
-from mistjax.detect.from_runs import task_group
+from mistjax.detect.from_runs import executed_of, identity, task_group
+from mistjax.detect.inputs import Input
 from mistjax.rollouts.run import load_run
+from mistjax.rollouts.trace import Trace
 
 
 class Split(NamedTuple):
@@ -34,19 +35,21 @@ class Recorded(NamedTuple):
         cases: rows of the table.
         inputs: input -> one [steps, d] array an episode.
         success, task, seed: of each episode.
+        onset: inference of each at which a fault began; -1 for none.
         split: of the episodes.
         about: what was read, JSON types only.
     """
 
     cases: list[Case]
-    inputs: Mapping[str, list[np.ndarray]]
+    inputs: Mapping[Input, list[np.ndarray]]
     success: np.ndarray
     task: np.ndarray
     seed: np.ndarray
+    onset: np.ndarray
     split: Split
     about: dict[str, Any]
 
-    def episodes(self, reads: str) -> Episodes:
+    def episodes(self, reads: Input) -> Episodes:
         """All episodes with one input; earliest stops are over all of them."""
         return Episodes.from_sequences(self.inputs[reads], self.success, self.task, self.seed)
 
@@ -55,8 +58,8 @@ def read_runs(config: BenchConfig, *, progress: bool = True) -> Recorded:
     """Reads the runs of a configuration.
 
     Raises:
-        ValueError: runs of several policies, a run without a finished episode, seeds on both sides
-            of the split, or a part without what it needs.
+        ValueError: runs of several policies, a run without a finished episode, an episode twice,
+            seeds on both sides of the split, or a part without what it needs.
     """
     held, train = ([load_run(path) for path in paths] for paths in (config.runs, config.train))
     runs = [*train, *held]
@@ -68,18 +71,21 @@ def read_runs(config: BenchConfig, *, progress: bool = True) -> Recorded:
             "run folders of one policy, each with episodes."
         )
     probes = [run.trace(run.finished[0]["seed"]) for run in runs]
-    hidden = hidden_names(probes, config.features)
-    found = readers(probes, hidden, config)
-    rows = cases(probes, found, held[0].config.get("execute_steps"), config)
-    needed = {row.reads for row in rows if not row.missing}
-    inputs: dict[str, list[np.ndarray]] = {name: [] for name in sorted(needed)}
-    success, groups, seeds, training = [], [], [], []
+    rows = cases(probes, executed_of(runs), config)
+    inputs: dict[Input, list[np.ndarray]] = {row.reads: [] for row in rows if row.reads}
+    success, groups, seeds, training, onset, known = [], [], [], [], [], set()
     total = sum(len(run.finished) for run in runs)
     with tqdm(total=total, unit="ep", desc="reading", disable=None if progress else True) as bar:
         for number, run in enumerate(runs):
             for trace in run.traces():
-                for name, values in inputs.items():
-                    values.append(found[name](trace))  # type: ignore[operator]
+                if (episode := identity(trace)) in known:
+                    raise ValueError(
+                        f"seed {trace.seed} of {run.path} is given twice: give each episode once."
+                    )
+                known.add(episode)
+                for reads, values in inputs.items():
+                    values.append(reads.recorded(trace))
+                onset.append(onset_of(trace))
                 success.append(trace.success)
                 groups.append(task_group(trace, config.group))
                 seeds.append(trace.seed)
@@ -92,7 +98,7 @@ def read_runs(config: BenchConfig, *, progress: bool = True) -> Recorded:
     about = {
         "policy": runs[0].config["policy"],
         "policy_fingerprint": fingerprints[0],
-        "hidden": list(hidden),
+        "hidden": sorted({name for reads in inputs for name in reads.features}),
         "tasks": len(names),
         "episodes": {str(run.path): len(run.finished) for run in runs},
         "split": {
@@ -100,7 +106,25 @@ def read_runs(config: BenchConfig, *, progress: bool = True) -> Recorded:
             for part, index in split._asdict().items()
         },
     }
-    return Recorded(rows, inputs, np.array(success, bool), task, np.array(seeds), split, about)
+    return Recorded(
+        rows,
+        inputs,
+        np.array(success, bool),
+        task,
+        np.array(seeds),
+        np.array(onset),
+        split,
+        about,
+    )
+
+
+def onset_of(trace: Trace) -> int:
+    """The first inference that a fault could show in, by `info["fault_onset"]`; -1 for none."""
+    step = trace.info.get("fault_onset")
+    if step is None:
+        return -1
+    later = np.flatnonzero(np.asarray(trace.inference_step) >= step)
+    return int(later[0]) if len(later) else -1
 
 
 def divide(seeds: np.ndarray, training: np.ndarray, config: BenchConfig) -> Split:

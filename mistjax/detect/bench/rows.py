@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mistjax.detect.bench.config import BenchConfig
-from mistjax.detect.bench.episodes import Recorded, Split
+from mistjax.detect.bench.episodes import Recorded
 from mistjax.detect.bench.inputs import Case
 from mistjax.detect.calibration.conformal import CalibrationWarning, Threshold, calibrate
 from mistjax.detect.data import Episodes
@@ -25,6 +25,7 @@ from mistjax.detect.metrics import (
     accuracy_time_tradeoff,
     alarm_rates,
     auprc,
+    detection_latency,
     peak,
     relative_detection_time,
     roc_auc,
@@ -40,22 +41,21 @@ Row = dict[str, Any]
 
 def evaluate(case: Case, recorded: Recorded, config: BenchConfig) -> Row:
     """A row; what the detector refuses (too few frames, one class only) becomes its remark."""
-    row: Row = {"name": case.name, "control": case.control, "reads": case.reads}
-    if case.missing:
+    reads = case.method.reads or "time"
+    row: Row = {"name": case.name, "control": case.method.control, "reads": reads}
+    if case.reads is None:
         return row | {"status": "not applicable", "remark": case.missing}
     try:
-        scored = _scored(case, recorded.episodes(case.reads), recorded.split, config)
+        scored = _scored(case, recorded.episodes(case.reads), recorded, config)
     except ValueError as error:
         return row | {"status": "refused", "remark": str(error)}
     return row | {"status": "scored"} | scored
 
 
-def _scored(case: Case, episodes: Episodes, split: Split, config: BenchConfig) -> Row:
-    train, held, test = (episodes.take(index) for index in split)
-    if case.detector == "ace":  # its grid is that of the successes
-        train = train.take(train.success)
+def _scored(case: Case, episodes: Episodes, recorded: Recorded, config: BenchConfig) -> Row:
+    train, held, test = (episodes.take(index) for index in recorded.split)
     start = time.perf_counter()
-    detector = fit_detector(case.detector, train, standardised=case.standardised, **case.options)
+    detector = fit_detector(case.name, train, standardised=case.method.standardised, **case.options)
     jax.block_until_ready(detector)
     fit_s = time.perf_counter() - start
     scores, step_us = _timed_scores(detector, test)
@@ -75,6 +75,7 @@ def _scored(case: Case, episodes: Episodes, split: Split, config: BenchConfig) -
     return {
         **ranking(scores, test, config.draws),
         **alarms(threshold, scores, test, config.draws),
+        **latency(threshold, scores, test, recorded.onset[recorded.split.test], config.draws),
         "fit_s": fit_s,
         "step_us": step_us,
         "remark": "; ".join(part for part in (case.note, _infinite(threshold)) if part),
@@ -125,6 +126,20 @@ def alarms(threshold: Threshold, scores: np.ndarray, test: Episodes, draws: int)
         "false_alarms": rate(~failed),
         "detection_time": _estimate(mean_time, len(test), draws),
     }
+
+
+def latency(
+    threshold: Threshold, scores: np.ndarray, test: Episodes, onset: np.ndarray, draws: int
+) -> dict[str, Any]:
+    """Median number of inferences from a fault's onset to the first alarm after it, over failures
+    that recorded one; where none follows, those to the end of the episode. {} without an onset.
+    """
+    raised = threshold.alarms(jnp.asarray(scores), jnp.asarray(test.mask))
+    late = detection_latency(raised, np.where(test.success, -1, onset))
+    late = np.where(np.isinf(late), test.lengths - onset, late)[~np.isnan(late)]
+    if not len(late):
+        return {}
+    return {"latency": _estimate(lambda i: float(np.median(late[i])), len(late), draws)}
 
 
 def _scores(detector: Any, episodes: Episodes) -> np.ndarray:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from mistjax.detect.bench.config import BenchConfig
 from mistjax.detect.bench.episodes import read_runs
-from mistjax.detect.bench.page import write_page
 from mistjax.detect.bench.rows import Row, evaluate
-from mistjax.detect.bench.table import by_auc, text_table, write_csv
+from mistjax.detect.bench.table import by_auc, write_csv
 from mistjax.files import atomic, refuse_file
 from mistjax.rollouts.trace import to_json
 
+Page = Callable[[Sequence[Row], Mapping[str, Any], Path], None]
 
-def run_bench(config: BenchConfig, *, progress: bool = True) -> list[Row]:
+
+def run_bench(
+    config: BenchConfig, *, progress: bool = True, write_page: Page | None = None
+) -> list[Row]:
     """Fits and scores every applicable detector; finished rows of an earlier call are kept.
 
-    Writes `rows/<detector>.json`, `bench.csv` and `bench.html` (self-contained) under `config.out`.
+    Writes `rows/<detector>.json` and `bench.csv` under `config.out`, and with `write_page` (see
+    `report.bench`) also `bench.html`.
 
     Returns:
         One row a detector, the best by earliest stop first; those that do not apply come last,
@@ -49,13 +55,9 @@ def run_bench(config: BenchConfig, *, progress: bool = True) -> list[Row]:
             rows.append(row)
     rows = by_auc(rows)
     write_csv(rows, config.out / "bench.csv")
-    write_page(rows, about, config.out / "bench.html")
+    if write_page is not None:
+        write_page(rows, about, config.out / "bench.html")
     return rows
-
-
-def report(config: BenchConfig) -> str:
-    """Runs the comparison; the table as text, and where the page is."""
-    return f"{text_table(run_bench(config))}\n\n{config.out / 'bench.html'}"
 
 
 def _same_or_new(config: BenchConfig, about: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ TITLES = {
     "detected": "detected",
     "false_alarms": "false alarms",
     "detection_time": "detection time",
+    "latency": "latency after onset",
 }
 
 
@@ -50,10 +51,15 @@ def alarm_table(rows: Sequence[Row]) -> list[dict[str, str]]:
     """What the calibrated threshold does."""
     return [
         {"detector": _name(row)}
-        | {TITLES[name]: estimate(row[name]) for name in ALARMS}
+        | {TITLES[name]: estimate(row.get(name, {})) for name in _alarms(rows)}
         | {"remark": row["remark"] or "–"}
         for row in scored(rows)
     ]
+
+
+def _alarms(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Columns: a fault's onset is known for some runs only."""
+    return (*ALARMS, *(("latency",) if any("latency" in row for row in rows) else ()))
 
 
 def left_out(rows: Sequence[Row]) -> list[dict[str, str]]:
@@ -73,7 +79,7 @@ def text_table(rows: Sequence[Row]) -> str:
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """One line a detector; each metric has a column for its value and two for its interval."""
-    metrics = [*RANKING, *ALARMS]
+    metrics = [*RANKING, *_alarms(rows)]
     ends = {"": "value", "_low": "low", "_high": "high"}
     names = ["name", "status", "control", "reads"]
     names += [f"{metric}{end}" for metric in metrics for end in ends]
@@ -93,7 +99,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 def estimate(value: Mapping[str, float | None]) -> str:
     """`0.81 [0.75, 0.86]`, a dash where the episodes do not define it."""
-    numbers = [value[name] for name in ("value", "low", "high")]
+    numbers = [value.get(name) for name in ("value", "low", "high")]
     if None in numbers:
         return "–"
     shown, low, high = (f"{number:.2f}" for number in numbers)

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mistjax.detect.artifact import load_detector, read_card
+from mistjax.detect.artifact import load_calibrated, read_card
 from mistjax.detect.calibration.conformal import excess
 from mistjax.detect.calibration.martingale import ExchangeabilityMonitor
 from mistjax.detect.detector import score_episodes
-from mistjax.detect.features import FeatureSpec
-from mistjax.detect.from_runs import episodes_from_runs, policy_of, provenance
+from mistjax.detect.from_runs import episodes_from_runs, policy_of
 from mistjax.rollouts.run import Run
 from mistjax.stats import Rate
 
@@ -47,7 +46,7 @@ def drift(calibration: Sequence[float], later: Sequence[float], delta: float = 0
     """Compares later successes with those that set the threshold.
 
     Args:
-        calibration: what `from_runs.ranked` gave.
+        calibration: what `calibration.runs.ranked` gave.
         later: the same of later successes, in their order.
         delta: chance of a false "stale" verdict, however many there are.
 
@@ -81,14 +80,10 @@ def check_drift(
         FingerprintError: the runs are of another policy.
         ValueError: taps were not recorded, no threshold, or see `drift`.
     """
-    notes = read_card(folder)["notes"]
-    features = FeatureSpec.from_json(notes["features"])
-    detector, threshold = load_detector(folder, provenance(policy_of(runs), features), stratum)
-    if threshold is None:
-        raise ValueError(f"{folder} has no threshold: run `mistjax calibrate` on it first.")
-    episodes = episodes_from_runs(runs, features)
+    found, threshold = load_calibrated(folder, policy_of(runs), stratum)
+    episodes = episodes_from_runs(runs, found.reads)
     episodes = episodes.take(np.asarray(episodes.success))
-    scores = np.asarray(score_episodes(detector, episodes.features, episodes.mask))
+    scores = np.asarray(score_episodes(found.detector, episodes.features, episodes.mask))
     later = excess(threshold, scores, episodes.mask).tolist()
     return drift(known_excess(folder, stratum), later, delta)
 
@@ -96,10 +91,11 @@ def check_drift(
 def watched_drift(folder: Path, run: Run, *, stratum: str | None = None) -> Drift:
     """The same for a run in which the monitor of `folder` watched and nothing was steered."""
     traces = [trace for trace in run.traces() if trace.success]
-    later = [float((t.score - t.threshold).max()) for t in traces]  # type: ignore[operator]
+    above = [np.asarray(t.score) - np.asarray(t.threshold) for t in traces]
+    later = [float(np.where(np.isnan(a), np.inf, a).max()) for a in above]
     return drift(known_excess(folder, stratum), later)
 
 
 def known_excess(folder: Path, stratum: str | None = None) -> list[float]:
     """What a calibration noted; [] for none."""
-    return read_card(folder)["notes"].get("calibration_excess", {}).get(stratum or "", [])
+    return read_card(folder)["calibration"].get("excess", {}).get(stratum or "", [])

@@ -17,7 +17,7 @@ Running: TypeAlias = dict[str, Array]
 
 def init_running(batch: int) -> Running:
     """State of a running sum: total [B] and number of steps [B]."""
-    return {"total": jnp.zeros(batch), "steps": jnp.zeros(batch)}
+    return {"total": jnp.zeros(batch, jnp.float32), "steps": jnp.zeros(batch, jnp.float32)}
 
 
 def accumulate_step(
@@ -45,4 +45,6 @@ def accumulate_sequence(
     total = jnp.cumsum(values, axis=1)
     if stop_gradient:
         total = jax.lax.stop_gradient(total - values) + values
-    return total if mode == "sum" else total / jnp.arange(1, values.shape[1] + 1)
+    return (
+        total if mode == "sum" else total / jnp.arange(1, values.shape[1] + 1, dtype=values.dtype)
+    )

@@ -60,7 +60,8 @@ class Windowed:
     window: int = struct.field(pytree_node=False)
 
     def init_state(self, batch: int) -> PyTree:
-        return {"inner": self.detector.init_state(batch), "recent": jnp.zeros((batch, self.window))}
+        recent = jnp.zeros((batch, self.window), jnp.float32)
+        return {"inner": self.detector.init_state(batch), "recent": recent}
 
     def step(
         self, state: PyTree, features: Float[Array, "b d"]

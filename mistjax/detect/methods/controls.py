@@ -23,7 +23,7 @@ class TrajectoryLength:
     """
 
     def init_state(self, batch: int) -> PyTree:
-        return jnp.zeros(batch)
+        return jnp.zeros(batch, jnp.float32)
 
     def step(
         self, state: PyTree, features: Float[Array, "b d"]
@@ -32,7 +32,7 @@ class TrajectoryLength:
         return state + 1, state + 1
 
     def logit(self, state: PyTree, features: Float[Array, "b d"]) -> Float[Array, " b"]:
-        return state + 1 + 0 * features[:, 0]
+        return state + 1 + 0 * features.sum(-1)
 
 
 def shuffle_labels(episodes: Episodes, seed: int) -> Episodes:

@@ -102,21 +102,15 @@ class NearestCentroid:
         dim: int = 64,
         clusters: int = 16,
         seed: int = 0,
-        basis: Any = None,
     ) -> NearestCentroid:
-        """PCA to `dim` and KMeans by scikit-learn; `basis` scores in another detector's PCA (see
-        `fit_embedding`).
-        """
+        """PCA to `dim` and KMeans, by scikit-learn."""
         from sklearn.cluster import KMeans
         from sklearn.decomposition import PCA
 
         dim, clusters = min(dim, *frames.shape), min(clusters, len(frames))
         pca = PCA(dim, random_state=seed).fit(frames)
         centroids = KMeans(clusters, random_state=seed).fit(pca.transform(frames)).cluster_centers_
-        mean, components = (
-            (basis.mean, basis.components) if basis is not None else (pca.mean_, pca.components_)
-        )
-        as_jax = [jnp.asarray(x, jnp.float32) for x in (mean, components, centroids)]
+        as_jax = [jnp.asarray(x, jnp.float32) for x in (pca.mean_, pca.components_, centroids)]
         return cls(*as_jax)
 
     def __call__(self, features: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -162,7 +156,6 @@ def fit_embedding(
     *,
     success_only: bool = False,
     accumulate: Accumulate = "sum",
-    official: bool = False,
     **config: Any,
 ) -> EmbeddingDetector:
     """Fit one distance per class.
@@ -172,9 +165,8 @@ def fit_embedding(
         distance: which distance.
         success_only: leave failures out.
         accumulate: how distances become the score.
-        official: PCA-KMeans measures failure centroids in the success basis, as the release does.
-            They live in another basis, so the default here gives each class its own.
-        **config: k (k-NN), ridge (Mahalanobis), dim, clusters and seed (PCA-KMeans).
+        **config: k (k-NN), ridge (Mahalanobis), dim, clusters and seed (PCA-KMeans). PCA-KMeans
+            gives each class a basis of its own; the release measures both in that of the successes.
 
     Raises:
         ValueError: a class without episodes, or non-finite features.
@@ -191,13 +183,13 @@ def fit_embedding(
             "recorded them."
         )
 
-    def fit(frames: np.ndarray, basis: Any) -> Any:
+    def fit(frames: np.ndarray) -> Any:
         if distance == "mahalanobis":
             return Mahalanobis.fit(frames, **config)
         if distance == "pca_kmeans":
-            return NearestCentroid.fit(frames, basis=basis if official else None, **config)
+            return NearestCentroid.fit(frames, **config)
         return NearestNeighbours.fit(frames, metric=distance, **config)
 
-    near = fit(episodes.take(success).frames(), None)
-    far = None if success_only else fit(episodes.take(~success).frames(), near)
+    near = fit(episodes.take(success).frames())
+    far = None if success_only else fit(episodes.take(~success).frames())
     return EmbeddingDetector(near, far, accumulate)

@@ -48,8 +48,9 @@ class LinearProbe:
     horizon: int = struct.field(pytree_node=False, default=0)
 
     def init_state(self, batch: int) -> PyTree:
-        origin = jnp.zeros((batch, self.weights.shape[0] if self.baseline else 0))
-        return {"steps": jnp.zeros(batch), "origin": origin}
+        width = self.weights.shape[0] if self.baseline else 0
+        origin = jnp.zeros((batch, width), jnp.float32)
+        return {"steps": jnp.zeros(batch, jnp.float32), "origin": origin}
 
     def _advance(self, state: PyTree, features: Array) -> tuple[PyTree, Array]:
         """The next state, and the features relative to the start."""

@@ -7,14 +7,14 @@ from mistjax.cli import main
 from mistjax.demo import SHIPPED
 from mistjax.detect.artifact import FingerprintError, read_card
 from mistjax.detect.calibration.drift import check_drift, drift, known_excess, watched_drift
-from mistjax.detect.from_runs import calibrate_detector, train_detector
+from mistjax.detect.calibration.runs import calibrate_detector
+from mistjax.detect.training import train_detector
 from mistjax.policies.load import load_policy
 from mistjax.recover.artifact import load_mist
 from mistjax.recover.study import StudyConfig
 from mistjax.report.study import run_study
 from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import EpisodePlan
-from mistjax.rollouts.run import load_run
 
 POLICY = str(SHIPPED / "board_pi0")
 
@@ -25,17 +25,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(folder):
-    """16 episodes for training, 24 for calibration, both with some failures."""
-    assert main(["collect", POLICY, "--out", str(folder / "train"), "--episodes", "16"]) == 0
-    options = ["--episodes", "24", "--first-seed", "100"]
-    assert main(["collect", POLICY, "--out", str(folder / "calibration"), *options]) == 0
-    return load_run(folder / "train"), load_run(folder / "calibration")
+def runs(board_runs):
+    return board_runs
 
 
 @pytest.fixture(scope="module")
 def detector(folder, runs):
-    train_detector([runs[0]], folder / "detector", name="cosine_knn")
+    train_detector([runs[0]], folder / "detector", name="cosine_knn", folds=0)
     calibrate_detector(folder / "detector", [runs[1]], alpha=0.2)
     return folder / "detector"
 
@@ -56,7 +52,7 @@ def test_the_same_episodes_again_are_no_drift(detector, runs):
 
 def test_another_table_makes_the_shipped_calibration_stale(folder, capsys):
     shipped, run = SHIPPED / "board_mist", str(folder / "table")
-    taps = read_card(shipped)["notes"]["features"]["taps"]
+    taps = read_card(shipped)["reads"]["features"]
     options = ["--episodes", "48", "--first-seed", "7000000", "--taps", *taps]
     options += ["--perturbation", "table_texture", "0.2"]
     assert main(["collect", POLICY, "--out", run, *options]) == 0
@@ -67,7 +63,7 @@ def test_another_table_makes_the_shipped_calibration_stale(folder, capsys):
 
 def test_every_stratum_has_its_own_threshold(folder, runs, capsys):
     out = folder / "strata"
-    train_detector([runs[0]], out, name="cosine_knn")
+    train_detector([runs[0]], out, name="cosine_knn", folds=0)
     arguments = ["calibrate", str(runs[1].path), "--detector", str(out), "--alpha", "0.4"]
     assert main([*arguments, "--strata", "colour", "--band", "constant"]) == 0
     said = capsys.readouterr().out
@@ -118,6 +114,9 @@ def test_a_study_says_whether_the_calibration_holds(folder):
 def test_without_numbers_there_is_no_verdict():
     with pytest.raises(ValueError, match="run `mistjax calibrate` again"):
         drift([], [0.1])
+    for delta in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="delta must lie in"):
+            drift([0.1], [0.1], delta)
 
 
 def test_the_shipped_monitor_has_its_numbers():

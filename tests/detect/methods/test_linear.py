@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mistjax.detect import Episodes, Provenance, fit_detector, load_detector, save_detector
+from mistjax.detect import Artifact, Episodes, Input, fit_detector, load_detector, save_detector
 from mistjax.detect.detector import score_episodes
 from mistjax.detect.methods.ensemble import combine
 from mistjax.detect.methods.linear import fit_linear_probe
@@ -162,7 +162,6 @@ def test_an_ensemble_of_weak_members_beats_each(episodes, fresh_episodes):
 @pytest.mark.parametrize("name", ["linear_probe", "ensemble"])
 def test_both_are_in_the_registry_and_survive_the_disk(name, episodes, tmp_path):
     detector = fit_detector(name, episodes, standardised=True)
-    provenance = Provenance("p", "t", "mean")
-    save_detector(tmp_path, detector, provenance)
-    back, _ = load_detector(tmp_path, provenance)
+    save_detector(tmp_path, Artifact(detector, "p", Input(features=("t",))))
+    back = load_detector(tmp_path, "p").detector
     np.testing.assert_array_equal(scores(back, episodes), scores(detector, episodes))

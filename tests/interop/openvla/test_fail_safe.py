@@ -7,7 +7,7 @@ import numpy as np
 from interop.openvla.policy import OpenVLAPolicy
 from mistjax.demo import SHIPPED
 from mistjax.detect.calibration.conformal import Threshold
-from mistjax.detect.features import FeatureSpec
+from mistjax.detect.inputs import Input
 from mistjax.detect.methods.safe.heads import SafeMLP
 from mistjax.detect.monitor import Monitor
 from mistjax.envs.board.env import BoardEnv
@@ -21,8 +21,8 @@ KEY = jax.random.key(0)
 def watched(policy, stack):
     head = SafeMLP.create(jax.random.key(1), policy.spec.stacks[stack].width, hidden=8)
     threshold = Threshold(jnp.full(10, jnp.inf), 0.1, 9, 10)
-    spec = FeatureSpec((Tap(f"{stack}.resid", (0,), "all", "mean"),))
-    return MistPolicy(policy, Monitor(head, threshold, spec), None, "monitor")
+    reads = Input.of_taps(Tap(f"{stack}.resid", (0,), "all", "mean"))
+    return MistPolicy(policy, Monitor(head, threshold, reads), None, "monitor")
 
 
 def test_what_is_not_finite_holds_still_and_the_rest_goes_on():

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import Leaf
+from mistjax.detect.inputs import ChunkLayout
 from mistjax.detect.methods.density.minimise import minimise
 from mistjax.detect.methods.density.unet import UNet1D, to_sequence
 
@@ -63,7 +64,7 @@ class RND:
     def _inputs(self, features: Array) -> tuple[Array, Array, Array]:
         condition, action = features[:, : -self.chunk], features[:, -self.chunk :]
         sequence = to_sequence(action, self.action_dim, 2 ** (len(self.channels) - 1))
-        return sequence, jnp.zeros(features.shape[0]), condition
+        return sequence, jnp.zeros(features.shape[0], jnp.float32), condition
 
     def error(self, predictor: PyTree, features: Float[Array, "n d"]) -> Float[Array, " n"]:
         """Mean over positions of the L2 distance (1e-6 added to differences) to the target."""
@@ -75,7 +76,7 @@ class RND:
         return jnp.sqrt(jnp.sum((predicted - wanted + 1e-6) ** 2, axis=-1)).mean(1)
 
     def init_state(self, batch: int) -> PyTree:
-        return jnp.zeros(batch)
+        return jnp.zeros(batch, jnp.float32)
 
     def logit(self, state: PyTree, features: Float[Array, "b d"]) -> Float[Array, " b"]:
         del state
@@ -117,7 +118,7 @@ class LogpZO:
     def init_params(self, key: PRNGKeyArray, features: Float[Array, "n d"]) -> PyTree:
         """Random parameters for features of this shape."""
         x = self.rows(features)
-        return jax.jit(self._network.init)(key, x, jnp.zeros(x.shape[0]))["params"]
+        return jax.jit(self._network.init)(key, x, jnp.zeros(x.shape[0], jnp.float32))["params"]
 
     def flow_loss(
         self,
@@ -137,11 +138,13 @@ class LogpZO:
 
     def _distance(self, flow: PyTree, features: Array) -> Array:
         x = self.rows(features)
-        velocity = jnp.asarray(self._network.apply({"params": flow}, x, jnp.zeros(x.shape[0])))
+        velocity = jnp.asarray(
+            self._network.apply({"params": flow}, x, jnp.zeros(x.shape[0], jnp.float32))
+        )
         return jnp.sum((x + velocity) ** 2, axis=(1, 2))
 
     def init_state(self, batch: int) -> PyTree:
-        return jnp.zeros(batch)
+        return jnp.zeros(batch, jnp.float32)
 
     def logit(self, state: PyTree, features: Float[Array, "b d"]) -> Float[Array, " b"]:
         del state
@@ -157,24 +160,20 @@ class LogpZO:
 def fit_rnd(
     episodes: Episodes,
     *,
-    action_dim: int,
-    chunk: int,
+    layout: ChunkLayout,
     channels: tuple[int, ...] = CHANNELS,
     step_dim: int = STEP_DIM,
     seed: int = 0,
     **training: Any,
 ) -> RND:
     """Draw a target and train a predictor per class; `training` as in `_fit_classes`."""
-    detector = RND(None, None, None, action_dim, chunk, channels, step_dim)
+    sizes = layout.dim, layout.size, channels, step_dim
+    detector = RND(None, None, None, *sizes)
     target = detector.init_params(jax.random.key(seed + 1), jnp.asarray(episodes.features[:1, 0]))
 
     def loss(params: PyTree, target: PyTree, batch: Array, key: Array) -> Array:
         del key
-        return (
-            RND(target, None, None, action_dim, chunk, channels, step_dim)
-            .error(params, batch)
-            .mean()
-        )
+        return RND(target, None, None, *sizes).error(params, batch).mean()
 
     detector = dataclasses.replace(detector, target=target)
     return _fit_classes(detector, loss, target, episodes, seed=seed, **training)
@@ -195,8 +194,9 @@ def fit_logpzo(
     def loss(params: PyTree, fixed: PyTree, batch: Array, key: Array) -> Array:
         del fixed
         a, b = jax.random.split(key)
-        noise = jax.random.normal(a, detector.rows(batch).shape)
-        return detector.flow_loss(params, batch, noise, jax.random.uniform(b, batch.shape[:1]))
+        noise = jax.random.normal(a, detector.rows(batch).shape, jnp.float32)
+        time = jax.random.uniform(b, batch.shape[:1], jnp.float32)
+        return detector.flow_loss(params, batch, noise, time)
 
     return _fit_classes(detector, loss, None, episodes, seed=seed, **training)
 

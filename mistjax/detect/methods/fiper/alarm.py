@@ -15,20 +15,15 @@ from jaxtyping import Float, Shaped
 
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import score_episodes
+from mistjax.detect.inputs import ChunkLayout
 from mistjax.detect.methods.combinators import Agreement, Windowed
 from mistjax.detect.methods.fiper.fiper import fit_action_chunk_entropy, fit_observation_novelty
-from mistjax.detect.methods.samples.action_samples import ChunkLayout
 
 ThresholdStyle = Literal["constant", "quantile", "band"]
 
 
 def released_threshold(
-    scores: Shaped[Any, "n t"],
-    mask: Shaped[Any, "n t"],
-    quantile: float,
-    style: ThresholdStyle,
-    *,
-    official: bool = False,
+    scores: Shaped[Any, "n t"], mask: Shaped[Any, "n t"], quantile: float, style: ThresholdStyle
 ) -> Float[np.ndarray, " k"]:
     """FIPER's thresholds from successful calibration episodes; none has a finite-sample guarantee.
 
@@ -36,25 +31,35 @@ def released_threshold(
         scores: windowed scores.
         mask: valid steps.
         quantile: of episode maxima ("constant"), of the scores alive at each step ("quantile"), or
-            of the largest standardised deviations ("band").
+            of the largest standardised deviations above the mean ("band"; the release takes those
+            below it, although it is an upper band).
         style: which.
-        official: measure deviations of the band downwards (mean - score), as the release does
-            although it is an upper band.
 
     Returns:
         [1] for "constant", else one value per step of the longest episode.
     """
     scores, mask = np.asarray(scores, np.float64), np.asarray(mask, bool)
-    steps = int(mask.sum(1).max())
-    alive = np.where(mask, scores, np.nan)[:, :steps]
+    alive = np.where(mask, scores, np.nan)[:, : int(mask.sum(1).max())]
     if style == "constant":
         return np.array([np.quantile(np.nanmax(alive, axis=1), quantile)])
     if style == "quantile":
         return np.nanquantile(alive, quantile, axis=0)
-    longest = int(np.argmax(mask.sum(1)))
-    rest = np.delete(np.arange(len(alive)), longest)
+    centre, width, rest = band_shape(alive, quantile)
+    excess = (rest - centre) / width
+    return centre + np.quantile(np.nanmax(excess, axis=1), quantile) * width
+
+
+def band_shape(
+    alive: Float[np.ndarray, "n t"], quantile: float
+) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, " t"], Float[np.ndarray, "m t"]]:
+    """Centre and width of FIPER's band, and the curves that they were not taken from. The longest
+    curve and half of the others shape it; NaN where an episode has ended.
+    """
+    steps = alive.shape[1]
+    longest = int(np.argmin(np.isnan(alive).sum(1)))
+    others = np.delete(np.arange(len(alive)), longest)
     half = len(alive) // 2 - 1
-    first, second = alive[np.r_[longest, rest[:half]]], alive[rest[half:]]
+    first = alive[np.r_[longest, others[:half]]]
     centre = np.nanmean(first, axis=0)
     deviation = np.nanmax(np.abs(first - centre), axis=1)
     everything = (len(first) + 1) * quantile > len(first)
@@ -67,20 +72,7 @@ def released_threshold(
     width = np.where(
         covered, np.where(width == 0, 1 / steps, width), 1 / np.maximum(np.arange(steps), 1)
     )
-    excess = (centre - second if official else second - centre) / width
-    return centre + np.quantile(np.nanmax(excess, axis=1), quantile) * width
-
-
-def relative_scores(
-    scores: Shaped[Any, "n t"], threshold: Float[np.ndarray, " k"], *, official: bool = False
-) -> Float[np.ndarray, "n t"]:
-    """Score / threshold; above 1 is an alarm. Steps beyond the threshold use its last value
-    (official: its mean).
-    """
-    scores = np.asarray(scores, np.float64)
-    later = threshold.mean() if official else threshold[-1]
-    extra = max(scores.shape[1] - len(threshold), 0)
-    return scores / np.concatenate([threshold, np.full(extra, later)])[: scores.shape[1]]
+    return centre, width, alive[others[half:]]
 
 
 def fit_fiper(

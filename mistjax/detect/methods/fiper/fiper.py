@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import Leaf
+from mistjax.detect.inputs import ChunkLayout
 from mistjax.detect.methods.density.minimise import minimise
-from mistjax.detect.methods.samples.action_samples import ChunkLayout
 
 TARGET_WIDTHS = (1024, 2048, 4096, 512)
 PREDICTOR_WIDTHS = (1024, 2048, 4096, 2048, 1024, 512)
@@ -37,7 +37,7 @@ class ActionChunkEntropy:
     layout: ChunkLayout = struct.field(pytree_node=False)
 
     def init_state(self, batch: int) -> PyTree:
-        return jnp.zeros(batch)
+        return jnp.zeros(batch, jnp.float32)
 
     def logit(self, state: PyTree, features: Float[Array, "b d"]) -> Float[Array, " b"]:
         """Piecewise constant in the features: its gradient is zero."""
@@ -79,7 +79,10 @@ def _mlp(key: PRNGKeyArray, dim: int, widths: tuple[int, ...]) -> tuple[dict[str
     keys = jax.random.split(key, len(widths))
     shapes = zip((dim, *widths[:-1]), widths, strict=True)
     return tuple(
-        {"kernel": orthogonal(k, shape), "bias": jnp.zeros(shape[1])}
+        {
+            "kernel": orthogonal(k, shape, jnp.float32),
+            "bias": jnp.zeros(shape[1], jnp.float32),
+        }
         for k, shape in zip(keys, shapes, strict=True)
     )
 
@@ -103,7 +106,7 @@ class ObservationNovelty:
     predictor: Leaf
 
     def init_state(self, batch: int) -> PyTree:
-        return jnp.zeros(batch)
+        return jnp.zeros(batch, jnp.float32)
 
     def logit(self, state: PyTree, features: Float[Array, "b d"]) -> Float[Array, " b"]:
         del state

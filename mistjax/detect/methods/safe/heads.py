@@ -25,9 +25,13 @@ from mistjax.detect.methods.safe.recurrence import dense, lstm_cell, recurrence
 
 def _uniform_dense(key: PRNGKeyArray, n_in: int, n_out: int, bound: float) -> dict[str, Array]:
     a, b = jax.random.split(key)
+
+    def draw(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
+        return jax.random.uniform(key, shape, jnp.float32, minval=-bound, maxval=bound)
+
     return {
-        "kernel": jax.random.uniform(a, (n_in, n_out), minval=-bound, maxval=bound),
-        "bias": jax.random.uniform(b, (n_out,), minval=-bound, maxval=bound),
+        "kernel": draw(a, (n_in, n_out)),
+        "bias": draw(b, (n_out,)),
     }
 
 
@@ -118,8 +122,7 @@ class SafeLSTM:
         weight_scale: float = 1.0,
         **options: Any,
     ) -> SafeLSTM:
-        """Random parameters, uniform in +-1/sqrt(hidden); `weight_scale` multiplies the "
-        "kernels."""
+        """Random parameters, uniform in +-1/sqrt(hidden); `weight_scale` multiplies the kernels."""
         keys = jax.random.split(key, 2 * n_layers + 1)
         cells = tuple(
             {
@@ -143,7 +146,8 @@ class SafeLSTM:
         return self.cells[0]["input"]["kernel"].shape[0]
 
     def _zero_carry(self, batch: int) -> PyTree:
-        return tuple((jnp.zeros((batch, c["hidden"]["kernel"].shape[0])),) * 2 for c in self.cells)
+        widths = [cell["hidden"]["kernel"].shape[0] for cell in self.cells]
+        return tuple((jnp.zeros((batch, width), jnp.float32),) * 2 for width in widths)
 
     def _outputs(self, features: Float[Array, "b t d"]) -> Float[Array, "b t"]:
         """Readout after each step, from a zero state."""
@@ -154,7 +158,7 @@ class SafeLSTM:
 
     def init_state(self, batch: int) -> PyTree:
         memory = (
-            {"window": jnp.zeros((batch, self.n_history, self.dim))}
+            {"window": jnp.zeros((batch, self.n_history, self.dim), jnp.float32)}
             if self.n_history
             else {"carry": self._zero_carry(batch)}
         )

@@ -7,7 +7,6 @@ translation 0:3, rotation 3:6 and gripper 6:. Source: SAFE (arXiv 2506.09937), s
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Literal
 
 import flax.struct as struct
@@ -15,32 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from mistjax.detect.inputs import ChunkLayout
 from mistjax.detect.methods.accumulate import Accumulate, accumulate_step, init_running
 
 GROUPS = {"translation": slice(0, 3), "rotation": slice(3, 6), "gripper": slice(6, None)}
-
-
-@dataclasses.dataclass(frozen=True)
-class ChunkLayout:
-    """How flat features divide into sampled action chunks."""
-
-    samples: int
-    horizon: int
-    dim: int
-
-    def unflatten(self, features: Float[Array, "b d"]) -> Float[Array, "b s h a"]:
-        """[b, samples, horizon, dim].
-
-        Raises:
-            ValueError: features of another size.
-        """
-        size = self.samples * self.horizon * self.dim
-        if features.shape[-1] != size:
-            raise ValueError(
-                f"expected {size} features (samples {self.samples} x horizon {self.horizon} x "
-                f"action dim {self.dim}); got {features.shape[-1]}."
-            )
-        return features.reshape(features.shape[0], self.samples, self.horizon, self.dim)
 
 
 @struct.dataclass
@@ -51,8 +28,6 @@ class ActionVariance:
         layout: of the features.
         group: "total"; "generalised" is the determinant of the covariance of the flat chunk (0 up
             to rounding when samples <= horizon * dim); or a group of action dimensions.
-        official: index the flat chunk as the release does: translation and rotation of its first
-            step only, "gripper" everything after index 5.
         accumulate: how steps become the score.
     """
 
@@ -60,7 +35,6 @@ class ActionVariance:
     group: Literal["total", "generalised", "translation", "rotation", "gripper"] = struct.field(
         pytree_node=False, default="total"
     )
-    official: bool = struct.field(pytree_node=False, default=False)
     accumulate: Accumulate = struct.field(pytree_node=False, default="none")
 
     def init_state(self, batch: int) -> PyTree:
@@ -69,8 +43,6 @@ class ActionVariance:
     def logit(self, state: PyTree, features: Float[Array, "b d"]) -> Float[Array, " b"]:
         del state
         chunks = self.layout.unflatten(features)
-        if self.official:
-            chunks = chunks.reshape(*chunks.shape[:2], 1, -1)
         if self.group == "generalised":
             flat = chunks.reshape(*chunks.shape[:2], -1)
             centred = flat - flat.mean(1, keepdims=True)

@@ -12,8 +12,8 @@ import flax.struct as struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from mistjax.detect.inputs import ChunkLayout
 from mistjax.detect.methods.accumulate import Accumulate, accumulate_step, init_running
-from mistjax.detect.methods.samples.action_samples import ChunkLayout
 
 
 def squared_mmd(
@@ -56,8 +56,9 @@ class TemporalConsistency:
 
     def init_state(self, batch: int) -> PyTree:
         layout = self.layout
+        shape = batch, layout.samples, layout.horizon, layout.dim
         return {
-            "previous": jnp.zeros((batch, layout.samples, layout.horizon, layout.dim)),
+            "previous": jnp.zeros(shape, jnp.float32),
             "running": init_running(batch),
         }
 

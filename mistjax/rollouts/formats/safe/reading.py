@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from mistjax.detect.pooling import pool
+from mistjax.hooks.pooling import pool
 from mistjax.rollouts.formats.safe.pickles import load
 from mistjax.rollouts.trace import Trace
 from mistjax.untrusted import open_file, read_text, reading, refuse_link

@@ -1,5 +1,5 @@
-"""The comparison as one HTML page: what ranks failures first, what the alarms do, what was left
-out, and how the numbers were made.
+"""A comparison of detectors (`detect.bench`) as one HTML page: what ranks failures first, what the
+alarms do, what was left out, and how the numbers were made.
 """
 
 from __future__ import annotations
@@ -73,8 +73,9 @@ def _alarms(rows: Sequence[Row], about: Mapping[str, Any]) -> Section:
         "for a failure without one."
     )
     caption = (
-        "Detected and false alarms have Wilson intervals, the other two bootstrap intervals, all "
-        "95%."
+        "Detected and false alarms have Wilson intervals, the others bootstrap intervals, all 95%. "
+        "Latency, where episodes record the onset of a fault: the median number of inferences from "
+        "there to the next alarm, over failures; to the end where none follows."
     )
     blocks: list[Block] = [text]
     if scored(rows):

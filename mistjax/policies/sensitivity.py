@@ -1,0 +1,107 @@
+"""A policy that also says how strongly its velocity field reacts along its own direction.
+
+Source: SafeFlow (directional sensitivity of the velocity field), in the form given below. Cost: one
+forward-mode product through one flow step, about two of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mistjax.hooks.edits import Edit
+from mistjax.hooks.sites import Tap
+from mistjax.models.observation import Observation
+from mistjax.policies.protocol import Policy, Sample
+from mistjax.policies.wrapper import Wrapper
+
+
+def directional_sensitivity(
+    velocity: Callable[[Array], Array], x: Float[Array, "b *s"], direction: Float[Array, "b *s"]
+) -> Float[Array, " b"]:
+    """|J(x) u| with u the unit `direction` of each sample: one forward-mode product, about two
+    calls.
+
+    Args:
+        velocity: the velocity field at a fixed time and observation, mapping samples independently.
+        x: noisy action chunks.
+        direction: e.g. the velocity itself, or the step from the last chunk to this one.
+    """
+    axes = tuple(range(1, x.ndim))
+    norm = jnp.sqrt(jnp.sum(direction**2, axis=axes, keepdims=True))
+    _, change = jax.jvp(velocity, (x,), (direction / jnp.maximum(norm, 1e-12),))
+    return jnp.sqrt(jnp.sum(change**2, axis=axes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitive(Wrapper):
+    """Adds `aux["sensitivity"]` [B]: at the last flow step, along the velocity there.
+
+    Attributes:
+        policy: a flow policy, whose samples hold the `velocity` of every step.
+    """
+
+    policy: Policy
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """See `Wrapper.reports`."""
+        return (*super().reports, "sensitivity")
+
+    def sample(
+        self,
+        obs: Observation,
+        key: Array,
+        *,
+        state: Any = (),
+        edits: Sequence[Edit] = (),
+        taps: Sequence[Tap] = (),
+        prefix: Any = None,
+    ) -> Sample:
+        """See `Policy.sample`.
+
+        Raises:
+            ValueError: the policy has no velocity field.
+        """
+        if prefix is None:
+            prefix = self.policy.prefill(obs, edits=edits, taps=taps)
+        first = self.policy.sample(obs, key, state=state, edits=edits, taps=taps, prefix=prefix)
+        return self._with_sensitivity(first, obs, edits, prefix)
+
+    def objective(
+        self,
+        obs: Observation,
+        key: Array,
+        readout: Callable[[Sample], Float[Array, " b"]],
+        *,
+        taps: Sequence[Tap] = (),
+        edits: Sequence[Edit] = (),
+    ) -> Float[Array, " b"]:
+        """The inner policy's, of a sample that has the sensitivity too."""
+
+        def read(first: Sample) -> Float[Array, " b"]:
+            prefix = self.policy.prefill(obs, edits=edits)
+            return readout(self._with_sensitivity(first, obs, edits, prefix))
+
+        return self.policy.objective(obs, key, read, taps=taps, edits=edits)
+
+    def _with_sensitivity(self, first: Sample, obs, edits, prefix) -> Sample:
+        field = getattr(self.policy, "velocity", None)
+        if field is None or "velocity" not in first.aux:
+            raise ValueError(
+                f"a {type(self.policy).__name__} has no velocity field: directional sensitivity is "
+                "of flow policies (pi0, pi0.5)."
+            )
+        steps, last = first.aux["velocity"].shape[1], first.aux["velocity"][:, -1]
+        before = first.actions + last / steps
+
+        def velocity(noisy: Array) -> Array:
+            return field(obs, noisy, prefix, step=steps - 1, edits=edits)
+
+        value = directional_sensitivity(velocity, before, last)
+        return dataclasses.replace(first, aux={**first.aux, "sensitivity": value})
