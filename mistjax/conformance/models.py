@@ -30,7 +30,7 @@ from mistjax.conformance.rows import Row
 from mistjax.files import read_json
 from mistjax.models import checkpoints
 from mistjax.models.config import FastConfig, GemmaConfig, Pi0Config, SiglipConfig
-from mistjax.untrusted import read_npz
+from mistjax.untrusted import read_npz, reading
 
 
 def run_conformance(
@@ -51,8 +51,10 @@ def run_conformance(
     """
     npz = Path(npz)
     arrays = read_npz(npz)
-    sizes = read_json(Path(json_file or npz.with_suffix(".json")))
-    config = _config(sizes, tuple(branch(arrays, "obs/images/")))
+    described = Path(json_file or npz.with_suffix(".json"))
+    sizes = read_json(described)
+    with reading(described, "the sizes of a model"):
+        config = _config(sizes, tuple(branch(arrays, "obs/images/")))
     family = _family(config)
     variables = {"params": unflatten_dict(branch(arrays, "params/"), sep="/")}
     _check_tree(family, config, variables)
