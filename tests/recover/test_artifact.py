@@ -35,6 +35,15 @@ def test_a_remedy_comes_back_as_it_was(folder):
     assert load_remedy(folder) == RemedyConfig(strengths=(1.0, 0.0), cap=0.5)
 
 
+def test_a_save_that_dies_leaves_the_old_remedy_or_the_new_one(folder, kill_at_every_call):
+    old, new, seen = load_remedy(folder), RemedyConfig((0.25, 0.0), cap=0.125), set()
+    for _ in kill_at_every_call(lambda: save_remedy(folder, new)):
+        seen.add(load_remedy(folder))
+        save_remedy(folder, old)
+    assert seen == {old, new} and load_remedy(folder) == new
+    assert len(list(folder.iterdir())) == 3
+
+
 WRONG = [
     ("cap", "NaN"),
     ("cap", "Infinity"),
