@@ -3,25 +3,31 @@
 OpenVLA's is in `interop/openvla/test_command_line.py`.
 """
 
+from pathlib import Path
+
 import pytest
 
 from mistjax.cli import main
 from mistjax.demo import SHIPPED
 
 
-def walk(policy: str, folder, episodes: int, capsys) -> None:
-    """Every step on a policy, each from what the one before left on disk."""
-    source, run, detector = str(SHIPPED / policy), str(folder / "run"), str(folder / "detector")
+def walk(policy: str, folder: Path, episodes: int, capsys, *played: str) -> None:
+    """Every step on a policy, each from what the one before left on disk; `played` are further
+    options of the recorded runs.
+    """
+    source, detector = str(SHIPPED / policy), str(folder / "detector")
+    run, later = str(folder / "run"), str(folder / "later")
 
     def step(*arguments: str) -> str:
         assert main([*arguments]) == 0, capsys.readouterr().err
         return capsys.readouterr().out
 
-    more = ["--episodes", str(episodes), "--first-seed", "10", "--videos", "1"]
-    step("collect", source, "--out", run, *more)
+    more = ["--episodes", str(episodes), "--videos", "1", *played]
+    step("collect", source, "--out", run, "--first-seed", "10", *more)
+    step("collect", source, "--out", later, "--first-seed", "100", *more)
     step("train-detector", run, "--out", detector, "--detector", "linear_probe")
-    assert "roc_auc" in step("calibrate", run, "--detector", detector, "--alpha", "0.5")
-    step("drift", run, "--detector", detector)
+    assert "roc_auc" in step("calibrate", later, "--detector", detector, "--alpha", "0.5")
+    step("drift", later, "--detector", detector)
     why = ["--policy", source, "--detector", detector, "--seed", "10"]
     for method in ("gradient_x_input", "occlusion"):
         page = folder / f"{method}.html"
@@ -37,6 +43,7 @@ def walk(policy: str, folder, episodes: int, capsys) -> None:
     assert said.count("(k/n)") == 1 and "Report: " in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "episodes"), [("board_pi0", 16), ("board_fast", 16)])
 def test_the_main_path(policy, episodes, tmp_path, capsys):
     walk(policy, tmp_path, episodes, capsys)

@@ -31,8 +31,7 @@ from mistjax.detect.novelty.fit import Recorded, fit_inputs
 from mistjax.detect.novelty.reading import Reading
 from mistjax.models.config import Pi0Config
 from mistjax.models.pi0 import example_observation
-from mistjax.policies import BOARD, random_policy
-from mistjax.policies.load import load_policy
+from mistjax.policies import BOARD, PiPolicy, random_policy
 from mistjax.recover.artifact import load_mist
 from mistjax.recover.watched import Watched
 
@@ -139,7 +138,7 @@ def arms(policy: Any, inputs: Any, batch: int, failure: bool) -> dict[str, Calla
 def main(config: Config) -> list[dict[str, Any]]:
     """Times everything and prints a row an arm."""
     rng, rows = np.random.default_rng(config.seed), []
-    shipped = load_policy(SHIPPED / "board_pi0")
+    shipped = PiPolicy.load(SHIPPED / "board_pi0", BOARD)
     for width in config.widths:
         board = width == shipped.config.vlm.width
         policy = shipped if board else wide(shipped, width)

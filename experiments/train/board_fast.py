@@ -33,7 +33,7 @@ from experiments.train.board_model import init_layout_head
 from experiments.train.board_training import Training, train
 from mistjax.compilation import enable_cache
 from mistjax.models import fast
-from mistjax.policies import BOARD_FAST, FastPolicy
+from mistjax.policies import BOARD_FAST, FastPolicy, PiPolicy
 from mistjax.policies.load import load_policy
 
 

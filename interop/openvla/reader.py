@@ -108,4 +108,4 @@ class Reader:
                 f"image_steps made {key} {picture.shape[:2]}: they must end at {(size, size)}; add "
                 "processing.square."
             )
-        return to_unit(picture)
+        return np.asarray(to_unit(picture))

@@ -98,7 +98,8 @@ def identity(trace: Trace) -> str:
 
 def policy_of(runs: Sequence[Run]) -> str:
     """The fingerprint of the one policy that the runs are of; ValueError for none or several."""
-    policies = {run.config.get("policy_fingerprint") for run in runs} - {None}
+    found = (run.config.get("policy_fingerprint") for run in runs)
+    policies = {fingerprint for fingerprint in found if isinstance(fingerprint, str)}
     if len(policies) != 1:
         raise ValueError(
             f"the runs are of {len(policies)} policies: give runs of one, a detector reads its "

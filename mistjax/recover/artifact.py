@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from mistjax.attribute.registry import ATTRIBUTIONS
 from mistjax.detect.artifact import load_calibrated

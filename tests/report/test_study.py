@@ -109,5 +109,5 @@ def test_a_monitor_refuses_another_policy():
             }
         }
     )
-    with pytest.raises(ValueError, match="made with policy"):
+    with pytest.raises(ValueError, match="watches the inputs of policy"):
         load_mist(SHIPPED / "board_mist", other)

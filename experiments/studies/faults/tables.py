@@ -78,8 +78,9 @@ def watch(config: Config, name: str, monitor: Any) -> list[Watched]:
     """The episodes of a run, scored."""
     traces = list(load_run(config.runs / name).traces())
     found = evidence(monitor, recorded(traces))
+    ratios, suspect, named = map(np.asarray, (found.ratios, found.suspect, found.named))
     return [
-        Watched(t, found.ratios[i][:n], found.suspect[i][:n], found.named[i][:n])
+        Watched(t, ratios[i][:n], suspect[i][:n], named[i][:n])
         for i, t in enumerate(traces)
         for n in [len(t.chunks)]
     ]

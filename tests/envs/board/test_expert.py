@@ -60,10 +60,10 @@ def test_it_recovers_from_random_actions_wherever_the_stone_stays_in_reach(blind
 def test_it_clears_a_wrong_stone_from_the_cell_and_then_places_the_right_one(blind):
     blind.reset(seed=1, options={"task": Task("black", 2, 4, "quickly")})
     asked, wrong = blind.episode, dataclasses.replace(blind.episode.task, colour="white")
-    blind.episode = dataclasses.replace(asked, task=wrong)
-    assert run(blind)[2]
-    blind.episode = asked
-    assert run(blind)[2]
+    given = dataclasses.replace(asked, task=wrong)
+    for episode in (given, asked):
+        blind.restore(dataclasses.replace(blind.snapshot(), episode=episode))
+        assert run(blind)[2]
     white = blind.world.stones[1, :2]
     assert np.abs(white - s.cell_xy(2, 4)).max() > s.SPACING
 
