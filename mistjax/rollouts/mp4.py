@@ -44,6 +44,7 @@ def read_mp4(path: Path) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
         ValueError: it is no video, or damaged.
     """
     import av
+    from av.error import FFmpegError
 
     try:
         with av.open(str(path)) as container:
@@ -52,7 +53,7 @@ def read_mp4(path: Path) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
             rate = stream.average_rate
     except FileNotFoundError:
         raise
-    except (av.error.FFmpegError, ValueError, IndexError) as error:
+    except (FFmpegError, ValueError, IndexError) as error:
         raise ValueError(f"{path} is no video, or damaged: {error}") from None
     if not frames or rate is None:
         raise ValueError(f"{path} is no video that write_mp4 wrote: it has no frames.")
