@@ -133,6 +133,7 @@ COMMANDS = {
             "--taps": TAP,
             "--samples": POSITIVE,
             "--inputs": ("maybe",),
+            "--sensitivity": ("maybe",),
             "--steer": ("a b", "{missing} up 1.0", "{mist} up 1.0", "{mist} up nan"),
             "--onset": WHOLE,
         },
@@ -146,7 +147,12 @@ COMMANDS = {
             "--detector": ("nope", ""),
             "--features": TAP,
             "--steps": ("median",),
+            "--pool": ("median", ""),
             "--group": ("nope",),
+            "--folds": ("1", "-1", "nan", "x"),
+            "--seed": WHOLE,
+            "--epochs": POSITIVE,
+            "--networks": ("huge",),
         },
     ),
     "calibrate": (
@@ -159,6 +165,7 @@ COMMANDS = {
             "--band": ("round",),
             "--strata": ("nope",),
             "--group": ("nope",),
+            "--seed": WHOLE,
         },
     ),
     "drift": (

@@ -52,6 +52,7 @@ def train_detector(
     if steps is not None:
         pool = OLD_STEPS[steps]
         print(f"mistjax: --steps {steps} is now --pool {pool}", file=sys.stderr)
+    refuse_file(out)
     trained = train_detector(
         [load_run(run) for run in runs],
         out,

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save
 
-from mistjax.detect.artifact import Provenance, load_detector
+from mistjax.detect.artifact import load_detector, read_card
 from mistjax.envs.libero.init_states import read_init_states
 from mistjax.envs.libero.suites import published
 from mistjax.files import read_json, read_tensors
@@ -178,7 +178,7 @@ def _copied(*names: str, drop: str | None = None) -> Callable[[Path], list[bytes
 
 
 MONITOR = "board_mist/"
-PROVENANCE = Provenance(**read_json(SHIPPED / MONITOR / "detector.json")["provenance"])
+POLICY = read_card(SHIPPED / MONITOR)["policy"]
 
 
 def _spec() -> PolicySpec:
@@ -267,13 +267,13 @@ TARGETS: dict[str, Target] = {
     "run.trace": Target("run/traces/000000.safetensors", _read_run, _run_trace, _header),
     "detector.json": Target(
         "detector.json",
-        lambda f: load_detector(f, PROVENANCE),
+        lambda f: load_detector(f, POLICY),
         _copied(f"{MONITOR}detector.json", f"{MONITOR}detector.safetensors", drop="detector.json"),
         _json,
     ),
     "detector.safetensors": Target(
         "detector.safetensors",
-        lambda f: load_detector(f, PROVENANCE),
+        lambda f: load_detector(f, POLICY),
         _copied(f"{MONITOR}detector.safetensors", f"{MONITOR}detector.json", drop="detector.json"),
         _header,
     ),

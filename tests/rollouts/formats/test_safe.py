@@ -134,10 +134,11 @@ def test_python_m_imports_nothing_from_the_folder_it_is_called_in_either(tmp_pat
 def test_an_imported_run_can_be_compared(exported, tmp_path):
     import_rollouts(str(exported["pi0"]), str(tmp_path / "run"), "pi0_libero", ["mean", "mean"])
     config = BenchConfig((tmp_path / "run",), tmp_path / "bench", fractions=(0.4, 0.2, 0.4))
-    config = dataclasses.replace(config, detectors=("trajectory_length",), draws=5, seed=5)
+    config = dataclasses.replace(config, detectors=("mahalanobis",), draws=5, seed=5)
     recorded = read_runs(config, progress=False)
     assert recorded.about["hidden"] == ["pre_velocity"]
-    assert recorded.episodes("hidden").dim == 6
+    (case,) = recorded.cases
+    assert recorded.episodes(case.reads).dim == 6
 
 
 class Command:

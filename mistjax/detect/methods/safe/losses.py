@@ -50,7 +50,7 @@ def class_weights(success: Bool[Array, " n"], config: LossConfig) -> Float[Array
     set.
     """
     n = success.shape[0]
-    n_success = jnp.sum(success)
+    n_success = jnp.sum(success, dtype=jnp.float32)
     return jnp.stack(
         [config.fail_weight * n / (n - n_success + 1), config.success_weight * n / (n_success + 1)]
     )
@@ -58,8 +58,8 @@ def class_weights(success: Bool[Array, " n"], config: LossConfig) -> Float[Array
 
 def time_weights(mask: Bool[Array, "b t"]) -> Float[Array, "b t"]:
     """5 exp(-3 t / L) + 1 on valid steps, rescaled to mean 1 over them; 0 elsewhere."""
-    length = mask.sum(1, keepdims=True)
-    w = (5 * jnp.exp(-3 * jnp.arange(mask.shape[1]) / length) + 1) * mask
+    length = mask.sum(1, keepdims=True, dtype=jnp.float32)
+    w = (5 * jnp.exp(-3 * jnp.arange(mask.shape[1], dtype=jnp.float32) / length) + 1) * mask
     return w * length / w.sum(1, keepdims=True)
 
 
@@ -68,7 +68,7 @@ def l2_penalty(params: PyTree) -> Float[Array, ""]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return sum(
         (jnp.sum(x**2) for path, x in leaves if getattr(path[-1], "key", None) != "bias"),
-        start=jnp.zeros(()),
+        start=jnp.zeros((), jnp.float32),
     )
 
 
@@ -147,7 +147,7 @@ def sequence_loss(
         chosen = jax.nn.one_hot(picks, mask.shape[1], dtype=losses.dtype)
     per_episode = jnp.sum(losses * chosen, axis=1) / chosen.sum(1)
     monitor = jnp.mean(per_episode * jnp.where(success, weights[1], weights[0]))
-    hinge = jnp.zeros(())
+    hinge = jnp.zeros((), jnp.float32)
     if config.hard_negative:
         hinge = config.hard_negative * hard_negative_hinge(
             scores, mask, success, margin=config.margin, beta=config.beta
@@ -192,6 +192,6 @@ def loss_and_gradient(
         return jax.tree.map(lambda t, x: t + share * x, total, (loss, gradient)), None
 
     keys = jax.random.split(key, groups + 1)
-    total = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, head))
+    total = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, head))
     total, _ = jax.lax.scan(add, total, (whole, keys[:-1]))
     return add(total, (last, keys[-1]))[0] if rest else total

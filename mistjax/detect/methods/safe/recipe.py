@@ -67,6 +67,7 @@ def update_rule(config: TrainConfig) -> optax.GradientTransformation:
 
 def learning_rate(config: TrainConfig, base: Array, epoch: Array) -> Array:
     """`base`, ramped up and decayed, at an epoch."""
+    epoch = epoch.astype(base.dtype)
     ramp = (epoch + 1) / max(config.warmup_epochs, 1)
     steps = (epoch - config.warmup_epochs) // config.decay_every
     return base * jnp.where(

@@ -52,7 +52,7 @@ def earliest_stop_auc(
     early = jnp.arange(scores.shape[1]) < earliest_stop[:, None]
     peak = jnp.max(jnp.where(early, scores, -jnp.inf), axis=1)
     above = jnp.sign(peak[:, None] - peak[None, :]) / 2 + 0.5
-    pairs = ~success[:, None] & success[None, :]
+    pairs = (~success[:, None] & success[None, :]).astype(above.dtype)
     return jnp.sum(above * pairs) / jnp.sum(pairs)
 
 
@@ -78,14 +78,14 @@ def _epoch(
     def validate(head: Any, epoch: Array) -> Array:
         held = validation
         if held is None:
-            return jnp.array(jnp.nan)
+            return jnp.array(jnp.nan, jnp.float32)
         due = ((epoch + 1) % config.validate_every == 0) | (epoch + 1 == hyper["epochs"])
         return jax.lax.cond(
             due,
             lambda: earliest_stop_auc(
                 head.sequence(held.features), held.success, held.earliest_stop
             ),
-            lambda: jnp.array(jnp.nan),
+            lambda: jnp.array(jnp.nan, jnp.float32),
         )
 
     def epoch_step(run: _Run, epoch: Array) -> tuple[_Run, History]:
@@ -171,9 +171,9 @@ def train_many(
         )
     m = keys.shape[0]
     hyper = {
-        "learning_rate": jnp.asarray(learning_rates or [config.learning_rate] * m),
-        "l2": jnp.asarray(l2s or [config.loss.l2] * m),
-        "epochs": jnp.full(m, config.epochs),
+        "learning_rate": jnp.array(learning_rates or [config.learning_rate] * m, jnp.float32),
+        "l2": jnp.array(l2s or [config.loss.l2] * m, jnp.float32),
+        "epochs": jnp.full(m, config.epochs, jnp.int32),
     }
     # what travels in `hyper` must not tell two programs apart
     program = dataclasses.replace(
@@ -184,11 +184,12 @@ def train_many(
         group=config.group if jax.default_backend() == "cpu" else None,
     )
     data, held = jax.device_put((episodes, validation))
-    run = _Run(heads, jax.vmap(update_rule(config).init)(heads), heads, jnp.full(m, -jnp.inf), keys)
+    worst = jnp.full(m, -jnp.inf, jnp.float32)
+    run = _Run(heads, jax.vmap(update_rule(config).init)(heads), heads, worst, keys)
     pieces = []
     with tqdm(total=config.epochs, unit="epoch", disable=not progress) as bar:
         for start in range(0, config.epochs, _EPOCHS_A_CALL):
-            epochs = jnp.arange(start, min(start + _EPOCHS_A_CALL, config.epochs))
+            epochs = jnp.arange(start, min(start + _EPOCHS_A_CALL, config.epochs), dtype=jnp.int32)
             run, piece = _run_epochs(run, epochs, hyper, data, held, program)
             pieces.append(piece)
             if progress:
