@@ -138,7 +138,7 @@ COMMANDS = {
             "--onset": WHOLE,
         },
     ),
-    "price": ("{policy}", {0: NO_CHECKPOINT, "--taps": TAP, "--batch": POSITIVE}),
+    "memory": ("{policy}", {0: NO_CHECKPOINT, "--taps": TAP, "--batch": POSITIVE}),
     "train-detector": (
         "{run} --out {out} --detector mahalanobis",
         {

@@ -32,7 +32,7 @@ from mistjax.cli.detectors import (
     import_safe,
     train_detector,
 )
-from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, price, report
+from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, memory, report
 from mistjax.cli.installation import cite, conformance, doctor, fetch
 from mistjax.cli.remedies import explain, remedy, vectors
 
@@ -42,7 +42,7 @@ FOUND, REFUSED, BUG, INTERRUPTED = 1, 2, 70, 130
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "demo": demo,
     "collect": collect,
-    "price": price,
+    "memory": memory,
     "train-detector": train_detector,
     "calibrate": calibrate,
     "fit-inputs": fit_inputs,
@@ -62,6 +62,9 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "cite": cite,
 }
 
+RENAMED = {"price": "memory"}
+"""Names of the release before this one; they still work, and say what to write."""
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit code.
@@ -72,6 +75,10 @@ def main(args: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if args is None else args)
     debug = sys.flags.dev_mode or DEBUG in words
     words = [word for word in words if word != DEBUG]
+    if words and words[0] in RENAMED:
+        now = RENAMED[words[0]]
+        print(f"mistjax: `{words[0]}` is now called `{now}`", file=sys.stderr)
+        words[0] = now
     try:
         command = _parse(words)
         from mistjax.compilation import enable_cache

@@ -135,7 +135,7 @@ def collect(
     return tell_crashes({str(out): run})
 
 
-def price(source: Positional[str], /, *, taps: tuple[str, ...] = (), batch: int = 1) -> None:
+def memory(source: Positional[str], /, *, taps: tuple[str, ...] = (), batch: int = 1) -> None:
     """Say what recording activations would cost in memory; loads and downloads nothing.
 
     Args:

@@ -54,9 +54,10 @@ def test_what_cannot_be_priced_is_said(source, said):
 
 def test_the_command_prices_a_shipped_policy(capsys):
     source = str(SHIPPED / "board_fast")
-    assert main(["price", source, "--taps", "vlm.resid@all/text/mean", "--batch", "2"]) == 0
+    assert main(["memory", source, "--taps", "vlm.resid@all/text/mean", "--batch", "2"]) == 0
     out = capsys.readouterr().out
     assert "(4, 2, 96)" in out
     assert "without taps" in out
     assert main(["price", source, "--taps", "vlm.resid@9/text/mean"]) == 2
-    assert "layers [9] do not exist" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "`price` is now called `memory`" in said and "layers [9] do not exist" in said
