@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import pytest
 
 from experiments.bench.detect_floor import floor, operations
 from mistjax.detect.methods.safe.heads import SafeMLP
@@ -26,6 +27,7 @@ def test_the_floor_of_the_mlp_is_little_less_than_what_its_gradient_computes():
     assert 0.85 * found < operations("safe_mlp", DIM) <= found
 
 
+@pytest.mark.slow
 def test_the_floor_grows_with_steps_and_epochs():
     one, four = (floor("safe_mlp", DIM, 1000, epochs) for epochs in (1, 4))
     assert 2 < four["fit_cpu_s"] / one["fit_cpu_s"] < 8

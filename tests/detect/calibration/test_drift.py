@@ -50,6 +50,7 @@ def test_the_same_episodes_again_are_no_drift(detector, runs):
     assert "No sign of drift" in found.describe()
 
 
+@pytest.mark.slow
 def test_another_table_makes_the_shipped_calibration_stale(folder, capsys):
     shipped, run = SHIPPED / "board_mist", str(folder / "table")
     taps = read_card(shipped)["reads"]["features"]
