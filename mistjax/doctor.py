@@ -168,8 +168,8 @@ def check_libero_assets() -> Finding:
         return Finding(what, purpose, False, str(error), "make libero", "libero")
     except FileNotFoundError as error:
         return Finding(what, purpose, False, str(error).splitlines()[0], GET_ASSETS, "libero")
-    looks = ", some looks are stand-ins" if has_stand_ins(folder) else ""
-    return Finding(what, purpose, True, f"{folder}{looks}")
+    stand_ins = ", some textures and meshes are stand-ins" if has_stand_ins(folder) else ""
+    return Finding(what, purpose, True, f"{folder}{stand_ins}")
 
 
 def check_gl(backend: str) -> Finding:

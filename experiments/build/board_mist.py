@@ -7,8 +7,8 @@
    tuning episodes, and calibrates it on nominal calibration episodes: the promise is about episodes
    without the perturbation, which is to raise the alarm.
 3. Makes directions: concepts from value vectors ("slow" - "quick", ...), success - failure from
-   recorded activations, and from the perturbed look to the nominal one in the vision tower: as a
-   difference of means, and as an affine map (`steer.affine`).
+   recorded activations, and from the perturbed appearance to the nominal one in the vision tower:
+   as a difference of means, and as an affine map (`steer.affine`).
 4. Tries each of `TRIED` at the alarms of the tuning seeds, and gives each cause the one that
    repaired most there, net of what it broke; none where nothing helped. Why these:
    `experiments/studies/repair.py`.
@@ -51,7 +51,7 @@ VECTOR_TAPS = (
     Tap("vlm.resid", None, "text", "mean"),
     Tap("vlm.resid", None, "image", "mean"),
 )
-LOOK_TAP = Tap("vision.resid", None, "image")
+VISION_TAP = Tap("vision.resid", None, "image")
 TRIED = (("look, mean", 2.0), ("look, affine", 1.0))
 TAPS = (
     Tap("action.resid", (-1,), "action", "mean"),
@@ -70,7 +70,7 @@ class Config:
         work: recorded runs.
         perturbation: what the monitor is for; None takes the demo's.
         episodes: recorded for each purpose and condition.
-        looks: expert episodes that show both looks.
+        appearances: expert episodes that show both appearances.
         tuning: episodes of each trial of a direction.
         alpha: bound on the chance of any alarm in a successful nominal episode.
         detectors: names in the registry.
@@ -82,7 +82,7 @@ class Config:
     work: Path = Path("runs/board_mist")
     perturbation: dict[str, float] | None = None
     episodes: int = 200
-    looks: int = 100
+    appearances: int = 100
     tuning: int = 80
     alpha: float = 0.1
     detectors: tuple[str, ...] = ("safe_mlp", "mahalanobis")
@@ -130,13 +130,13 @@ def build_detector(config: Config, training, tuning, nominal: Run) -> dict:
     return metrics
 
 
-def look_directions(
+def appearance_directions(
     policy: Policy, perturbation: dict[str, float], seeds: Sequence[int]
 ) -> dict[str, SteeringVector | AffineMap]:
-    """From the perturbed look to the nominal one: the same situations, seen both ways."""
+    """From the perturbed appearance to the nominal one: the same situations, seen both ways."""
     nominal = expert_observations(seeds)
     perturbed = expert_observations(seeds, perturbation=perturbation)
-    key, tap = jax.random.key(0), dataclasses.replace(LOOK_TAP, reduce="mean")
+    key, tap = jax.random.key(0), dataclasses.replace(VISION_TAP, reduce="mean")
     towards, away = (observation_group(policy, raw, tap, key) for raw in (nominal, perturbed))
     conditions = {"towards": "nominal", "away": perturbation}
     return {
@@ -144,19 +144,20 @@ def look_directions(
             towards, away, tap, policy.spec, conditions=conditions
         ).at_layers(0),
         "look, affine": affine_map(
-            policy, nominal, perturbed, LOOK_TAP, key, conditions=conditions
+            policy, nominal, perturbed, VISION_TAP, key, conditions=conditions
         ),
     }
 
 
 def directions(policy: Policy, config: Config, perturbed: Run) -> SteeringArtifact:
-    """Everything there is to try: concepts, success - failure, and away from the look."""
+    """Everything there is to try: concepts, success - failure, and away from the appearance."""
     found = build_vectors(
         policy, BOARD_CONCEPTS, opposites=BOARD_OPPOSITES, run=perturbed, taps=VECTOR_TAPS, first=6
     )
     assert config.perturbation is not None
-    looks = look_directions(policy, config.perturbation, range(1_200_000, 1_200_000 + config.looks))
-    return dataclasses.replace(found, directions={**found.directions, **looks})
+    seeds = range(1_200_000, 1_200_000 + config.appearances)
+    more = appearance_directions(policy, config.perturbation, seeds)
+    return dataclasses.replace(found, directions={**found.directions, **more})
 
 
 def trial(policy, config: Config, found: SteeringArtifact, name: str, strength: float) -> Run:

@@ -40,12 +40,12 @@ def full_mist(results: Mapping[str, Any]) -> str:
 
 
 def repair(results: Mapping[str, Any]) -> str:
-    head = ["look", "edit", "change left in the tower", "success", "repaired / broken", "p"]
+    head = ["appearance", "edit", "change left in the tower", "success", "repaired / broken", "p"]
     return markdown(
         head,
         (
             (
-                r["look"],
+                r["appearance"],
                 r["edit"],
                 r["left"],
                 r["success"],

@@ -3,8 +3,8 @@
     python -m experiments.studies.better_than_safe --data FOLDER
     python -m experiments.studies.better_than_safe --data FOLDER --part choice
 
-FOLDER holds `dataset.npz`: 400 synthetic rollouts of ten tasks, on which official SAFE results are
-recorded. The first command fits every detector on task splits 0 to 9, the same for all; SAFE's
+FOLDER holds `dataset.npz`: 400 synthetic rollouts of ten tasks, and what SAFE as released got on
+them. The first command fits every detector on task splits 0 to 9, the same for all; SAFE's
 heads also start from that seed, and their L2 weight is given both ways. The second is how the
 ensemble was chosen: the same on splits 100 to 109. They hold out other sets of tasks, but of the
 same ten. Every finished fit is kept, so an interrupted call goes on; a SAFE head takes minutes.
@@ -37,7 +37,7 @@ SPLITS = {"reported": range(10), "choice": range(100, 110)}
 
 
 def safe_head(name: str, epochs: int, l2: float) -> Callable[[int], dict[str, Any]]:
-    """Options of a SAFE head at the official settings for this data, by seed."""
+    """Options of a SAFE head at the released settings for this data, by seed."""
     training = training_config(name, epochs=epochs, batch_size=64, loss=LossConfig(l2=l2))
     return lambda seed: {"training": training, "seed": seed}
 
@@ -69,11 +69,11 @@ GOLDEN: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
 }
 
 
-OFFICIAL = {
-    "official safe_mlp l2 0.01": "small_indep",
-    "official safe_mlp l2 0.1": "small_indep_lam0.1",
-    "official safe_lstm l2 0.01": "small_lstm",
-    "official safe_lstm l2 0.1": "small_lstm_lam0.1_ep300",
+AS_RELEASED = {
+    "safe_mlp as released l2 0.01": "small_indep",
+    "safe_mlp as released l2 0.1": "small_indep_lam0.1",
+    "safe_lstm as released l2 0.01": "small_lstm",
+    "safe_lstm as released l2 0.1": "small_lstm_lam0.1_ep300",
 }
 
 
@@ -111,7 +111,7 @@ def main(config: Config) -> dict[str, Any]:
     episodes = recorded_episodes(config.data)
     fits: dict[str, dict[str, Any]] = read(config.out).get(config.part, {}).get("fits", {})
     if config.part == "reported":
-        fits |= official(config.data)
+        fits |= as_released(config.data)
     for case in config.detectors:
         name, options = GOLDEN[case]
         for seed in SPLITS[config.part]:
@@ -131,10 +131,10 @@ def main(config: Config) -> dict[str, Any]:
     return result
 
 
-def official(data: Path) -> dict[str, dict[str, dict[str, float]]]:
+def as_released(data: Path) -> dict[str, dict[str, dict[str, float]]]:
     """What the released code got on the same splits, where that is recorded."""
     rows: dict[str, dict[str, dict[str, float]]] = {}
-    for case, stem in OFFICIAL.items():
+    for case, stem in AS_RELEASED.items():
         for seed in SPLITS["reported"]:
             path = data / "peer" / f"{stem}_s{seed}.json"
             if path.is_file():

@@ -9,11 +9,11 @@ within each other's intervals; they come apart later (`roc_auc_at_inference_of_t
 where a score per step beats a summed one. `experiments.studies.detection_bound` says how well it
 could be done at best.
 
-More sites, learning inside each look, and mixing kinds of detector are among the cases, and are no
-better. Tried on folds of the training episodes and left out, none better than the probe: a small
-multilayer perceptron on whitened features with dropout, boosted trees on principal components,
-tokens one by one, one site or one camera alone, each flow step apart, the spread between the flow
-steps beside their mean.
+More sites, learning inside each appearance, and mixing kinds of detector are among the cases, and
+are no better. Tried on folds of the training episodes and left out, none better than the probe: a
+small multilayer perceptron on whitened features with dropout, boosted trees on principal
+components, tokens one by one, one site or one camera alone, each flow step apart, the spread
+between the flow steps beside their mean.
 
 A finished case is kept, so an interrupted call goes on; delete the results to begin anew.
 """
@@ -77,13 +77,13 @@ class Case:
     Attributes:
         name, options: of `fit_detector`.
         features: taps of the runs.
-        by_look: tasks in training are speed words of one look, not speed words.
+        by_appearance: tasks in training are speed words of one appearance, not speed words.
     """
 
     name: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     features: Input = BOARD_FEATURES
-    by_look: bool = False
+    by_appearance: bool = False
 
 
 def cases() -> dict[str, Case]:
@@ -97,8 +97,8 @@ def cases() -> dict[str, Case]:
         "linear_probe": Case("linear_probe", BOARD_PROBE),
         "linear_probe without clock": Case("linear_probe", plain),
         "linear_probe on four sites": Case("linear_probe", plain, FOUR_SITES),
-        "linear_probe within looks": Case(
-            "linear_probe", {**plain, "within_tasks": True}, by_look=True
+        "linear_probe within appearances": Case(
+            "linear_probe", {**plain, "within_tasks": True}, by_appearance=True
         ),
         "ensemble": Case("ensemble", {"members": [clocked, changes]}),
         "ensemble with mahalanobis": Case("ensemble", {"members": kinds}),
@@ -140,9 +140,11 @@ def main(config: Config) -> dict[str, Any]:
         seen, held = train, test
         if case.features != BOARD_FEATURES:
             seen, held = _join(training, case.features), _join(testing, case.features)
-        if case.by_look:
-            look = np.repeat(np.arange(len(training)), [len(run.finished) for run in training])
-            seen = dataclasses.replace(seen, task_id=seen.task_id * len(training) + look)
+        if case.by_appearance:
+            appearance = np.repeat(
+                np.arange(len(training)), [len(run.finished) for run in training]
+            )
+            seen = dataclasses.replace(seen, task_id=seen.task_id * len(training) + appearance)
         detectors[name] = _score(seen, held, case)
         print(name, detectors[name], flush=True)
         config.out.write_text(json.dumps(result, indent=1) + "\n")

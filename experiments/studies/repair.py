@@ -1,11 +1,11 @@
-"""What repairs a policy that sees an unfamiliar look: which direction, layer, strength and moment?
+"""What repairs a policy under an unfamiliar appearance: which direction, layer, strength, moment?
 
     python -m experiments.studies.repair
 
 Open loop, paired seeds: `steer.SteeredPolicy` puts one edit in force from a chosen inference on, so
-that no alarm and no attribution decides. Edits: the difference of means between the two looks
-(nominal and perturbed) at the vision tower's first layer, and affine maps from one look to the
-other at its layers (`steer.affine`); each against a control of the same size in a random basis.
+that no alarm and no attribution decides. Edits: the difference of means between the two appearances
+(nominal and perturbed) at the vision tower's first layer, and affine maps from one appearance to
+the other at its layers (`steer.affine`); each against a control of equal size in a random basis.
 
 "left" is how much of the squared change that the perturbation makes to the vision tower's last
 activations remains under the edit, on situations that did not make it: it says why a difference of
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.build.board_mist import LOOK_TAP, look_directions
+from experiments.build.board_mist import VISION_TAP, appearance_directions
 from mistjax.compilation import enable_cache
 from mistjax.envs.board.expert import expert_observations
 from mistjax.hooks import Tap
@@ -37,7 +37,7 @@ from mistjax.rollouts.run import Run
 from mistjax.rollouts.summary import compare, summarize
 from mistjax.steer import SteeredPolicy, affine_map
 
-LOOKS = {"table_texture": 0.4, "brightness": 0.4, "stone_reflectivity": 1.0}
+APPEARANCES = {"table_texture": 0.4, "brightness": 0.4, "stone_reflectivity": 1.0}
 """Perturbations under which the policy fails more often; the first one is studied in full."""
 
 
@@ -72,9 +72,9 @@ class Arm:
 
 
 def arms(policy: Policy, perturbation: dict[str, float], config: Config, full: bool) -> list[Arm]:
-    """What is compared: direction and layer for every look, strength and moment if `full`."""
+    """What is compared: direction and layer for every appearance, strength and moment if `full`."""
     seeds = range(1_200_000, 1_200_000 + config.fitted)
-    found = look_directions(policy, perturbation, seeds)
+    found = appearance_directions(policy, perturbation, seeds)
     both, mean = found["look, affine"], found["look, mean"]
     key = jax.random.key(1)
     some = [
@@ -88,10 +88,10 @@ def arms(policy: Policy, perturbation: dict[str, float], config: Config, full: b
         return some
     nominal, perturbed = (expert_observations(seeds, perturbation=p) for p in ({}, perturbation))
     for layer in range(policy.spec.stacks["vision"].depth):
-        tap = dataclasses.replace(LOOK_TAP, layers=(layer,))
+        tap = dataclasses.replace(VISION_TAP, layers=(layer,))
         one = affine_map(policy, nominal, perturbed, tap, jax.random.key(0))
         some.append(Arm(f"affine, layer {layer}", one.to_edit()))
-    free = affine_map(policy, nominal, perturbed, LOOK_TAP, jax.random.key(0), anchored=False)
+    free = affine_map(policy, nominal, perturbed, VISION_TAP, jax.random.key(0), anchored=False)
     return [
         *some,
         Arm("affine, not anchored", free.to_edit()),
@@ -100,27 +100,27 @@ def arms(policy: Policy, perturbation: dict[str, float], config: Config, full: b
     ]
 
 
-def left(policy: Policy, edit: Edit, looks: list[list]) -> float:
+def left(policy: Policy, edit: Edit, appearances: list[list]) -> float:
     """Share of the perturbation's squared change to the last vision layer that the edit leaves."""
-    tap = Tap(LOOK_TAP.site, (-1,), LOOK_TAP.tokens)
-    keys = jax.random.split(jax.random.key(0), len(looks[0]))
+    tap = Tap(VISION_TAP.site, (-1,), VISION_TAP.tokens)
+    keys = jax.random.split(jax.random.key(0), len(appearances[0]))
 
     def seen(raw: list, edits: tuple[Edit, ...] = ()) -> np.ndarray:
         obs = policy.prepare(raw)
         return np.asarray(policy.sample(obs, keys, edits=edits, taps=(tap,)).taps[str(tap)])
 
-    nominal, perturbed = (seen(raw) for raw in looks)
-    rest = np.sum((seen(looks[1], (edit,)) - nominal) ** 2)
+    nominal, perturbed = (seen(raw) for raw in appearances)
+    rest = np.sum((seen(appearances[1], (edit,)) - nominal) ** 2)
     return float(rest / np.sum((perturbed - nominal) ** 2))
 
 
 def run(policy: Policy, arm: Arm, perturbation: dict[str, float], config: Config) -> Run:
     """The paired seeds under one arm."""
     steered = policy if arm.edit is None else SteeredPolicy(policy, arm.edit, jnp.int32(arm.onset))
-    look = "_".join(perturbation) or "nominal"
+    appearance = "_".join(perturbation) or "nominal"
     return collect(
         steered,
-        config.out / look / arm.label.replace(", ", "_").replace(" ", "_"),
+        config.out / appearance / arm.label.replace(", ", "_").replace(" ", "_"),
         episodes=config.episodes,
         first_seed=config.first_seed,
         perturbation=perturbation,
@@ -129,23 +129,26 @@ def run(policy: Policy, arm: Arm, perturbation: dict[str, float], config: Config
 
 
 def rows(
-    policy: Policy, look: str, perturbation: dict[str, float], some: list[Arm], config: Config
+    policy: Policy, appearance: str, perturbation: dict[str, float], some: list[Arm], config: Config
 ) -> list[dict[str, Any]]:
     """One row an arm, compared with the first one."""
     seeds = range(1_300_000, 1_300_000 + 12)
-    looks = [expert_observations(seeds), expert_observations(seeds, perturbation=perturbation)]
+    appearances = [
+        expert_observations(seeds),
+        expert_observations(seeds, perturbation=perturbation),
+    ]
     found, bare = [], None
     for arm in some:
         episodes = run(policy, arm, perturbation, config)
         bare = bare or episodes
         pair = compare(bare, episodes)
-        print(look, arm.label, summarize(episodes).success, flush=True)
+        print(appearance, arm.label, summarize(episodes).success, flush=True)
         measured = arm.edit if perturbation else None
         found.append(
             {
-                "look": look,
+                "appearance": appearance,
                 "edit": arm.label,
-                "left": "" if measured is None else f"{left(policy, measured, looks):.2f}",
+                "left": "" if measured is None else f"{left(policy, measured, appearances):.2f}",
                 "success": str(summarize(episodes).success),
                 "repaired": pair.repaired,
                 "broken": pair.broken,
@@ -159,7 +162,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     """Runs every arm, writes the rows and prints them as a table."""
     policy = load_policy(config.policy)
     table: list[dict[str, Any]] = []
-    for number, (name, strength) in enumerate(LOOKS.items()):
+    for number, (name, strength) in enumerate(APPEARANCES.items()):
         perturbation = {name: strength}
         some = arms(policy, perturbation, config, full=number == 0)
         table += rows(policy, f"{name} {strength:g}", perturbation, some, config)

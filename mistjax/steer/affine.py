@@ -1,10 +1,10 @@
 """Affine maps that carry the activations of one condition over to another.
 
-A change of look (another table, other light) moves each token differently: one added vector undoes
-a few percent of it, a least-squares map of paired activations much more. The map is fitted to
-observations of the same situations in both conditions, layer by layer, each under the maps of the
-layers before. With `anchored` it is also fitted to leave the wanted condition as it is, so that it
-does little where it is not needed.
+A change of appearance (another table, other light) moves each token differently: one added vector
+undoes a few percent of it, a least-squares map of paired activations much more. The map is fitted
+to observations of the same situations in both conditions, layer by layer, each under the maps of
+the layers before. With `anchored` it is also fitted to leave the wanted condition as it is, so that
+it does little where it is not needed.
 
 Source: affine steering functions, Singh et al., arXiv 2402.09631 (there from unpaired means and
 covariances). Cost: three inferences of every observation for each layer, and a [D,D] matrix each.

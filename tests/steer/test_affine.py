@@ -44,7 +44,7 @@ def seen(policy, raw, *edits):
     return np.asarray(values.taps[str(TAP)])
 
 
-def test_on_new_scenes_the_map_undoes_most_of_the_change_of_look(policy, raw, fitted):
+def test_on_new_scenes_the_map_undoes_most_of_the_change_of_appearance(policy, raw, fitted):
     bright = scenes(raw[0], range(200, 206))
     wanted, dark = seen(policy, bright), seen(policy, dimmed(bright))
     mapped = seen(policy, dimmed(bright), fitted.to_edit())
@@ -57,7 +57,7 @@ def test_on_new_scenes_the_map_undoes_most_of_the_change_of_look(policy, raw, fi
     )
 
 
-def test_it_is_anchored_in_the_wanted_look(policy, raw, fitted):
+def test_it_is_anchored_in_the_wanted_appearance(policy, raw, fitted):
     bright = scenes(raw[0], range(200, 206))
     free = affine_map(
         policy,

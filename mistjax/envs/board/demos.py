@@ -2,7 +2,7 @@
 
 Most episodes are disturbed by short noise bursts, so that the data shows how to come back; a frame
 is kept only where the next `HORIZON` expert actions were carried out unchanged, so that chunks stay
-clean. The look varies a little (`_vary`), so that a policy does not hang on one exact brightness.
+clean. The appearance varies a little (`_vary`), so that a policy does not hang on one brightness.
 
 Frames are kept more seldom for slow episodes, which have more of them. Pictures are drawn at the
 end of each episode in batches. Cost: about 0.2 s an episode on one CPU core.
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mistjax.envs.board import scene as s
 from mistjax.envs.board.captions import caption
-from mistjax.envs.board.drawing import board_look, board_poses
+from mistjax.envs.board.drawing import board_appearance, board_poses
 from mistjax.envs.board.env import BoardEnv
 from mistjax.envs.board.expert import recovery_action
 from mistjax.envs.board.instructions import PHRASINGS, instruct
@@ -145,12 +145,12 @@ def _columns(
 
 def _draw(env: BoardEnv, poses: list[Poses]) -> UInt8[np.ndarray, "n 2 size size 3"]:
     """Pictures in batches of one size, so that one compiled program draws them all."""
-    look, images = board_look(env.episode.scene, env.physics.colours), []
+    appearance, images = board_appearance(env.episode.scene, env.physics.colours), []
     for i in range(0, len(poses), BATCH):
         part = poses[i : i + BATCH]
         padded = part + [part[-1]] * (BATCH - len(part))
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
-        drawn = picture_batch(stacked, look, size=IMAGE_SIZE, shadow=False)
+        drawn = picture_batch(stacked, appearance, size=IMAGE_SIZE, shadow=False)
         images.append(np.asarray(drawn)[: len(part)])
     return np.concatenate(images)
 

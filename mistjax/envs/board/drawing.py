@@ -1,9 +1,9 @@
 """From the board's scene and MuJoCo state to the ray-caster's arrays.
 
-`board_look` is made once an episode; `board_poses` once a frame. MuJoCo is imported where its own
-state or renderer is used, so that a board without it can be drawn too. Unused stones are parked
-under the table with no size, so that every episode, with two stones or ten, is drawn by the same
-compiled program.
+`board_appearance` is made once an episode; `board_poses` once a frame. MuJoCo is imported where
+its own state or renderer is used, so that a board without it can be drawn too. Unused stones are
+parked under the table with no size, so that every episode, with two stones or ten, is drawn by the
+same compiled program.
 """
 
 # MuJoCo ships no type stubs.
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from mistjax.envs.board import scene as s
-from mistjax.envs.board.raycast import Look, Poses
+from mistjax.envs.board.raycast import Appearance, Poses
 
 if TYPE_CHECKING:
     import mujoco
@@ -43,7 +43,7 @@ def solid_ids() -> dict[str, int]:
     return {"sky": -1, "table": 0} | {name: i + 1 for i, name in enumerate(SOLIDS)}
 
 
-def board_look(scene: s.BoardScene, stones: Sequence[str]) -> Look:
+def board_appearance(scene: s.BoardScene, stones: Sequence[str]) -> Appearance:
     """Sizes, colours and light of a scene with stones of these colours."""
     shine = scene.board_reflectivity, 0.0, scene.stone_reflectivity
     parked = ((1e-6,) * 3, (0.0,) * 3, 0.0)
@@ -58,7 +58,7 @@ def board_look(scene: s.BoardScene, stones: Sequence[str]) -> Look:
     sizes, rgb, specular = (_float(column) for column in zip(*solids, strict=True))
     dark = np.multiply(scene.table_rgb, 1 - scene.table_contrast)
     reach = (s.CELLS - 1) / 2 * s.SPACING + s.LINE_HALF_WIDTH
-    return Look(
+    return Appearance(
         box_size=sizes[:_BOXES],
         ellipsoid_size=sizes[_BOXES:_LAST_STONE],
         cylinder_size=sizes[:0, :2],

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 
 from mistjax.envs.board import outcome
 from mistjax.envs.board import scene as s
-from mistjax.envs.board.drawing import GlCamera, board_look, board_poses
+from mistjax.envs.board.drawing import GlCamera, board_appearance, board_poses
 from mistjax.envs.board.episode import Episode, draw_episode, draw_start
 from mistjax.envs.board.instructions import Task
 from mistjax.envs.board.perturbations import check, perturb
@@ -151,7 +151,7 @@ class BoardEnv(gym.Env):
         self._begin(episode, start.stones)
         self.physics.start(start)
         self.progress = outcome.begin(len(start.stones))
-        self._look_around()
+        self._measure()
         return self._observe(), self._info()
 
     def step(self, action: ArrayLike) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
@@ -171,7 +171,7 @@ class BoardEnv(gym.Env):
             raise RuntimeError("there is no episode before the first reset.")
         before = self._moment
         self.physics.step(action)
-        self._look_around()
+        self._measure()
         self.progress = outcome.advance(self.progress, self._asked, before, self._moment)
         success = self.is_success()
         truncated = not success and bool(self.progress.steps >= self.max_steps)
@@ -188,13 +188,15 @@ class BoardEnv(gym.Env):
         poses = board_poses(self.physics.model, self.physics.data)
         shadow = self.episode.scene.shadow
         with _drawing():
-            return np.asarray(pictures(poses, self._look, size=self.image_size, shadow=shadow))
+            return np.asarray(
+                pictures(poses, self._appearance, size=self.image_size, shadow=shadow)
+            )
 
     def segmentation(self) -> Shaped[np.ndarray, "cameras size size"]:
         """What each pixel of `pictures` shows, by the ids of `drawing.solid_ids`."""
         poses = board_poses(self.physics.model, self.physics.data)
         with _drawing():
-            return np.asarray(segmentation(poses, self._look, size=self.image_size))
+            return np.asarray(segmentation(poses, self._appearance, size=self.image_size))
 
     def snapshot(self) -> Snapshot:
         """This moment, to come back to with `restore` here or in another environment."""
@@ -205,7 +207,7 @@ class BoardEnv(gym.Env):
         self._begin(snapshot.episode, snapshot.stones)
         self.physics.load(snapshot.state)
         self.progress = snapshot.progress
-        self._look_around()
+        self._measure()
         return self._observe(), self._info()
 
     @property
@@ -240,13 +242,13 @@ class BoardEnv(gym.Env):
     def _begin(self, episode: Episode, stones: tuple[str, ...]) -> None:
         self.episode = episode
         self.physics = Physics(episode.scene, stones)
-        self._look = jax.device_put(board_look(episode.scene, stones))
+        self._appearance = jax.device_put(board_appearance(episode.scene, stones))
 
     @property
     def _asked(self) -> outcome.Task:
         return outcome.Task(self.goal, self.target)
 
-    def _look_around(self) -> None:
+    def _measure(self) -> None:
         self.world = self.physics.world()
         self._moment = self.world.moment(self._asked, self.tolerance)
 

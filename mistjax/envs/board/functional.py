@@ -1,7 +1,7 @@
 """The board as pure functions on arrays: `reset(start) -> State`, `step(state, action) -> State`.
 
-What an episode is (task, layout, look, cameras, fault) is a `Start` of arrays, so that one compiled
-program runs any of them, and a table of starts is a whole study. `draw_starts` draws what
+What an episode is (task, layout, appearance, cameras, fault) is a `Start` of arrays, so that one
+compiled program runs any of them, and a table of starts is a whole study. `draw_starts` draws what
 `BoardEnv.reset` draws: a seed is the same episode in both. What counts as success and as the cause
 of a failure is `outcome`, for both. Physics are those of `kinematic`, which follow C MuJoCo closely
 but are not it.
@@ -27,11 +27,11 @@ from jaxtyping import Array, Float
 from mistjax.envs.board import episode as episodes
 from mistjax.envs.board import kinematic, outcome
 from mistjax.envs.board import scene as s
-from mistjax.envs.board.drawing import PARKED, board_look
+from mistjax.envs.board.drawing import PARKED, board_appearance
 from mistjax.envs.board.episode import Episode, draw_episode, draw_start, streams
 from mistjax.envs.board.faults import FAULTS, Fault
 from mistjax.envs.board.perturbations import perturb
-from mistjax.envs.board.raycast import Look, Poses, picture_batch
+from mistjax.envs.board.raycast import Appearance, Poses, picture_batch
 
 IMAGE_KEYS = ("observation/image", "observation/wrist_image")
 STATE_KEY = "observation/state"
@@ -63,7 +63,7 @@ class Start(NamedTuple):
         gripper: its position.
         stones: their centres at rest; those that are not `present` are parked under the table.
         present: which there are.
-        look: what does not move in its pictures.
+        appearance: what does not move in its pictures.
         shadow: whether they show shadows.
         front_position, front_rotation: of the front camera.
         wrist_position, wrist_rotation: of the wrist camera, in the gripper's frame.
@@ -75,7 +75,7 @@ class Start(NamedTuple):
     gripper: kinematic.Triple
     stones: kinematic.Triple
     present: Numbers
-    look: Look
+    appearance: Appearance
     shadow: Numbers
     front_position: Numbers
     front_rotation: Numbers
@@ -175,7 +175,7 @@ class FunctionalBoard:
             gripper=_triple(begin.gripper),
             stones=_triple(stones.T),
             present=np.arange(s.MAX_STONES) < len(begin.stones),
-            look=board_look(scene, begin.stones),
+            appearance=board_appearance(scene, begin.stones),
             shadow=np.bool_(scene.shadow),
             front_position=np.asarray(scene.front.position, np.float32),
             front_rotation=scene.front.axes().astype(np.float32),
@@ -248,10 +248,10 @@ class FunctionalBoard:
     def pictures(self, state: State) -> Array:
         """Both cameras' pictures of a batch of states, front first: [b,2,size,size,3], 8-bit."""
         poses = jax.vmap(board_poses)(state)
-        look = state.start.look
+        appearance = state.start.appearance
 
         def draw(shadow: bool):
-            return picture_batch(poses, look, size=self.image_size, shadow=shadow)
+            return picture_batch(poses, appearance, size=self.image_size, shadow=shadow)
 
         def both():
             with_shadow = state.start.shadow[:, None, None, None, None]

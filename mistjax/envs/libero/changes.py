@@ -38,7 +38,7 @@ class Change:
         problem: its scene, start and goal.
         prompt: what the policy is told.
         style: the arena's floor and walls; None for its own.
-        tints: object -> (colour, share of it in its look).
+        tints: object -> (colour, share of it in its appearance).
         scene_changed: whether the fixed start states no longer fit.
     """
 

@@ -168,12 +168,12 @@ class LiberoEnv(gym.Env):
     def segmentation(self) -> Int32[np.ndarray, "cameras size size"]:
         """What each pixel of both pictures shows, by the ids of `solid_ids`."""
         geoms = self._cameras_of_scene().segmentation(self.simulator.seen)
-        return self._as_asked(np.where(geoms < 0, 0, self.simulator.looks.of_geom[geoms]))
+        return self._as_asked(np.where(geoms < 0, 0, self.simulator.appearances.of_geom[geoms]))
 
     def solid_ids(self) -> dict[str, int]:
         """Name -> the id that `segmentation` gives its pixels: the arena, the robot, and every
         object and fixture of this scene."""
-        return dict(self.simulator.looks.ids)
+        return dict(self.simulator.appearances.ids)
 
     @property
     def simulator(self) -> Simulator:
@@ -215,7 +215,7 @@ class LiberoEnv(gym.Env):
             self.close()
             self._simulator = Simulator(self._libero, change.problem, change.style)
             self._scene = scene
-        self.simulator.looks.tint(change.tints)
+        self.simulator.appearances.tint(change.tints)
 
     def _cameras_of_scene(self):
         if self._cameras is None:

@@ -28,9 +28,9 @@ import mujoco
 import numpy as np
 from jaxtyping import Float
 
+from mistjax.envs.libero.appearances import Appearances
 from mistjax.envs.libero.bddl import Problem
 from mistjax.envs.libero.installation import Libero
-from mistjax.envs.libero.looks import Looks
 
 CONTROL_HZ = 20
 REST = np.array([0.0] * 6 + [-1.0])
@@ -97,7 +97,9 @@ class Simulator:
                 ("gripper0_finger2_collision", "gripper0_finger2_pad_collision"),
             )
         ]
-        self.looks = Looks(self.model, {name: self.geoms(name) for name in self.objects})
+        self.appearances = Appearances(
+            self.model, {name: self.geoms(name) for name in self.objects}
+        )
         self.seen = mujoco.MjData(self.model)
         self._env._observables.clear()
         self._env._observables["seen"] = self._observable()

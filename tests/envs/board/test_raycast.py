@@ -12,7 +12,7 @@ import pytest
 
 from mistjax.envs.board import drawing, raycast, solids
 from mistjax.envs.board import scene as s
-from mistjax.envs.board.drawing import GlCamera, board_look, board_poses, solid_ids
+from mistjax.envs.board.drawing import GlCamera, board_appearance, board_poses, solid_ids
 
 SIZE = 64
 QUARTER = np.pi / 8
@@ -41,8 +41,8 @@ def stones_of(model):
 
 
 def draw(scene, model, data):
-    poses, look = board_poses(model, data), board_look(scene, stones_of(model))
-    return np.asarray(raycast.pictures(poses, look, size=SIZE, shadow=scene.shadow))
+    poses, appearance = board_poses(model, data), board_appearance(scene, stones_of(model))
+    return np.asarray(raycast.pictures(poses, appearance, size=SIZE, shadow=scene.shadow))
 
 
 def mujoco_ids(model, data, camera):
@@ -64,22 +64,22 @@ def mujoco_ids(model, data, camera):
 
 def test_the_look_of_a_scene_has_the_models_sizes_and_materials():
     scene, model, _ = posed(s.BoardScene(board_reflectivity=0.3))
-    look = board_look(scene, stones_of(model))
-    sizes = [*look.box_size, *look.ellipsoid_size, *look.capsule_size]
+    appearance = board_appearance(scene, stones_of(model))
+    sizes = [*appearance.box_size, *appearance.ellipsoid_size, *appearance.capsule_size]
     for i, name in enumerate(drawing.SOLIDS):
         if name in {model.geom(g).name for g in range(model.ngeom)}:
             geom = model.geom(name)
             material = model.material(int(geom.matid[0]))
             np.testing.assert_allclose(sizes[i], geom.size[: len(sizes[i])], rtol=1e-6)
-            np.testing.assert_array_equal(look.rgb[i], material.rgba[:3])
-            np.testing.assert_array_equal(look.specular[i], np.ravel(material.specular)[0])
+            np.testing.assert_array_equal(appearance.rgb[i], material.rgba[:3])
+            np.testing.assert_array_equal(appearance.specular[i], np.ravel(material.specular)[0])
 
 
 @pytest.mark.parametrize("tilt", TILTS)
 def test_every_pixel_shows_the_solid_that_mujocos_rays_hit(tilt):
     scene, model, data = posed(tilt=tilt)
-    look = board_look(scene, stones_of(model))
-    ids = np.asarray(raycast.segmentation(board_poses(model, data), look, size=SIZE))
+    appearance = board_appearance(scene, stones_of(model))
+    ids = np.asarray(raycast.segmentation(board_poses(model, data), appearance, size=SIZE))
     for picture, camera in zip(ids, drawing.CAMERAS, strict=True):
         expected = mujoco_ids(model, data, camera)
         assert len(np.unique(expected)) > 4
@@ -150,9 +150,9 @@ def test_lines_cross_on_the_cells():
 
 def test_a_batch_equals_single_pictures():
     scene, model, data = posed()
-    poses, look = board_poses(model, data), board_look(scene, stones_of(model))
+    poses, appearance = board_poses(model, data), board_appearance(scene, stones_of(model))
     batch = raycast.Poses(*(np.stack([a, a]) for a in poses))
-    drawn = np.asarray(raycast.picture_batch(batch, look, size=SIZE, shadow=False))
+    drawn = np.asarray(raycast.picture_batch(batch, appearance, size=SIZE, shadow=False))
     assert np.abs(drawn[1].astype(int) - draw(scene, model, data)).max() <= 1
 
 

@@ -17,7 +17,7 @@ ARENA, ROBOT = "arena", "robot"
 ROBOT_BODIES = ("robot0", "gripper0", "mount0")
 
 
-class Looks:
+class Appearances:
     """Of one model.
 
     Attributes:
@@ -39,8 +39,8 @@ class Looks:
             self.of_geom[mine] = self.ids[name]
 
     def tint(self, tints: Mapping[str, tuple[Rgb, float]]) -> None:
-        """Colours objects: name -> (colour, its share in the look); all others get their own
-        look back."""
+        """Colours objects: name -> (colour, its share in the appearance); all others get their own
+        appearance back."""
         model = self._model
         model.mat_rgba[:], model.geom_rgba[:] = self._own
         for name, (colour, share) in tints.items():
