@@ -70,23 +70,23 @@ class TokenDecoder:
         mean = generation.expected_actions(self.model, logits)
         return mean[:, None], generation.token_report(self.model, tokens, logits)
 
-    def read_shapes(self, rows: int, length: int) -> Shapes:
+    def read_shapes(self, batch: int, length: int) -> Shapes:
         text = self.model.config.text
-        size = (text.num_hidden_layers, rows, text.num_key_value_heads, length, text.head_dim)
+        size = (text.num_hidden_layers, batch, text.num_key_value_heads, length, text.head_dim)
         cache = jax.ShapeDtypeStruct(size, JAX_DTYPES[self.model.dtype])
         return {
             "keys": cache,
             "values": cache,
-            "valid": jax.ShapeDtypeStruct((rows, length), jnp.bool_),
+            "valid": jax.ShapeDtypeStruct((batch, length), jnp.bool_),
         }
 
-    def report_shapes(self, rows: int) -> Shapes:
-        numbers = jax.ShapeDtypeStruct((rows, self.steps), jnp.float32)
+    def report_shapes(self, batch: int) -> Shapes:
+        numbers = jax.ShapeDtypeStruct((batch, self.steps), jnp.float32)
         return {
-            "tokens": jax.ShapeDtypeStruct((rows, self.steps), jnp.int32),
+            "tokens": jax.ShapeDtypeStruct((batch, self.steps), jnp.int32),
             "token_log_prob": numbers,
             "token_entropy": numbers,
-            "decode_ok": jax.ShapeDtypeStruct((rows,), jnp.bool_),
+            "decode_ok": jax.ShapeDtypeStruct((batch,), jnp.bool_),
         }
 
 
@@ -136,14 +136,14 @@ class ChunkDecoder:
     ) -> tuple[Float[Tensor, "b c a"], Report]:
         return self.act(self.read(inputs, hooks), hooks)
 
-    def read_shapes(self, rows: int, length: int) -> Shapes:
-        size = (rows, length, self.model.config.text.hidden_size)
+    def read_shapes(self, batch: int, length: int) -> Shapes:
+        size = (batch, length, self.model.config.text.hidden_size)
         return {
             "embeds": jax.ShapeDtypeStruct(size, JAX_DTYPES[self.model.dtype]),
-            "valid": jax.ShapeDtypeStruct((rows, length), jnp.bool_),
+            "valid": jax.ShapeDtypeStruct((batch, length), jnp.bool_),
         }
 
-    def report_shapes(self, rows: int) -> Shapes:
+    def report_shapes(self, batch: int) -> Shapes:
         return {}
 
 

@@ -30,7 +30,7 @@ def _project_out(x: Tensor, c: Tensor, direction: Tensor) -> Tensor:
 
 
 def _affine(x: Tensor, c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    weight = weight[:, 0] if weight.ndim == 4 else weight  # one per row: [B,1,D,D]
+    weight = weight[:, 0] if weight.ndim == 4 else weight  # one per element: [B,1,D,D]
     return x + c.to(x.dtype) * (x @ weight.to(x.dtype) + bias.to(x.dtype))
 
 

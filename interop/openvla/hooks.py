@@ -215,13 +215,13 @@ class Hooks:
 
     def _tower(self, x: Tensor, stack: str, point: str, layer: int) -> Tensor:
         skip, valid = self._skip[stack], self._valid[stack]
-        rows, tokens = len(valid), x.shape[1] - skip
-        images = len(x) // rows
-        patches = x[:, skip:].reshape(rows, images * tokens, -1)
+        batch, tokens = len(valid), x.shape[1] - skip
+        images = len(x) // batch
+        patches = x[:, skip:].reshape(batch, images * tokens, -1)
         changed = self._through(patches, stack, point, layer, valid, None)
         if changed is patches:
             return x
-        return torch.cat([x[:, :skip], changed.reshape(rows * images, tokens, -1)], dim=1)
+        return torch.cat([x[:, :skip], changed.reshape(batch * images, tokens, -1)], dim=1)
 
     def _llama(self, x: Tensor, stack: str, point: str, layer: int) -> Tensor:
         call, start, parts, changed = self._call, 0, [], False
@@ -277,6 +277,6 @@ def _select(layout: TokenLayout, selector: str, valid: Bool[Tensor, "b t"]) -> B
 
 
 def last_valid(valid: Bool[Tensor, "b t"]) -> Int[Tensor, " b"]:
-    """Position of each row's last real token."""
+    """Position of each element's last real token."""
     at = torch.arange(valid.shape[1], device=valid.device)
     return torch.where(valid, at, -1).amax(dim=1)

@@ -130,10 +130,10 @@ def hidden_states(
     model: OpenVLA, parts: OFTParts, embedded: Embedded, hooks: Hooks
 ) -> Float[Tensor, "b s d"]:
     """One pass over prefix, empty token, a placeholder for each number, and stop token."""
-    rows, prefix = embedded.valid.shape
+    batch, prefix = embedded.valid.shape
     numbers, config = parts.numbers, model.config
     fixed = torch.tensor([config.empty_token, config.text.eos_token_id], device=model.device)
-    empty, stop = model.embed_tokens(fixed[None]).expand(rows, -1, -1).split(1, dim=1)
+    empty, stop = model.embed_tokens(fixed[None]).expand(batch, -1, -1).split(1, dim=1)
     blank = torch.zeros_like(empty).expand(-1, numbers, -1)
     embeds = torch.cat([embedded.embeds, empty, blank, stop], dim=1)
     valid = F.pad(embedded.valid, (0, numbers + 2), value=True)

@@ -173,13 +173,13 @@ class OpenVLAPolicy(Words, Policy):
         """See `Policy.prefill`: towers and, where nothing later changes them, keys and values."""
         stacks = self.decoder.read_stacks
         taps, where, arrays = pick(stacks, taps, edits)
-        rows, length = obs.batch_size, self.layouts["vlm"].length
+        batch, length = obs.batch_size, self.layouts["vlm"].length
 
         def run(obs, arrays):
             with torch.no_grad(), self._hooks(taps, where, arrays) as hooks:
                 return self.decoder.read(self.reader.inputs(self.model, obs), hooks), hooks.values()
 
-        shapes = self.decoder.read_shapes(rows, length), self._tap_shapes(rows, taps)
+        shapes = self.decoder.read_shapes(batch, length), self._tap_shapes(batch, taps)
         return Prefix(*call_torch(run, shapes, leaves(obs), arrays))
 
     def sample(
@@ -201,7 +201,7 @@ class OpenVLAPolicy(Words, Policy):
             prefix = self.prefill(obs, edits=edits, taps=taps)
         stacks = tuple(set(self.layouts) - set(self.decoder.read_stacks))
         taps, where, arrays = pick(stacks, taps, edits)
-        rows = obs.batch_size
+        batch = obs.batch_size
 
         def run(prefix, arrays):
             with torch.no_grad(), self._hooks(taps, where, arrays) as hooks:
@@ -209,20 +209,20 @@ class OpenVLAPolicy(Words, Policy):
                 chosen, report = self.decoder.act(on_device, hooks)
                 return chosen, report, hooks.values()
 
-        shapes = self._shapes(rows, taps)
+        shapes = self._shapes(batch, taps)
         chosen, report, found = call_torch(run, shapes, prefix.arrays, arrays)
         return Sample(chosen, {**prefix.taps, **found}, report)
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
         """See `Policy.finish`; a token that is no action is the nearest one, as in the original."""
-        rows, chosen = flat_rows(raw), np.asarray(sample.actions, np.float64)
-        if chosen.ndim != 3 or (len(chosen), chosen.shape[-1]) != (len(rows), self.chunk_width):
+        flat, chosen = flat_rows(raw), np.asarray(sample.actions, np.float64)
+        if chosen.ndim != 3 or (len(chosen), chosen.shape[-1]) != (len(flat), self.chunk_width):
             raise ValueError(
-                f"chunks of {chosen.shape} for {len(rows)} observations: expected "
-                f"[{len(rows)}, steps, {self.chunk_width}]."
+                f"chunks of {chosen.shape} for {len(flat)} observations: expected "
+                f"[{len(flat)}, steps, {self.chunk_width}]."
             )
         broken = np.any(~np.isfinite(chosen), axis=(1, 2))
-        return self.preset.bounded(self._to_env(chosen), broken, rows)
+        return self.preset.bounded(self._to_env(chosen), broken, flat)
 
     def objective(
         self,
@@ -242,8 +242,8 @@ class OpenVLAPolicy(Words, Policy):
         taps, where, arrays = pick(tuple(self.layouts), taps, edits)
         held, held_edits = jax.lax.stop_gradient((obs, tuple(edits)))
         plain = self.sample(held, key, edits=held_edits)
-        rows = obs.batch_size
-        shapes = self._shapes(rows, taps)
+        batch = obs.batch_size
+        shapes = self._shapes(batch, taps)
 
         def run(obs, arrays, report):
             with self._hooks(taps, where, arrays) as hooks:
@@ -264,15 +264,15 @@ class OpenVLAPolicy(Words, Policy):
         edits = list(zip(where, arrays, strict=True))
         return Hooks(self.model, self.layouts, taps, edits)
 
-    def _shapes(self, rows: int, taps: Sequence[Tap]):
+    def _shapes(self, batch: int, taps: Sequence[Tap]):
         """What an inference returns: actions, report, taps."""
-        size = (rows, self.decoder.horizon, len(self._statistics["q01"]))
+        size = (batch, self.decoder.horizon, len(self._statistics["q01"]))
         actions = jax.ShapeDtypeStruct(size, jnp.float32)
-        return actions, self.decoder.report_shapes(rows), self._tap_shapes(rows, taps)
+        return actions, self.decoder.report_shapes(batch), self._tap_shapes(batch, taps)
 
-    def _tap_shapes(self, rows: int, taps: Sequence[Tap]):
+    def _tap_shapes(self, batch: int, taps: Sequence[Tap]):
         dtype = JAX_DTYPES[self.model.dtype]
-        return tap_shapes(self.stacks, taps, rows, self.decoder.steps, dtype)
+        return tap_shapes(self.stacks, taps, batch, self.decoder.steps, dtype)
 
     @property
     def _statistics(self) -> Mapping[str, Any]:

@@ -46,7 +46,7 @@ class Reader:
         state: Float[np.ndarray, "b s"],
         config: OpenVLAConfig,
     ) -> Observation:
-        """Flat raw observations, one a row, with what they ask for and the normalised state.
+        """Flat raw observations, one each, with what they ask for and the normalised state.
 
         Raises:
             ValueError: a camera is missing, a picture is not uint8 RGB, or a prompt is too long.

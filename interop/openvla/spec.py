@@ -68,9 +68,9 @@ def policy_spec(
 
 
 def tap_shapes(
-    stacks: Mapping[str, StackSpec], taps: Sequence[Tap], rows: int, steps: int, dtype: Any
+    stacks: Mapping[str, StackSpec], taps: Sequence[Tap], batch: int, steps: int, dtype: Any
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """What each tap returns for a batch of `rows`; those on `action` have `steps` in front."""
+    """What each tap returns for a batch of that size; those on `action` have `steps` in front."""
     shapes = {}
     for tap in taps:
         stack = stacks[tap.stack]
@@ -82,7 +82,7 @@ def tap_shapes(
         }.get(tap.point, (stack.width,))
         front = (steps,) if tap.stack == "action" else ()
         layers = len(resolve_layers(tap.layers, stack.depth))
-        shapes[str(tap)] = jax.ShapeDtypeStruct((*front, layers, rows, *tokens, *inner), dtype)
+        shapes[str(tap)] = jax.ShapeDtypeStruct((*front, layers, batch, *tokens, *inner), dtype)
     return shapes
 
 

@@ -141,7 +141,7 @@ def memory(source: Positional[str], /, *, taps: tuple[str, ...] = (), batch: int
     Args:
         source: checkpoint folder, or the name of a published checkpoint, e.g. pi05_libero.
         taps: activations, e.g. vlm.mlp_out@8/text/mean; the detector's own by default.
-        batch: rows of one inference.
+        batch: observations of one inference.
     """
     from mistjax.detect.inputs import DEFAULT_TAPS
     from mistjax.hooks.sites import Tap
@@ -151,9 +151,9 @@ def memory(source: Positional[str], /, *, taps: tuple[str, ...] = (), batch: int
     whole("batch", batch, 1)
     print(price(config_of(source), chosen, batch=batch).describe())
     print(
-        f"That is of one inference of {batch} rows, and what the compiler plans; weights, videos "
-        f"and the episodes' own arrays are not in it.\nNext: mistjax collect {source} --out RUN"
-        + (f" --taps {' '.join(taps)}" if taps else "")
+        f"That is of one inference of {batch} observations, and what the compiler plans; weights, "
+        f"videos and the episodes' own arrays are not in it.\n"
+        f"Next: mistjax collect {source} --out RUN" + (f" --taps {' '.join(taps)}" if taps else "")
     )
 
 

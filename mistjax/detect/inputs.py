@@ -159,7 +159,7 @@ class Input:
         return Resampled(policy, self.layout.samples, self.layout.dim)
 
     def live(self, sample: Sample) -> Float[Array, "b d"]:
-        """The vector of each row of a sample of `watched(policy)`.
+        """The vector of each element of a sample of `watched(policy)`.
 
         Raises:
             ValueError: the sample lacks something, or has it in another shape.

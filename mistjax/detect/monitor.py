@@ -21,7 +21,7 @@ from mistjax.policies.protocol import Policy, Sample
 
 @flax.struct.dataclass
 class MonitorState:
-    """What a monitor remembers of each row's episode.
+    """What a monitor remembers of each batch element's episode.
 
     Attributes:
         detector: the detector's own state.

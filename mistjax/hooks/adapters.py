@@ -38,7 +38,7 @@ class Stream:
         points: point name -> where its value passes (`resid` is read off the block's result).
         carry_index: which element of the scan carry is this stack's residual stream; None when
             the carry is the stream itself.
-        groups: how many consecutive batch rows are one example's tokens (cameras of a vision
+        groups: how many consecutive batch elements are one example's tokens (cameras of a vision
             tower that runs on all cameras as one batch).
     """
 

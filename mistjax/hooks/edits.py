@@ -34,7 +34,7 @@ class Edit:
     Attributes:
         site: `<stack>.<point>` (static).
         tokens: token selector (static), as for `Tap`.
-        strength: scalar, or one per batch row [B].
+        strength: scalar, or one per batch element [B].
         gate: one weight per layer of the stack [L]; None means every layer.
         step_weights: one weight per flow step or decoded token [S]; None means every step. Only
             read where there are steps: prefill always has weight 1.
@@ -72,7 +72,7 @@ class Edit:
             if not self.fits(name, array.shape, shape):
                 raise ValueError(
                     f"{type(self).__name__}.{name} has shape {array.shape} in each layer: "
-                    f"{self.site!r} has {shape[1]} tokens of {shape[2:]} in {shape[0]} rows."
+                    f"{self.site!r} has {shape[1]} tokens of {shape[2:]} in a batch of {shape[0]}."
                 )
 
     def fits(self, name: str, own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
@@ -175,17 +175,17 @@ class ProjectOut(Edit):
 @flax.struct.dataclass
 class Affine(Edit):
     """x + c * (x @ weight + bias), weight [L,D,D] and bias [L,D] of the change (or
-    one of each row of the batch: [L,B,1,D,D], [L,B,1,D]).
+    one of each batch element: [L,B,1,D,D], [L,B,1,D]).
     """
 
     weight: Float[Array, "l *r d d"] = None  # type: ignore[assignment]
     bias: Float[Array, "l *r d"] = None  # type: ignore[assignment]
 
     def fits(self, name, own, shape):
-        """See `Edit.fits`; one map for all heads, and of each row only where there are none."""
+        """See `Edit.fits`; one map for all heads, one per element only where there are none."""
         one = shape[-1:] if name == "bias" else 2 * shape[-1:]
-        by_row = [(rows, 1, *one) for rows in (1, shape[0]) if len(shape) == 3]
-        return own in (one, *by_row)
+        per_element = [(b, 1, *one) for b in (1, shape[0]) if len(shape) == 3]
+        return own in (one, *per_element)
 
     def layer_data(self, depth):
         return {
@@ -209,7 +209,7 @@ class Patch(Edit):
     shared: ClassVar[bool] = True
 
     def fits(self, name, own, shape):
-        """See `Edit.fits`; a value of every token, and of every row or of one for all."""
+        """See `Edit.fits`; a value of every token, of every batch element or of one for all."""
         if name == "value":
             return own[1:] == shape[1:] and own[0] in (1, shape[0])
         return super().fits(name, own, shape)

@@ -222,7 +222,7 @@ def _edit_leaves(stack: ScannedStack, edits, tokens, step) -> dict[str, dict[str
         if strength.shape not in ((), here.valid.shape[:1]):
             raise ValueError(
                 f"Edit.strength has shape {strength.shape}: expected a scalar, or one for each of "
-                f"the {here.valid.shape[0]} rows."
+                f"the {here.valid.shape[0]} batch elements."
             )
         if step is not None and edit.step_weights is not None:
             strength = strength * edit.step_weights[step]

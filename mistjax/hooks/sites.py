@@ -187,7 +187,7 @@ class TokenLayout:
 def reduce_tokens(
     value: Float[Array, "b t *d"], mask: Bool[Array, "b t"], reduce: Reduce
 ) -> Float[Array, "..."]:
-    """Mean or max over the masked tokens ([B,*D]); a row without any gives 0."""
+    """Mean or max over the masked tokens ([B,*D]); an element without any gives 0."""
     wide = mask.reshape(*mask.shape, *(1,) * (value.ndim - 2))
     if reduce == "mean":
         total = jnp.sum(jnp.where(wide, value, 0), axis=1)

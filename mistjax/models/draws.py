@@ -18,10 +18,10 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 
 
 def row_keys(key: Array, batch: int) -> Key[Array, " {batch}"]:
-    """One PRNG key per row [B], from one key or as given: a row's draws do not depend on others.
+    """One PRNG key per element [B], from one key or as given: its draws do not depend on others.
 
     Raises:
-        ValueError: keys for another number of rows, or not of `jax.random.key` with threefry2x32.
+        ValueError: keys for another batch size, or not of `jax.random.key` with threefry2x32.
     """
     if (
         not jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -31,7 +31,7 @@ def row_keys(key: Array, batch: int) -> Key[Array, " {batch}"]:
             f"the key is {key.dtype}: expected one of jax.random.key(seed, impl='threefry2x32')."
         )
     if key.shape not in ((), (batch,)):
-        raise ValueError(f"{key.shape} keys for {batch} rows: expected one key, or one a row.")
+        raise ValueError(f"{key.shape} keys for a batch of {batch}: expected one key, or one each.")
     return key if key.ndim else _blocks(key, batch)
 
 

@@ -1,9 +1,9 @@
 """pi0-FAST: one Gemma stack reads cameras and prompt, then writes the action chunk as tokens.
 
 In the order that data flows: prefix -> KV cache and first logits; one decoded token at a time ->
-the next logits. The original rolls each row's padding to the left before it runs the prefix; a
-masked attention does not care where the padding is, so rows stay as they are here and a token
-position means the same in every row, which taps and edits rely on.
+the next logits. The original rolls each prompt's padding to the left before it runs the prefix; a
+masked attention does not care where the padding is, so prompts stay as they are here and a token
+position means the same in all of them, which taps and edits rely on.
 
 Source: FAST (arXiv 2501.09747), pi0-FAST. Parameter tree and conventions: openpi, among them that
 the token of step s (from 0) sits at position `prompt length + s + 1`; see
@@ -80,11 +80,11 @@ class Written:
     """A decoded action chunk.
 
     Attributes:
-        tokens: ids, PAD after a row's EOS.
-        log_probs: of each token under the model at temperature 1; 0 after a row's EOS.
-        entropies: of the distribution that each token was chosen from, in nats; 0 after a row's
-            EOS.
-        taps: `action` taps with the decoded token as leading axis; 0 from a row's EOS on.
+        tokens: ids, PAD after an element's EOS.
+        log_probs: of each token under the model at temperature 1; 0 after an element's EOS.
+        entropies: of the distribution that each token was chosen from, in nats; 0 after an
+            element's EOS.
+        taps: `action` taps with the decoded token as leading axis; 0 from an element's EOS on.
     """
 
     tokens: Int[Array, "b s"]
@@ -150,14 +150,14 @@ def write(
     temperature: Float[Array, ""] | float = 0.0,
     grammar: ActionGrammar | None = None,
 ) -> Written:
-    """Decodes until every row has written EOS, at most `max_decoding_steps` tokens.
+    """Decodes until every element has written EOS, at most `max_decoding_steps` tokens.
 
-    Steps after the last row's EOS are skipped, not run. Differentiable (a scan, not a while loop).
+    Steps after the last EOS are skipped, not run. Differentiable (a scan, not a while loop).
 
     Args:
         model, variables: the model.
         prefix: what `sampling.prefill` returned.
-        keys: one PRNG key per row [B].
+        keys: one PRNG key per batch element [B].
         hooks: of the `action` stack, at every step.
         temperature: 0 is greedy.
         grammar: which tokens may follow; None allows every token.
@@ -192,17 +192,17 @@ def write(
         found = jax.tree.map(lambda x: jnp.where(_rows(done, x), 0, x), found)
         return (state, place, done), (token, *said, found)
 
-    rows = prefix.valid.shape[0]
+    batch = prefix.valid.shape[0]
     _, (tokens, log_probs, entropies, found) = jax.lax.scan(
         body,
-        (start(model, variables, prefix), jnp.zeros(rows, int), jnp.zeros(rows, bool)),
+        (start(model, variables, prefix), jnp.zeros(batch, int), jnp.zeros(batch, bool)),
         jnp.arange(model.config.max_decoding_steps),
     )
     return Written(tokens.T, log_probs.T, entropies.T, found)
 
 
 def _rows(mask: Bool[Array, " b"], like: Array) -> Array:
-    """The mask of rows, shaped to broadcast with a tap [L,B,...]."""
+    """The mask of batch elements, shaped to broadcast with a tap [L,B,...]."""
     return mask.reshape(1, -1, *(1,) * (like.ndim - 2))
 
 

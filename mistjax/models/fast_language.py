@@ -113,7 +113,7 @@ class FastTokenizer:
     ) -> tuple[Float[Array, "b h a"], Bool[Array, " b"]]:
         """Chunks of what the model wrote, and whether it wrote one: zeros where not.
 
-        A row must begin with `Action: `, then hold the ids of one whole chunk up to the first `|`.
+        Each must begin with `Action: `, then hold the ids of one whole chunk up to the first `|`.
         """
         head = len(self._head)
         begins = jnp.all(tokens[:, :head] == jnp.array(self._head), axis=1)
@@ -130,7 +130,7 @@ class FastTokenizer:
 class ActionGrammar:
     """Which tokens a written action can go on with, so that it ends as a whole chunk.
 
-    A written action is a row of places: `Action: `, one place a coefficient, `|`, end. Only pieces
+    A written action is a list of places: `Action: `, one place a coefficient, `|`, end. Only pieces
     of whole characters are allowed, so a coefficient that needs broken ones is never written.
 
     Attributes:
@@ -144,7 +144,7 @@ class ActionGrammar:
     full: int
 
     def allowed(self, place: Int[Array, " b"]) -> Bool[Array, "b v"]:
-        """Tokens that may come next in rows that stand at these places."""
+        """Tokens that may come next where elements stand at these places."""
         token = jnp.asarray(self.forced)[place][:, None]
         fits = (self.fills > 0) & (place[:, None] + self.fills <= self.full)
         return jnp.where(token < 0, fits, jnp.arange(len(self.fills)) == token)
@@ -191,8 +191,8 @@ def train_prompt_tokenizer(words: Iterable[str], path: str | Path) -> None:
 
 def pad_actions(sequences: Iterable[Sequence[int]], length: int) -> Int[np.ndarray, "n c"]:
     """Written actions padded with 0 to one length; ValueError when one is longer."""
-    rows = [list(ids) for ids in sequences]
-    longest = max(map(len, rows), default=0)
+    lists = [list(ids) for ids in sequences]
+    longest = max(map(len, lists), default=0)
     if longest > length:
         raise ValueError(f"an action takes {longest} tokens, there is room for {length}.")
-    return np.array([row + [0] * (length - len(row)) for row in rows], np.int32)
+    return np.array([ids + [0] * (length - len(ids)) for ids in lists], np.int32)

@@ -2,7 +2,7 @@
 
 Encoding is a cosine transform over time, rounded coefficients, one character each, and byte-pair
 encoding (the `tokenizers` library, on the host). Decoding is tables and matrix products in JAX, so
-a sampler can decode where it sampled, row by row, and say which rows hold no action.
+a sampler can decode where it sampled, element by element, and say which hold no action.
 
 Source: FAST (arXiv 2501.09747). The folder format is the hub's `physical-intelligence/fast`:
 `processor_config.json` and `tokenizer.json`; its Python file is not needed and never run.
@@ -210,9 +210,9 @@ class ActionTokenizer:
     def decode(
         self, ids: Int[Array, "b s"], given: Bool[Array, "b s"]
     ) -> tuple[Float[Array, "b h a"], Bool[Array, " b"]]:
-        """Chunks of the given ids, and whether a row's ids are exactly one chunk.
+        """Chunks of the given ids, and whether an element's ids are exactly one chunk.
 
-        A row that is not (an id outside the vocabulary, broken characters, too few or too many
+        One that is not (an id outside the vocabulary, broken characters, too few or too many
         coefficients) gives zeros and False. Works under jit and vmap.
         """
         codes, ok = _codes(*self._bytes, ids, given, size=self.horizon * self.action_dim)

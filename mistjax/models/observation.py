@@ -18,7 +18,7 @@ class Observation:
     Attributes:
         images: camera name -> image in [-1, 1]. The order of the cameras is the model's
             `image_keys`.
-        image_masks: camera name -> whether the camera is present in that row.
+        image_masks: camera name -> whether the camera is there, for each element.
         state: normalised robot state, padded with zeros to the model's action dimension.
         tokenized_prompt: token ids, padded on the right.
         tokenized_prompt_mask: True where a token is real.
@@ -42,20 +42,20 @@ def check_observation(config: Pi0Config | FastConfig, obs: Observation) -> None:
     """ValueError where the arrays of an observation do not have the sizes of a model, which JAX
     would broadcast or clamp. Shapes only, so inside jit too.
     """
-    rows, keys, side = obs.batch_size, config.image_keys, config.image_size
+    batch, keys, side = obs.batch_size, config.image_keys, config.image_size
     if missing := [key for key in keys if key not in obs.images or key not in obs.image_masks]:
         raise ValueError(f"the observation lacks the cameras {missing}; it has {list(obs.images)}.")
     expected = {
-        **{f"images[{key!r}]": (obs.images[key], (rows, side, side, 3)) for key in keys},
-        **{f"image_masks[{key!r}]": (obs.image_masks[key], (rows,)) for key in keys},
-        "tokenized_prompt": (obs.tokenized_prompt, (rows, config.max_token_len)),
-        "tokenized_prompt_mask": (obs.tokenized_prompt_mask, (rows, config.max_token_len)),
+        **{f"images[{key!r}]": (obs.images[key], (batch, side, side, 3)) for key in keys},
+        **{f"image_masks[{key!r}]": (obs.image_masks[key], (batch,)) for key in keys},
+        "tokenized_prompt": (obs.tokenized_prompt, (batch, config.max_token_len)),
+        "tokenized_prompt_mask": (obs.tokenized_prompt_mask, (batch, config.max_token_len)),
     }
     if obs.prompt_embedding is not None:
-        size = (rows, config.max_token_len, config.vlm.width)
+        size = (batch, config.max_token_len, config.vlm.width)
         expected["prompt_embedding"] = obs.prompt_embedding, size
     if isinstance(config, Pi0Config):  # pi0-FAST reads the state in its prompt
-        expected["state"] = obs.state, (rows, config.action_dim)
+        expected["state"] = obs.state, (batch, config.action_dim)
     for name, (array, shape) in expected.items():
         if np.shape(array) != shape:
             raise ValueError(f"{name} has shape {np.shape(array)}: the model takes {shape}.")

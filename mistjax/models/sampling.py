@@ -37,11 +37,11 @@ class Prefix:
     taps: dict[str, Array]
 
     def check(self, config: Pi0Config | FastConfig, obs: Observation) -> None:
-        """ValueError where it is the prefix of another number of rows, or of another model."""
+        """ValueError where it is the prefix of another batch size, or of another model."""
         expected = obs.batch_size, config.prefix_len
         if self.valid.shape != expected:
             raise ValueError(
-                f"the prefix is of {self.valid.shape} rows and tokens, the observation of "
+                f"the prefix is of {self.valid.shape} elements and tokens, the observation of "
                 f"{expected}: compute it from this observation."
             )
 

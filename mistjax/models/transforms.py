@@ -105,8 +105,8 @@ def flatten(raw: Mapping[Any, Any]) -> dict[str, Any]:
 def flat_rows(raw: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
     """The flat raw observations of a batch; ValueError where there is none, or as `flatten`."""
     if isinstance(raw, Mapping) or not len(raw):
-        raise ValueError("expected raw observations, one dict a row and at least one.")
-    return [flatten(row) for row in raw]
+        raise ValueError("expected raw observations, one dict each and at least one.")
+    return [flatten(one) for one in raw]
 
 
 def to_unit(image: UInt8[AnyArray, "*n 3"]) -> Float[AnyArray, "*n 3"]:
@@ -169,9 +169,9 @@ class Cameras:
         return images, masks
 
     def batch(
-        self, pictures: Mapping[str, UInt8[jax.Array, "b h w 3"]], rows: int
+        self, pictures: Mapping[str, UInt8[jax.Array, "b h w 3"]], batch: int
     ) -> tuple[dict[str, AnyArray], dict[str, AnyArray]]:
-        """The same of `rows` rows whose pictures have the model's size already, inside jit.
+        """The same of `batch` observations whose pictures have the model's size, inside jit.
 
         Raises:
             ValueError: a named camera is missing, or its pictures have another size.
@@ -180,7 +180,7 @@ class Cameras:
         for name, key in self.keys.items():
             if key is not None and key not in pictures:
                 raise ValueError(f"camera {name!r} reads {key!r}; there are {sorted(pictures)}.")
-            shape = (rows, self.size, self.size, 3)
+            shape = (batch, self.size, self.size, 3)
             image = jnp.zeros(shape, jnp.uint8) if key is None else pictures[key]
             if image.shape != shape:
                 raise ValueError(
@@ -188,7 +188,7 @@ class Cameras:
                     "model's size."
                 )
             images[name] = to_unit(image)
-            masks[name] = jnp.full(rows, self.absent_mask if key is None else True)
+            masks[name] = jnp.full(batch, self.absent_mask if key is None else True)
         return images, masks
 
 

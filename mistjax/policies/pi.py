@@ -67,7 +67,7 @@ class PiPolicy(Policy):
 
     def __post_init__(self):
         pieces, rows = self.prompt_tokenizer.vocab_size, self.config.vocab_size
-        if pieces > rows:  # looking up a row that there is not gives the last one
+        if pieces > rows:  # an index beyond the table reads its last row
             raise ValueError(f"the tokenizer has {pieces} pieces, the model embeds {rows}.")
 
     @classmethod

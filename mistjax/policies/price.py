@@ -79,7 +79,7 @@ def price(
     Args:
         config: sizes of the model; parameters are priced in its `dtype`.
         taps: what would be recorded.
-        batch: rows of one inference.
+        batch: observations of one inference.
         edits: what would be changed.
 
     Raises:

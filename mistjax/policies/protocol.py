@@ -145,7 +145,7 @@ class Policy(Protocol):
 
     @abc.abstractmethod
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
-        """Raw observations (one dict a row) -> model inputs: resize, normalise, tokenise, pad."""
+        """Raw observations (one dict each) -> model inputs: resize, normalise, tokenise, pad."""
 
     def prefill(
         self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
@@ -166,7 +166,7 @@ class Policy(Protocol):
         taps: Sequence[Tap] = (),
         prefix: Any = None,
     ) -> Sample:
-        """One inference, jit-compiled. `key` is one PRNG key, or one per row [B].
+        """One inference, jit-compiled. `key` is one PRNG key, or one per batch element [B].
 
         `prefix` is what `prefill` returned for the same observation; edits and taps of the prefix's
         stacks then belong to that call.

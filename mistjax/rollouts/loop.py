@@ -1,4 +1,4 @@
-"""`Loop`: rounds of one batched inference and the actions that follow, over rows of environments.
+"""`Loop`: rounds of one batched inference and the actions that follow, in many environments.
 
 The cost of a round is one inference plus the slowest worker's actions.
 """
@@ -26,17 +26,17 @@ _ATTEMPTS = 2  # at an episode that kills its worker
 
 
 class Slot:
-    """One row of the batch, and the episode in it."""
+    """One place in the batch, and the episode in it."""
 
-    def __init__(self, row: int):
-        self.row = row
+    def __init__(self, index: int):
+        self.index = index
         self.raw: RawObs = {}
         self.recorder: Recorder | None = None
         self.fresh = False
 
 
 class Loop:
-    """The policy state of each row, and the rounds."""
+    """The policy state of each slot, and the rounds."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Loop:
         self._max_steps = max_steps
         self._initial = jax.tree.map(jnp.asarray, policy.initial_state(slots))
         self._state = self._initial
-        self._slots = [Slot(row) for row in range(slots)]
+        self._slots = [Slot(index) for index in range(slots)]
         self._waiting: collections.deque[int] = collections.deque()
         self._deaths: collections.Counter[int] = collections.Counter()
         self._seen = self._usual = None  # shapes of the last prepared batch; of one that went well
@@ -86,15 +86,16 @@ class Loop:
             yield from self._act(inference)
 
     def _begin(self) -> Iterator[Trace]:
-        """Starts an episode in every free row; yields the trace of one that crashes already."""
+        """Starts an episode in every free slot; yields the trace of one that crashes already."""
         free = [slot for slot in self._slots if slot.recorder is None]
         starts = {}
         for slot, _ in zip(free, range(len(self._waiting)), strict=False):
             seed = self._waiting.popleft()
             slot.recorder = Recorder(seed, {"prompt": ""}, {}, ())
-            starts[slot.row] = "reset", (slot.row, seed, dict(self._options), seed in self._videos)
-        for row, reply in self._envs.exchange(starts):
-            slot = self._slots[row]
+            drawn = seed in self._videos
+            starts[slot.index] = "reset", (slot.index, seed, dict(self._options), drawn)
+        for index, reply in self._envs.exchange(starts):
+            slot = self._slots[index]
             if (trace := self._crash(slot, reply)) is not None:
                 yield trace
             if slot.recorder is None or reply.lost:
@@ -131,12 +132,12 @@ class Loop:
         return self._end(slot, f"{reply.error}, twice" if reply.lost else reply.error)
 
     def _infer(self, shown: Sequence[Slot], state: Any) -> tuple[Inference, Any]:
-        """One inference, in which each row sees what a slot sees; an empty row sees what another
+        """One inference, in which each element is what a slot sees; an empty slot sees what another
         does, and goes nowhere.
         """
         raw = [slot.raw for slot in shown]
         fresh = np.array([slot.fresh for slot in shown])
-        state = _reset_rows(state, self._initial, fresh)
+        state = _restarted(state, self._initial, fresh)
         keys = _episode_keys(
             np.array([slot.recorder.seed for slot in shown]),  # type: ignore[union-attr]
             np.array([slot.recorder.inferences for slot in shown]),  # type: ignore[union-attr]
@@ -169,8 +170,8 @@ class Loop:
                 raise ValueError(f"an observation of another shape: {shapes[slot]}, not {usual}")
 
         def infer(slot: Slot) -> None:
-            rows = np.full(len(self._slots), slot.row)
-            self._infer([slot] * len(rows), jax.tree.map(lambda x: x[rows], self._state))
+            repeated = np.full(len(self._slots), slot.index)
+            self._infer([slot] * len(repeated), jax.tree.map(lambda x: x[repeated], self._state))
 
         for attempt in (prepare, compare, infer):
             for slot in active:
@@ -190,19 +191,19 @@ class Loop:
                 continue
             slot.fresh = False
             try:
-                chunk = recorder.inference(inference, slot.row, slot.raw)
+                chunk = recorder.inference(inference, slot.index, slot.raw)
             except Exception:
                 yield self._end(slot, traceback.format_exc())
                 continue
             left = None if self._max_steps is None else self._max_steps - recorder.steps
             actions = list(chunk[: self._policy.spec.execute_steps][:left])
-            requests[slot.row] = "act", (slot.row, actions)
-        for row, reply in self._envs.exchange(requests):
-            slot = self._slots[row]
+            requests[slot.index] = "act", (slot.index, actions)
+        for index, reply in self._envs.exchange(requests):
+            slot = self._slots[index]
             if slot.recorder is None:
                 continue
             try:
-                ended = self._record(slot, requests[row][1][1], reply)
+                ended = self._record(slot, requests[index][1][1], reply)
             except Exception:
                 yield self._end(slot, traceback.format_exc())
                 continue
@@ -244,7 +245,7 @@ def _shapes(observation: Any) -> tuple[Any, ...]:
 
 @jax.jit
 def _episode_keys(seeds, inferences):
-    """One key per row, the same however JAX is set."""
+    """One key per slot, the same however JAX is set."""
 
     def one(seed, i):
         return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i)
@@ -253,8 +254,8 @@ def _episode_keys(seeds, inferences):
 
 
 @jax.jit
-def _reset_rows(state, initial, fresh):
-    """`initial` in the rows where `fresh`, else `state`."""
+def _restarted(state, initial, fresh):
+    """`initial` where `fresh`, else `state`."""
 
     def choose(old, new):
         return jnp.where(fresh.reshape(-1, *(1,) * (old.ndim - 1)), new, old)

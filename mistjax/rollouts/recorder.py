@@ -78,10 +78,10 @@ def _feature(tap: Tap, value: jax.Array | np.ndarray, batch: int) -> np.ndarray:
     Raises:
         ValueError: it is not the batch's.
     """
-    rows = _host(tap.batch_first(value))
-    if len(rows) != batch:
-        raise ValueError(f"tap '{tap}' came back with {len(rows)} rows: expected {batch}.")
-    return rows
+    values = _host(tap.batch_first(value))
+    if len(values) != batch:
+        raise ValueError(f"tap '{tap}' came back with {len(values)} elements: expected {batch}.")
+    return values
 
 
 class Recorder:
@@ -110,17 +110,17 @@ class Recorder:
         """Inferences so far."""
         return len(self._inferences)
 
-    def inference(self, batch: Inference, row: int, raw: RawObs) -> np.ndarray:
-        """Adds a row of an inference; returns its chunk [H,A]."""
-        values = {"chunks": batch.chunks[row], "timings_ms": np.float32(batch.milliseconds)}
-        values |= {name: value[row] for name, value in batch.monitor.items()}
-        values |= {f"features/{name}": value[row] for name, value in batch.features.items()}
-        values |= {f"aux/{name}": value[row] for name, value in batch.aux.items()}
+    def inference(self, batch: Inference, element: int, raw: RawObs) -> np.ndarray:
+        """Adds one element of an inference; returns its chunk [H,A]."""
+        values = {"chunks": batch.chunks[element], "timings_ms": np.float32(batch.milliseconds)}
+        values |= {name: value[element] for name, value in batch.monitor.items()}
+        values |= {f"features/{name}": value[element] for name, value in batch.features.items()}
+        values |= {f"aux/{name}": value[element] for name, value in batch.aux.items()}
         values |= {f"images/{name}": np.array(raw[name]) for name in self._cameras}
         if self._inferences:
             _check_alike(values, self._inferences[0][1])
         self._inferences.append((self.steps, values))
-        return batch.chunks[row]
+        return batch.chunks[element]
 
     def step(
         self, state: np.ndarray, action: np.ndarray, raw: RawObs, info: Mapping[str, Any]

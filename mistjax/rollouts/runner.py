@@ -6,7 +6,7 @@ takes the next seed before the next inference; the batch keeps its size to the e
 nothing recompiles.
 
 An episode depends on its seed alone: inference i of seed s uses the key fold_in(key(s), i), and
-each row has its own policy state. Which episodes share its batch, and which process steps its
+each slot has its own policy state. Which episodes share its batch, and which process steps its
 environment, makes no difference. The size of the batch changes rounding (by some 1e-7), which
 contact can amplify: runs agree bit for bit where they have the same `num_envs`.
 """

@@ -37,7 +37,7 @@ class Trace:
         actions: executed actions, in the env's units.
         chunks: predicted actions, in the env's units.
         inference_step: env step of each inference.
-        timings_ms: wall time of the batched inference that the episode was a row of (prepare,
+        timings_ms: wall time of the batched inference that the episode took part in (prepare,
             sample and finish, until the device is done); NaN where it is not known.
         features: `str(tap)` -> values of each inference, without the batch axis.
         aux: further named outputs of the policy, per inference.

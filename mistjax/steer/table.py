@@ -1,7 +1,7 @@
 """Which direction (or map) answers which cause: a lookup that works on traced indices.
 
 Causes are names: what the localiser blames (each camera, text, state) and failure causes. All
-directions live stacked in one pytree, so that a compiled program picks one per row of a batch by
+directions live stacked in one pytree, so that a compiled program picks one per batch element by
 index, and another cause, direction or strength never recompiles.
 """
 
@@ -59,13 +59,13 @@ class CauseTable:
         """The edit that answers a cause.
 
         Args:
-            cause: an index into `causes`, or one per batch row [B]; negative means none.
-            strength: times the cause's recommended strength; a scalar or one per row.
+            cause: an index into `causes`, or one per batch element [B]; negative means none.
+            strength: times the cause's recommended strength; a scalar or one per element.
             step_weights: see `Edit`.
 
         Returns:
-            One edit. With a cause per row its arrays are [L,B,1,*D]. Rows without a direction have
-            strength 0 and pass through bit for bit.
+            One edit. With a cause per element its arrays are [L,B,1,*D]. Elements without a
+            direction have strength 0 and pass through bit for bit.
         """
         cause = jnp.asarray(cause)
         known = jnp.maximum(cause, 0)

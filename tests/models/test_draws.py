@@ -39,7 +39,7 @@ def test_draws_do_not_depend_on_how_jax_is_set(default, x64, partitionable):
 
 
 def test_keys_that_a_batch_cannot_use_are_refused():
-    with pytest.raises(ValueError, match=r"\(3,\) keys for 2 rows"):
+    with pytest.raises(ValueError, match=r"\(3,\) keys for a batch of 2"):
         row_keys(jax.random.split(KEY, 3), 2)
     for other in (jax.random.key(0, impl="rbg"), jax.random.PRNGKey(0)):
         with pytest.raises(ValueError, match="impl='threefry2x32'"):

@@ -197,19 +197,19 @@ class RobotPreset:
 
         Args:
             actions: chunks in the robot's units.
-            broken: rows whose chunk is no action; so is one that is not finite. The robot holds
+            broken: elements whose chunk is no action; so is one that is not finite. The robot holds
                 still for the whole chunk there, see `Fallback`.
             raw: the flat raw observations.
 
         Raises:
-            ValueError: a row is broken, and the preset has no fallback.
+            ValueError: an element is broken, and the preset has no fallback.
         """
         broken = broken | ~np.isfinite(actions).all(axis=(1, 2))
         if not broken.any():
             return np.clip(actions, self.action_low, self.action_high).astype(np.float32)
         if self.fallback is None:
             raise ValueError(
-                f"the chunk of row {np.flatnonzero(broken)[0]} is no action, and preset "
+                f"chunk {np.flatnonzero(broken)[0]} is no action, and preset "
                 f"{self.name!r} does not say what holds the robot still: give RobotPreset a "
                 "`fallback`."
             )
@@ -225,7 +225,7 @@ class RobotPreset:
 
         Args:
             actions: as `bounded`.
-            broken: rows that hold still.
+            broken: elements that hold still.
             state: in the robot's units.
         """
         assert self.fallback is not None

@@ -1,4 +1,4 @@
-"""`Host`: the environments of some rows of the batch, wherever they live, and what it answers.
+"""`Host`: the environments of some slots of the batch, wherever they live, and what it answers.
 
 A request executes several actions, and pictures between them stay with the host unless a video is
 recorded: one round trip and one observation for each inference.
@@ -52,44 +52,44 @@ class Reply:
 
 
 class Host:
-    """Environments of some rows. Only `make` raises; a crash elsewhere is part of the reply."""
+    """Environments of some slots. Only `make` raises; a crash elsewhere is part of the reply."""
 
     def __init__(self, make_env: MakeEnv):
         self._make_env = make_env
         self._envs: dict[int, gym.Env] = {}
         self._pictures: dict[int, bool] = {}
 
-    def make(self, row: int) -> tuple[str, float]:
-        """Makes the environment of a row; returns its gymnasium id and frames per second."""
-        env = self._envs[row] = self._make_env()
+    def make(self, slot: int) -> tuple[str, float]:
+        """Makes the environment of a slot; returns its gymnasium id and frames per second."""
+        env = self._envs[slot] = self._make_env()
         name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
         return name, float(env.metadata.get("render_fps", 10.0))
 
-    def reset(self, row: int, seed: int, options: dict[str, Json], pictures: bool) -> Reply:
+    def reset(self, slot: int, seed: int, options: dict[str, Json], pictures: bool) -> Reply:
         """Starts an episode. `pictures`: send those between two inferences too."""
-        self._pictures[row] = pictures
+        self._pictures[slot] = pictures
         try:
-            if row not in self._envs:
-                self.make(row)
-            raw, info = self._envs[row].reset(seed=seed, options=options)
+            if slot not in self._envs:
+                self.make(slot)
+            raw, info = self._envs[slot].reset(seed=seed, options=options)
             return Reply((Moment(flatten(raw), _plain(info)),))
         except Exception:
-            return self._crash(row, ())
+            return self._crash(slot, ())
 
-    def act(self, row: int, actions: Sequence[np.ndarray]) -> Reply:
+    def act(self, slot: int, actions: Sequence[np.ndarray]) -> Reply:
         """Executes actions one after the other, up to the end of the episode."""
         moments: list[Moment] = []
         try:
             for left, action in zip(range(len(actions), 0, -1), actions, strict=True):
-                raw, _, terminated, truncated, info = self._envs[row].step(action)
+                raw, _, terminated, truncated, info = self._envs[slot].step(action)
                 ended = bool(terminated or truncated)
-                kept = left == 1 or ended or self._pictures[row]
+                kept = left == 1 or ended or self._pictures[slot]
                 raw = flatten(raw) if kept else _vectors(flatten(raw))
                 moments.append(Moment(raw, _plain(info), ended))
                 if ended:
                     break
         except Exception:
-            return self._crash(row, moments)
+            return self._crash(slot, moments)
         return Reply(tuple(moments))
 
     def close(self) -> None:
@@ -98,10 +98,10 @@ class Host:
                 env.close()
         self._envs.clear()
 
-    def _crash(self, row: int, moments: Sequence[Moment]) -> Reply:
-        """The exception being handled as a reply; the row gets a new environment at its reset."""
+    def _crash(self, slot: int, moments: Sequence[Moment]) -> Reply:
+        """The exception being handled as a reply; the slot gets a new environment at its reset."""
         error = traceback.format_exc()
-        if (env := self._envs.pop(row, None)) is not None:
+        if (env := self._envs.pop(slot, None)) is not None:
             with contextlib.suppress(Exception):
                 env.close()
         return Reply(tuple(moments), error)

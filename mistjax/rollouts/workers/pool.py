@@ -1,7 +1,7 @@
 """`EnvPool`: the environments of a batch as one vector, in this process or in several workers.
 
 Row r lives in worker r modulo their number. All workers are busy at once; replies are handed on one
-row at a time, so that what is done with them overlaps with the workers still stepping.
+slot at a time, so that what is done with them overlaps with the workers still stepping.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class EnvPool:
         fps: their frames per second.
     """
 
-    def __init__(self, make_env: MakeEnv, rows: int, workers: int = 0, executor: str = "process"):
+    def __init__(self, make_env: MakeEnv, slots: int, workers: int = 0, executor: str = "process"):
         """Makes the environments.
 
         Args:
             make_env: makes one environment; for workers it must be sendable to another process.
-            rows: how many environments.
+            slots: how many environments.
             workers: how many worker processes; 0 steps all environments in this process.
             executor: whether workers are processes of this machine or Ray actors.
 
@@ -37,15 +37,15 @@ class EnvPool:
         """
         if workers < 0:
             raise ValueError(f"workers is {workers}: expected 0 (this process) or more.")
-        self._start = _starter(make_env, min(workers, rows), executor)
+        self._start = _starter(make_env, min(workers, slots), executor)
         self._workers: list[Worker] = []
         try:
-            self._workers = [self._start() for _ in range(min(workers, rows) or 1)]
-            self._rows = [range(rows)[i :: len(self._workers)] for i in range(len(self._workers))]
-            for worker, own in zip(self._workers, self._rows, strict=True):
-                worker.send([("make", (row,)) for row in own])
+            self._workers = [self._start() for _ in range(min(workers, slots) or 1)]
+            self._slots = [range(slots)[i :: len(self._workers)] for i in range(len(self._workers))]
+            for worker, own in zip(self._workers, self._slots, strict=True):
+                worker.send([("make", (slot,)) for slot in own])
             made = [
-                w.receive() for w, own in zip(self._workers, self._rows, strict=True) for _ in own
+                w.receive() for w, own in zip(self._workers, self._slots, strict=True) for _ in own
             ]
         except WorkerLost as death:
             self.close()
@@ -56,33 +56,33 @@ class EnvPool:
         self.env_id, self.fps = made[0]
 
     def exchange(self, requests: Mapping[int, Request]) -> Iterator[tuple[int, Reply]]:
-        """Carries out at most one request for each row; yields (row, reply).
+        """Carries out at most one request for each slot; yields (slot, reply).
 
-        When a worker dies, the row it was busy with gets a reply that is `lost` with an `error`.
-        Every other row of that worker, asked for or not, gets one that is `lost` without an
+        When a worker dies, the slot it was busy with gets a reply that is `lost` with an `error`.
+        Every other slot of that worker, asked for or not, gets one that is `lost` without an
         `error`: its episode is gone through no fault of its own. A new worker takes their place.
         """
-        asked = [[row for row in own if row in requests] for own in self._rows]
-        for worker, rows in zip(self._workers, asked, strict=True):
-            if rows:
-                worker.send([requests[row] for row in rows])
-        for index, rows in enumerate(asked):
-            yield from self._replies(index, rows)
+        asked = [[slot for slot in own if slot in requests] for own in self._slots]
+        for worker, slots in zip(self._workers, asked, strict=True):
+            if slots:
+                worker.send([requests[slot] for slot in slots])
+        for index, slots in enumerate(asked):
+            yield from self._replies(index, slots)
 
-    def _replies(self, index: int, rows: Sequence[int]) -> Iterator[tuple[int, Reply]]:
-        for row in rows:
+    def _replies(self, index: int, slots: Sequence[int]) -> Iterator[tuple[int, Reply]]:
+        for slot in slots:
             try:
                 reply = self._workers[index].receive()
             except WorkerLost as death:
                 with contextlib.suppress(Exception):
                     self._workers[index].close()
                 self._workers[index] = self._start()
-                yield row, Reply(error=str(death), lost=True)
+                yield slot, Reply(error=str(death), lost=True)
                 yield from (
-                    (other, Reply(lost=True)) for other in self._rows[index] if other != row
+                    (other, Reply(lost=True)) for other in self._slots[index] if other != slot
                 )
                 return
-            yield row, reply
+            yield slot, reply
 
     def close(self) -> None:
         """Ends all workers."""

@@ -41,7 +41,7 @@ def test_every_site_has_the_shape_that_was_announced(model):
     taps = [Tap(f"{stack}.{point}") for stack in STACKS for point in POINTS]
     _, found = passes(model, taps)
     stacks = stack_specs(model.config, LAYOUTS)
-    announced = tap_shapes(stacks, taps, rows=2, steps=2, dtype=jnp.float32)
+    announced = tap_shapes(stacks, taps, batch=2, steps=2, dtype=jnp.float32)
     assert {name: tuple(value.shape) for name, value in found.items()} == {
         name: shape.shape for name, shape in announced.items()
     }
