@@ -5,6 +5,7 @@ docs/api.md.
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from mistjax.detect import calibrate, fit_detector
     from mistjax.hooks import Add, Affine, Patch, ProjectOut, Scale, SetNeurons, Tap
     from mistjax.policies import Policy, load_policy
-    from mistjax.policies.price import price
+    from mistjax.policies.memory import memory
     from mistjax.recover.artifact import load_mist
     from mistjax.recover.mist import MistPolicy
     from mistjax.rollouts import Run, load_run
@@ -41,7 +42,7 @@ __all__ = [
     "load_mist",
     "load_policy",
     "load_run",
-    "price",
+    "memory",
 ]
 
 _HOMES = {
@@ -50,7 +51,7 @@ _HOMES = {
     "detect": ("calibrate", "fit_detector"),
     "hooks": ("Add", "Affine", "Patch", "ProjectOut", "Scale", "SetNeurons", "Tap"),
     "policies": ("Policy", "load_policy"),
-    "policies.price": ("price",),
+    "policies.memory": ("memory",),
     "recover.artifact": ("load_mist",),
     "recover.mist": ("MistPolicy",),
     "rollouts": ("Run", "load_run"),
@@ -58,7 +59,16 @@ _HOMES = {
 }
 
 
+_RENAMED = {"price": "memory"}
+"""Names of the release before this one."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        now = _RENAMED[name]
+        message = f"mistjax.{name} is now called mistjax.{now}."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        name = now
     for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(f"mistjax.{home}"), name)

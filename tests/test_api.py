@@ -43,6 +43,11 @@ def test_a_name_that_is_none_is_refused_with_those_that_are():
         mistjax.atribute  # noqa: B018
 
 
+def test_an_old_name_works_and_says_the_new_one():
+    with pytest.warns(DeprecationWarning, match=r"price is now called mistjax\.memory"):
+        assert mistjax.price is mistjax.memory
+
+
 def test_attribution_can_be_called_before_and_after_its_package_is_imported():
     said = fresh(
         "import mistjax; first = mistjax.attribute; import mistjax.attribute as package; "

@@ -53,9 +53,9 @@ from mistjax.models.observation import Observation
 from mistjax.models.pi0 import example_observation
 from mistjax.models.sampling import prefill
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
+from mistjax.policies.memory import infer, variable_shapes
 from mistjax.policies.pi import PiPolicy
 from mistjax.policies.presets import PRESETS
-from mistjax.policies.price import infer, variable_shapes
 from mistjax.policies.protocol import Sample
 from mistjax.recover.fusion import FusionLimits
 from mistjax.recover.mist import MistPolicy, Remedy

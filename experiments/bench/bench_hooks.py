@@ -39,7 +39,7 @@ from experiments.train.board_model import board_config
 from mistjax.hooks import POINTS, Add, Hooks, Tap
 from mistjax.models.config import PI0, PI05, TINY, TINY_FAST, FastConfig, Pi0Config
 from mistjax.models.pi0 import example_observation
-from mistjax.policies.price import infer, variable_shapes
+from mistjax.policies.memory import infer, variable_shapes
 
 BOARD = board_config(vocab_size=40)
 MODELS = {

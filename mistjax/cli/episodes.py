@@ -145,11 +145,12 @@ def memory(source: Positional[str], /, *, taps: tuple[str, ...] = (), batch: int
     """
     from mistjax.detect.inputs import DEFAULT_TAPS
     from mistjax.hooks.sites import Tap
-    from mistjax.policies.price import config_of, price
+    from mistjax.policies.memory import config_of
+    from mistjax.policies.memory import memory as memory_of
 
     chosen = [Tap.parse(text) for text in taps] or DEFAULT_TAPS
     whole("batch", batch, 1)
-    print(price(config_of(source), chosen, batch=batch).describe())
+    print(memory_of(config_of(source), chosen, batch=batch).describe())
     print(
         f"That is of one inference of {batch} observations, and what the compiler plans; weights, "
         f"videos and the episodes' own arrays are not in it.\n"

@@ -1,8 +1,8 @@
-"""What taps cost before anything is loaded: what they return, and memory of the compiled program.
+"""What taps cost in memory before anything is loaded: what they return, and what it takes to run.
 
-Only shapes are traced and compiled, so a 3 B model is priced on a machine that could not hold it.
-Cost: two compilations, some 10 s each at that size. Source of the numbers: `jax.eval_shape`, and
-the memory analysis of XLA for the backend at hand, which another backend need not share.
+Only shapes are traced and compiled, so a machine that cannot hold a 3 B model can answer. Cost: two
+compilations, some 10 s each at that size. Source of the numbers: `jax.eval_shape`, and the memory
+analysis of XLA for the backend at hand, which another backend need not share.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Price:
+class Memory:
     """Memory of one inference.
 
     Attributes:
@@ -67,17 +67,17 @@ class Price:
         )
 
 
-def price(
+def memory(
     config: Pi0Config | FastConfig,
     taps: Sequence[Tap],
     *,
     batch: int = 1,
     edits: Sequence[Edit] = (),
-) -> Price:
+) -> Memory:
     """What taps and edits add to an inference of a pi0, pi0.5 or pi0-FAST.
 
     Args:
-        config: sizes of the model; parameters are priced in its `dtype`.
+        config: sizes of the model; parameters are counted in its `dtype`.
         taps: what would be recorded.
         batch: observations of one inference.
         edits: what would be changed.
@@ -92,16 +92,16 @@ def price(
 
     def temporary(hooks: Hooks) -> int:
         jitted = jax.jit(lambda v, o, k, h: infer(config, v, o, k, h))
-        memory = jitted.lower(variables, obs, keys, hooks).compile().memory_analysis()
-        if memory is None:
+        found = jitted.lower(variables, obs, keys, hooks).compile().memory_analysis()
+        if found is None:
             raise ValueError(f"{jax.default_backend()} does not report the memory of a program.")
-        return memory.temp_size_in_bytes
+        return found.temp_size_in_bytes
 
     hooks = Hooks.of(edits, taps)
     shapes = jax.eval_shape(
         lambda v, o, k, h: infer(config, v, o, k, h)[1], variables, obs, keys, hooks
     )
-    return Price(
+    return Memory(
         {str(tap): shapes[str(tap)] for tap in taps},
         temporary(hooks),
         temporary(Hooks()),
@@ -152,7 +152,7 @@ def config_of(source: str | Path) -> Pi0Config | FastConfig:
     if folder.is_dir() and checkpoints.has_config(folder):
         stored = checkpoints.load_config(folder)
         if "siglip" not in stored:
-            raise ValueError(f"{source} is not a pi0, pi0.5 or pi0-FAST; those are priced.")
+            raise ValueError(f"{source} is no pi0, pi0.5 or pi0-FAST: expected one of those.")
         return checkpoints.read_config(
             folder, FastConfig if "max_decoding_steps" in stored else Pi0Config
         )
