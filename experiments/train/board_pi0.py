@@ -6,6 +6,14 @@
 4. `python -m experiments.train.board_pi0 --demos data/board_demos data/board_dagger --start
    runs/board_cloned --out checkpoints/board_pi0`
 
+A policy that can do without one of its cameras, `checkpoints/board_pi0_dropout`, goes on from the
+shipped one, on labels in its own states (3, with `--policy checkpoints/board_pi0 --first-seed
+320000 --shards 20`):
+
+    python -m experiments.train.board_pi0 --demos data/board_demos data/board_dagger --start
+       checkpoints/board_pi0 --camera-dropout 0.25 --steps 3600 --batch-size 32 --learning-rate 7e-4
+       --out checkpoints/board_pi0_dropout
+
 Cloning alone (2) leaves a policy that small errors bring where no demonstration has been; expert
 labels in its own states (3) and a second training (4) repair that. Interrupt it at will: the same
 command goes on from the last checkpoint. About 20 minutes a training on two CPU cores.
@@ -18,10 +26,11 @@ import functools
 from pathlib import Path
 
 import jax
+import numpy as np
 import tyro
 
 from experiments.train.board_data import BoardData, board_tokenizer
-from experiments.train.board_model import board_config, board_loss, init_layout_head
+from experiments.train.board_model import Batch, board_config, board_loss, init_layout_head
 from experiments.train.board_training import Training, train
 from experiments.train.board_training import evaluate as evaluate
 from mistjax.compilation import enable_cache
@@ -38,6 +47,10 @@ class Config(Training):
         start: checkpoint to start from; its statistics are kept. None starts at random.
         flow_samples: noise draws of each example, sharing one prefix.
         caption_weight: weight of the next-token loss on motion captions.
+        camera_dropout: chance of each camera to be the one that an example does without.
+
+    Raises:
+        ValueError: a chance below 0, or above a half.
     """
 
     demos: tuple[Path, ...] = (Path("data/board_demos"),)
@@ -45,6 +58,25 @@ class Config(Training):
     out: Path = Path("checkpoints/board_pi0")
     flow_samples: int = 4
     caption_weight: float = 0.1
+    camera_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.camera_dropout <= 0.5:
+            raise ValueError(
+                f"camera_dropout is {self.camera_dropout}: expected the chance of each of the two "
+                "cameras, from 0 to 0.5."
+            )
+
+
+def without_cameras(batch: Batch, chance: float, rng: np.random.Generator) -> Batch:
+    """The batch with each camera masked in a share `chance` of the examples, at most one of them in
+    any.
+    """
+    masks = dict(batch.obs.image_masks)
+    left_out = np.floor(rng.random(batch.obs.batch_size) / chance) if chance else None
+    for number, name in enumerate(masks if chance else ()):
+        masks[name] = np.asarray(masks[name]) & (left_out != number)
+    return dataclasses.replace(batch, obs=dataclasses.replace(batch.obs, image_masks=masks))
 
 
 def main(config: Config) -> PiPolicy:
@@ -66,8 +98,11 @@ def main(config: Config) -> PiPolicy:
         variables = {"params": params}
         return PiPolicy(model, variables, tokenizer, data.norm_stats, BOARD, config.out.name)
 
+    def batch(rng: np.random.Generator, size: int) -> Batch:
+        return without_cameras(data.batch(rng, size), config.camera_dropout, rng)
+
     params = {"model": variables["params"], "layout_head": init_layout_head(model)}
-    return train(config, params, loss, data.batch, policy)
+    return train(config, params, loss, batch, policy)
 
 
 if __name__ == "__main__":

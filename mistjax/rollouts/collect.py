@@ -13,7 +13,7 @@ import gymnasium as gym
 from mistjax.envs.faults.make import make_faulty
 from mistjax.hooks.sites import Tap, resolve_layers
 from mistjax.policies.protocol import Policy, PolicySpec
-from mistjax.rollouts.plan import LIBERO_ENV, EpisodePlan
+from mistjax.rollouts.plan import BOARD_ENV, LIBERO_ENV, EpisodePlan
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.runner import run_episodes
 
@@ -51,7 +51,7 @@ def collect(
         env, settings = LIBERO_ENV, {"suite": plan.suite, **settings}
     if env is None:
         raise ValueError("the plan names no environment: give its gymnasium id as env.")
-    if env == LIBERO_ENV and not plan.videos:  # only what an inference looks at
+    if env in (BOARD_ENV, LIBERO_ENV) and not plan.videos:  # only what an inference looks at
         drawn["picture_every"] = policy.spec.execute_steps
     make: Callable[[], gym.Env] = functools.partial(make_env, env, **settings, **drawn)
     if (mixture := plan.mixture()) is not None:

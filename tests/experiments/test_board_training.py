@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from experiments.train import board_training
+from experiments.train.board_model import Batch
+from experiments.train.board_pi0 import without_cameras
 from experiments.train.board_training import Training, train
+from mistjax.models.observation import Observation
 
 TARGET = jnp.array([1.0, -2.0, 0.5])
 
@@ -67,6 +70,21 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(run):
     parts, _ = run("parts", lambda rng, size: (drawn.append(size), noise(rng, size))[1])
     assert len(drawn) == 33 + 40  # from the checkpoint at step 20 on
     np.testing.assert_array_equal(parts.params["w"], whole.params["w"])
+
+
+def test_each_camera_is_left_out_of_its_share_of_the_examples():
+    obs = Observation(
+        images={name: np.zeros((4000, 1, 1, 3)) for name in ("front", "wrist")},
+        image_masks={name: np.ones(4000, bool) for name in ("front", "wrist")},
+        state=np.zeros((4000, 1)),
+        tokenized_prompt=np.zeros((4000, 1), np.int32),
+        tokenized_prompt_mask=np.ones((4000, 1), bool),
+    )
+    batch = Batch(obs, np.zeros(()), np.zeros(()), np.zeros(()))
+    masks = without_cameras(batch, 0.25, np.random.default_rng(0)).obs.image_masks
+    assert [masks[name].mean() for name in masks] == pytest.approx([0.75, 0.75], abs=0.03)
+    assert (masks["front"] | masks["wrist"]).all()
+    assert without_cameras(batch, 0.0, np.random.default_rng(0)).obs.image_masks["front"].all()
 
 
 def test_the_averaged_weights_are_evaluated_saved_and_returned(run, tmp_path):

@@ -88,6 +88,7 @@ class BoardEnv(gym.Env):
         image_size: int = 64,
         max_steps: int = 120,
         tolerance: float = 0.4,
+        picture_every: int = 1,
         render: str = "raycast",
         render_mode: str | None = None,
     ) -> None:
@@ -97,6 +98,7 @@ class BoardEnv(gym.Env):
             image_size: pixels per side of both pictures.
             max_steps: control steps before truncation.
             tolerance: largest placement error per axis, as a share of the grid spacing.
+            picture_every: draw new pictures every so many steps, and repeat them in between.
             render: "raycast" (JAX, runs anywhere) or "gl" (MuJoCo's renderer).
             render_mode: gymnasium's; "rgb_array" makes `render()` return the front picture.
         """
@@ -104,11 +106,13 @@ class BoardEnv(gym.Env):
             raise ValueError(f"render is {render!r}, expected 'raycast' or 'gl'")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is {render_mode!r}, expected None or 'rgb_array'")
-        if image_size < 1 or max_steps < 1 or not 0 < tolerance < np.inf:
+        if min(image_size, max_steps, picture_every) < 1 or not 0 < tolerance < np.inf:
             raise ValueError(
-                f"image_size is {image_size}, max_steps {max_steps}, tolerance {tolerance}: "
-                "expected at least one pixel and one step, and a positive share"
+                f"image_size is {image_size}, max_steps {max_steps}, picture_every "
+                f"{picture_every}, tolerance {tolerance}: expected at least one pixel and step, "
+                "and a positive share"
             )
+        self.picture_every = picture_every
         self.image_size, self.max_steps, self.tolerance = image_size, max_steps, tolerance
         self.render_mode = render_mode
         self._gl = GlCamera(image_size) if render == "gl" else None
@@ -242,6 +246,7 @@ class BoardEnv(gym.Env):
     def _begin(self, episode: Episode, stones: tuple[str, ...]) -> None:
         self.episode = episode
         self.physics = Physics(episode.scene, stones)
+        self._shown: UInt8[np.ndarray, "cameras size size 3"] | None = None
         self._appearance = jax.device_put(board_appearance(episode.scene, stones))
 
     @property
@@ -255,7 +260,9 @@ class BoardEnv(gym.Env):
     def _observe(self) -> dict[str, Any]:
         world = self.world
         state = np.array([*world.gripper, world.opening, world.command], np.float32)
-        images = dict(zip(IMAGE_KEYS, self.pictures(), strict=True))
+        if self._shown is None or int(self.progress.steps) % self.picture_every == 0:
+            self._shown = self.pictures()
+        images = dict(zip(IMAGE_KEYS, self._shown, strict=True))
         return {**images, STATE_KEY: state, PROMPT_KEY: self.episode.prompt}
 
     def _info(self, truncated: bool = False) -> dict[str, Any]:

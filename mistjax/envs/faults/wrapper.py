@@ -13,7 +13,7 @@ import numpy as np
 
 from mistjax.envs.board.faults import FAULTS as ACTIONS
 from mistjax.envs.faults import inputs
-from mistjax.envs.faults.battery import FAULTS, Injection, Mixture
+from mistjax.envs.faults.battery import CAMERAS, FAULTS, Injection, Mixture
 from mistjax.envs.faults.words import Choices, rewrite
 
 PUSH_STEPS = 4
@@ -99,6 +99,7 @@ class Faulty(gym.Wrapper):
             raise ValueError("reset(seed=...): the seed decides the episode's fault; give one.")
         observation, info = self.env.reset(seed=seed, options=options)
         self._seed, self._step = seed, 0
+        self._key = inputs.key_of(seed)
         self.injection = self.mixture.draw(seed)
         self._memory: inputs.Memory | None = None
         self._asked: list[np.ndarray] = []
@@ -117,6 +118,11 @@ class Faulty(gym.Wrapper):
         if fault is not None and fault.input == "scene" and fault.onset == self._step:
             observation = self._change_scene()
         return self._deliver(observation), reward, terminated, truncated, self._info(info)
+
+    @property
+    def _repeats_pictures(self) -> bool:
+        """Whether the environment draws pictures only where the policy looks."""
+        return getattr(self.env.unwrapped, "picture_every", 1) == self.look_every
 
     def _active(self, *where: str) -> bool:
         fault = self.injection
@@ -175,6 +181,8 @@ class Faulty(gym.Wrapper):
         if fault.kind not in kinds:
             return seen
         key = rig.state if fault.input == "state" else rig.cameras[fault.input]
+        if not look and fault.input in CAMERAS and self._repeats_pictures:
+            return {**seen, key: self._last_look}
         if self._memory is None:
             self._memory = inputs.remember(seen[key])
         delivered, memory = _see(
@@ -182,11 +190,11 @@ class Faulty(gym.Wrapper):
             self._memory,
             seen[key],
             fault.strength,
-            inputs.key_of(self._seed),
+            self._key,
             self._active(fault.input),
             fault.input != "state",
         )
         seen[key] = np.asarray(delivered)
         if look:
-            self._memory = memory
+            self._memory, self._last_look = memory, seen[key]
         return seen

@@ -81,6 +81,7 @@ def test_reset_options_that_mean_nothing_are_refused(env, options):
     [
         {"image_size": 0},
         {"max_steps": 0},
+        {"picture_every": 0},
         {"tolerance": np.nan},
         {"tolerance": np.inf},
         {"tolerance": 0.0},

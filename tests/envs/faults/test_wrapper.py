@@ -17,8 +17,8 @@ STILL = np.array([0.1, 0.0, 0.0, 1.0])
 class Coloured(BlindBoard):
     """Pictures that differ at every step, without a ray-caster."""
 
-    def __init__(self):
-        super().__init__(image_size=16)
+    def __init__(self, picture_every=1):
+        super().__init__(image_size=16, picture_every=picture_every)
 
     def pictures(self):
         rng = np.random.default_rng(self.progress.steps)
@@ -70,6 +70,16 @@ def test_a_fault_is_in_exactly_one_input_from_its_onset_on(name):
     )
     assert seen[-1][BOARD.cameras["front"]].dtype == np.uint8
     assert seen[-1][STATE].dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["front_frozen", "wrist_delayed", "front_patch", "state_drifting"])
+def test_pictures_between_looks_change_nothing_at_the_looks(name):
+    every, looks = (
+        play(name, noise=True, env=Coloured(picture_every=n), steps=20, onset=(6, 9))[0][::4]
+        for n in (1, 4)
+    )
+    for a, b in zip(every, looks, strict=True):
+        assert all(same(a[key], b[key]) for key in a)
 
 
 def test_sensor_noise_is_small_and_of_the_seed():
