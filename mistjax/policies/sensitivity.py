@@ -18,7 +18,7 @@ from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy, Sample
-from mistjax.policies.wrapper import Wrapper
+from mistjax.policies.wrapper import Wrapper, flow_of
 
 
 def directional_sensitivity(
@@ -91,17 +91,12 @@ class Sensitive(Wrapper):
         return self.policy.objective(obs, key, read, taps=taps, edits=edits)
 
     def _with_sensitivity(self, first: Sample, obs, edits, prefix) -> Sample:
-        field = getattr(self.policy, "velocity", None)
-        if field is None or "velocity" not in first.aux:
-            raise ValueError(
-                f"a {type(self.policy).__name__} has no velocity field: directional sensitivity is "
-                "of flow policies (pi0, pi0.5)."
-            )
+        flow = flow_of(self.policy, first)
         steps, last = first.aux["velocity"].shape[1], first.aux["velocity"][:, -1]
         before = first.actions + last / steps
 
         def velocity(noisy: Array) -> Array:
-            return field(obs, noisy, prefix, step=steps - 1, edits=edits)
+            return flow.velocity(obs, noisy, prefix, step=steps - 1, edits=edits)
 
         value = directional_sensitivity(velocity, before, last)
         return dataclasses.replace(first, aux={**first.aux, "sensitivity": value})

@@ -97,6 +97,22 @@ def language(policy: Policy) -> LanguagePolicy:
     )
 
 
+def flow_of(policy: Policy, sample: Sample) -> Any:
+    """The flow policy that a policy is, or is wrapped around: it has `config` and `velocity`.
+
+    Raises:
+        ValueError: it has no velocity field, or its samples do not say the velocity.
+    """
+    while isinstance(policy, Wrapper):
+        policy = policy.policy
+    if not hasattr(policy, "velocity") or "velocity" not in sample.aux:
+        raise ValueError(
+            f"a {type(policy).__name__} has no velocity field: that is of flow policies (pi0, "
+            "pi0.5)."
+        )
+    return policy
+
+
 def traceable(policy: Policy) -> TraceablePolicy:
     """What turns arrays into observations and samples into actions inside a compiled rollout: a
     policy, or the one that it is wrapped around.

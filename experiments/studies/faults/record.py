@@ -1,9 +1,9 @@
-"""Records the board policy under the fault battery, with all that detectors of inputs read.
+"""Records the board policy under the fault battery, with all that detectors read.
 
     python -m experiments.studies.faults.record
 
 Episodes of each purpose have seeds of their own (`envs.faults.splits`). Interrupt it at will: what
-is recorded is kept. Some 2,600 episodes; 0.1 s each on an idle core.
+is recorded is kept. Some 2,600 episodes; 0.2 s each on an idle core.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from mistjax.detect.novelty.reading import FIELDS, Reads
 from mistjax.envs.faults.battery import FAULTS, Mixture
 from mistjax.envs.faults.make import make_faulty
 from mistjax.envs.faults.splits import SEEDS, SEEN_KINDS, mixtures, strengths
+from mistjax.policies.grounding import Grounded
 from mistjax.policies.load import load_policy
+from mistjax.policies.resampled import Resampled
 from mistjax.rollouts.plan import BOARD_ENV
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.runner import run_episodes
@@ -101,7 +103,7 @@ def record(config: Config, part: Part) -> Run:
         part.seeds,
         out=config.out / part.name,
         taps=DEFAULT_INPUT.taps,
-        aux=(*FIELDS, "velocity"),
+        aux=(*FIELDS, *policy.reports, "velocity"),
         num_envs=16,
         settings={"faults": part.mixture.to_json()},
         progress=False,
@@ -110,7 +112,7 @@ def record(config: Config, part: Part) -> Run:
 
 @functools.cache
 def _policy(source: str) -> Reads:
-    return Reads(load_policy(source))
+    return Reads(Resampled(Grounded(load_policy(source)), 1))
 
 
 def main(config: Config) -> None:
