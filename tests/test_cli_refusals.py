@@ -134,6 +134,8 @@ COMMANDS = {
             "--samples": POSITIVE,
             "--inputs": ("maybe",),
             "--sensitivity": ("maybe",),
+            "--velocity": ("maybe",),
+            "--grounding": ("maybe",),
             "--steer": ("a b", "{missing} up 1.0", "{mist} up 1.0", "{mist} up nan"),
             "--onset": WHOLE,
         },

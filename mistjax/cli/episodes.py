@@ -78,6 +78,8 @@ def collect(
     samples: int = 1,
     inputs: bool = False,
     sensitivity: bool = False,
+    velocity: bool = False,
+    grounding: bool = False,
     steer: tuple[Path, str, float] | None = None,
     onset: int = 0,
 ) -> int:
@@ -93,6 +95,8 @@ def collect(
         taps: activations to record, e.g. vlm.resid@-1/text/mean; the detector's own by default.
         samples: chunks drawn at each inference, for detectors of disagreement; 1 draws no others.
         sensitivity: also how strongly a flow's velocity reacts, for sensitivity_gate.
+        velocity: also the velocity of every flow step, for velocity_disagreement.
+        grounding: also how a flow reacts to ablations of what it read, for guard and guard_gate.
         inputs: record what the policy reads as well, for `fit-inputs`.
         steer: folder of directions, the name of one and its strength: always in force, no monitor.
         onset: inferences of an episode before `steer`.
@@ -100,9 +104,11 @@ def collect(
     from mistjax.detect.inputs import DEFAULT_TAPS
     from mistjax.detect.novelty.reading import FIELDS, Reads
     from mistjax.hooks.sites import Tap
+    from mistjax.policies.grounding import Grounded
     from mistjax.policies.load import load_policy
     from mistjax.policies.resampled import Resampled
     from mistjax.policies.sensitivity import Sensitive
+    from mistjax.policies.wrapper import flow_of
     from mistjax.rollouts.collect import collect
     from mistjax.rollouts.store import check_folder
     from mistjax.rollouts.summary import summarize
@@ -118,6 +124,10 @@ def collect(
         bare = load_steered(bare, *steer, onset=onset)
     if sensitivity:
         bare = Sensitive(bare)
+    if grounding:
+        bare = Grounded(bare)
+    if velocity:
+        flow_of(bare)  # says what is wrong
     drawn = Resampled(bare, samples)
     run = collect(
         Reads(drawn) if inputs else drawn,
@@ -125,7 +135,7 @@ def collect(
         plan,
         env_options=env_options,
         taps=wanted,
-        aux=FIELDS if inputs else (),
+        aux=(*(FIELDS if inputs else ()), *(("velocity",) if velocity else ())),
     )
     print(
         f"{out}: {len(run.rows)} episodes with {', '.join(map(str, wanted))}.\n"

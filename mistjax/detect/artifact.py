@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from mistjax.detect.calibration.conformal import Threshold
 from mistjax.detect.inputs import ChunkLayout, Input, is_tap
-from mistjax.detect.methods.combinators import Agreement, Standardised, Windowed
+from mistjax.detect.methods.combinators import Agreement, Pooled, Standardised, Windowed
 from mistjax.detect.methods.controls import TrajectoryLength
 from mistjax.detect.methods.density.density import RND, LogpZO
 from mistjax.detect.methods.distance import (
@@ -34,6 +34,7 @@ from mistjax.detect.methods.linear import LinearProbe
 from mistjax.detect.methods.safe.heads import SafeLSTM, SafeMLP
 from mistjax.detect.methods.samples.action_samples import ActionVariance, ClusterEntropy
 from mistjax.detect.methods.samples.consistency import TemporalConsistency
+from mistjax.detect.methods.samples.flow import VelocityDisagreement
 from mistjax.detect.methods.sensitivity import SensitivityGate
 from mistjax.detect.methods.tokens import TokenUncertainty
 from mistjax.files import load_together, read_tensors, save_together
@@ -55,6 +56,7 @@ CLASSES: dict[str, type] = {
         NearestCentroid,
         NearestNeighbours,
         ObservationNovelty,
+        Pooled,
         RND,
         SafeLSTM,
         SafeMLP,
@@ -64,6 +66,7 @@ CLASSES: dict[str, type] = {
         Threshold,
         TokenUncertainty,
         TrajectoryLength,
+        VelocityDisagreement,
         Windowed,
     )
 }

@@ -12,6 +12,8 @@ Parts, joined in order:
 - `probabilities`  of decoded tokens, `aux["token_log_prob"]`, and zeros for their entropies
 - `tokens`         the same with `aux["token_entropy"]`
 - `sensitivity`    `aux["sensitivity"]`, see `policies.sensitivity`
+- `velocity`       `aux["velocity"]` of every flow step
+- `grounding`      `aux["grounding"]`, see `policies.grounding`
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from jaxtyping import Array, Float, Shaped
 from mistjax.hooks.pooling import parse_pool, pool
 from mistjax.hooks.sites import Tap
 from mistjax.models.tokenizers import PAD
+from mistjax.policies.grounding import Grounded
 from mistjax.policies.protocol import Policy, Sample
 from mistjax.policies.resampled import Resampled
 from mistjax.policies.sensitivity import Sensitive
@@ -48,6 +51,8 @@ AUX = {
     "probabilities": ("token_log_prob",),
     "tokens": ("token_log_prob", "token_entropy"),
     "sensitivity": ("sensitivity",),
+    "velocity": ("velocity",),
+    "grounding": ("grounding",),
 }
 """Part -> names in `Sample.aux`."""
 PARTS = ("hidden", *AUX)
@@ -55,17 +60,21 @@ _SEVERAL = "Record several with `mistjax collect --samples 10`."
 _HINTS = {
     "sampled_actions": _SEVERAL,
     "sensitivity": "Record it with `mistjax collect --sensitivity`.",
+    "velocity": "Record it with `mistjax collect --velocity`.",
+    "grounding": "Record it with `mistjax collect --grounding`.",
     "token_log_prob": "Policies that decode tokens report it (pi0-FAST, OpenVLA).",
     "token_entropy": "Policies that decode tokens report it (pi0-FAST, OpenVLA).",
 }
 ACTIONS = ("chunk", "samples", "positions")
+SHAPED = (*ACTIONS, "velocity")
+"""Parts that need a layout."""
 TINY = 1e-37  # the least probability of a token that was decoded
 _PADDED_TO = 64  # recorded inferences, so that few shapes are compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class ChunkLayout:
-    """How flat features divide into sampled action chunks."""
+    """How flat features divide into sampled action chunks, or velocities of flow steps."""
 
     samples: int
     horizon: int
@@ -98,7 +107,7 @@ class Input:
         parts: see the module; none at all for a detector that only counts.
         features: of `hidden`: taps as text, or names of an imported run's features.
         pool: how tokens, and then steps, of each feature become one, see `hooks.pooling`.
-        layout: of `chunk`, `samples` and `positions`.
+        layout: of `chunk`, `samples` and `positions`; of `velocity`, with flow steps as samples.
         displacements: actions are changes of position.
         robot_units: actions are in the robot's units, as imported runs have them. A sample has
             them in the model's, so that such a detector scores recorded episodes only.
@@ -119,11 +128,13 @@ class Input:
         if unknown := [part for part in self.parts if part not in PARTS]:
             raise ValueError(f"no input has parts {unknown}: choose among {', '.join(PARTS)}.")
         lacking = ["features"] * ("hidden" in self.parts and not self.features)
-        lacking += ["layout"] * (bool(set(self.parts) & set(ACTIONS)) and self.layout is None)
+        lacking += ["layout"] * (bool(set(self.parts) & set(SHAPED)) and self.layout is None)
         if lacking:
             raise ValueError(f"an input of {'+'.join(self.parts)} needs {' and '.join(lacking)}.")
         if "chunk" in self.parts and self.layout and self.layout.samples != 1:
             raise ValueError(f"`chunk` is one chunk, and the layout has {self.layout.samples}.")
+        if "velocity" in self.parts and set(self.parts) & set(ACTIONS):
+            raise ValueError("`velocity` and actions have layouts of their own: read one of them.")
 
     @classmethod
     def of_taps(cls, *taps: Tap, pool: str = "mean") -> Input:
@@ -154,7 +165,9 @@ class Input:
             raise ValueError(f"This detector scores recorded episodes only: {self.not_live}.")
         if "sensitivity" in self.parts:
             policy = Sensitive(policy)
-        if self.layout is None:
+        if "grounding" in self.parts:
+            policy = Grounded(policy)
+        if self.layout is None or "velocity" in self.parts:
             return policy
         return Resampled(policy, self.layout.samples, self.layout.dim)
 
@@ -213,8 +226,10 @@ class Input:
             return [_pooled(name, values[name], self.pool) for name in self.features]
         if part in ACTIONS:
             return [self._actions(part, values["sampled_actions"])]
-        if part == "sensitivity":
-            return [values["sensitivity"]]
+        if part == "velocity":
+            return [self._shaped(values["velocity"])]
+        if part in ("sensitivity", "grounding"):
+            return [values[part]]
         log_prob = jnp.asarray(values["token_log_prob"], jnp.float32)
         probability = jnp.maximum(jnp.exp(log_prob), TINY)
         entropy = values["token_entropy"] if part == "tokens" else jnp.zeros_like(log_prob)
@@ -222,6 +237,18 @@ class Input:
             none = values["tokens"] == self.pad
             probability, entropy = (jnp.where(none, 0, x) for x in (probability, entropy))
         return [probability, entropy]
+
+    def _shaped(self, velocity: Array) -> Array:
+        """In the robot's dimensions."""
+        layout = self.layout
+        assert layout is not None
+        steps, horizon, width = velocity.shape[1:]
+        if (steps, horizon) != (layout.samples, layout.horizon) or width < layout.dim:
+            raise ValueError(
+                f"the detector reads velocities of {layout.samples} flow steps, {layout.horizon} x "
+                f"{layout.dim}; there are {steps} of {horizon} x {width}."
+            )
+        return velocity[..., : layout.dim]
 
     def _actions(self, part: str, chunks: Array) -> Array:
         layout = self.layout
@@ -248,6 +275,8 @@ class Input:
             "probabilities": "the probabilities of decoded tokens",
             "tokens": "the probabilities and entropies of decoded tokens",
             "sensitivity": "the sensitivity of the velocity",
+            "velocity": "the velocity of every flow step",
+            "grounding": "the reaction to ablations of the cache",
         }
         return " and ".join(names[part] for part in self.parts) or "the number of inferences only"
 
@@ -322,6 +351,9 @@ def declare(
         layout = ChunkLayout(samples, *shapes[0][-2:])
         if "chunk" not in parts and samples < 2:
             raise ValueError(f"one chunk an inference shows no disagreement. {_SEVERAL}")
+    if "velocity" in parts:
+        steps, horizon, width = probes[0].aux["velocity"].shape[1:]
+        layout = ChunkLayout(steps, horizon, min(width, probes[0].chunks.shape[-1]))
     masked = {"probabilities", "tokens"} & set(parts) and all("tokens" in p.aux for p in probes)
     return Input(
         tuple(parts),

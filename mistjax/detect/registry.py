@@ -17,7 +17,8 @@ import numpy as np
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import Detector
 from mistjax.detect.inputs import Input, declare
-from mistjax.detect.methods.combinators import Standardised, standardise
+from mistjax.detect.methods.combinators import Pooled, Standardised, pooled, standardise
+from mistjax.detect.methods.contrast import fit_contrast_probe
 from mistjax.detect.methods.controls import TrajectoryLength, shuffle_labels
 from mistjax.detect.methods.density.density import fit_logpzo, fit_rnd
 from mistjax.detect.methods.distance import DistanceName, fit_embedding
@@ -26,10 +27,12 @@ from mistjax.detect.methods.fiper.alarm import fit_fiper
 from mistjax.detect.methods.fiper.fiper import fit_action_chunk_entropy, fit_observation_novelty
 from mistjax.detect.methods.linear import fit_linear_probe
 from mistjax.detect.methods.safe.heads import SafeLSTM, SafeMLP
+from mistjax.detect.methods.safe.losses import LossConfig, SeekConfig
 from mistjax.detect.methods.safe.recipe import TrainConfig
 from mistjax.detect.methods.safe.training import train
 from mistjax.detect.methods.samples.action_samples import ActionVariance, ClusterEntropy
 from mistjax.detect.methods.samples.consistency import TemporalConsistency
+from mistjax.detect.methods.samples.flow import VelocityDisagreement
 from mistjax.detect.methods.sensitivity import fit_sensitivity_gate
 from mistjax.detect.methods.tokens import TokenUncertainty
 from mistjax.rollouts.trace import Trace
@@ -37,6 +40,10 @@ from mistjax.rollouts.trace import Trace
 Networks = Literal["small", "source"]
 SAFE_MLP_TRAINING = TrainConfig(learning_rate=1e-3, group=4)
 SAFE_LSTM_TRAINING = TrainConfig(learning_rate=3e-4)
+SEEK_TRAINING = TrainConfig(
+    learning_rate=1e-3, epochs=300, batch_size=64, loss=LossConfig(l2=1e-3, seek=SeekConfig())
+)
+GUARD_TRAINING = TrainConfig(learning_rate=1e-3, epochs=300, batch_size=64)
 
 
 def _fit_head(
@@ -55,6 +62,16 @@ def _fit_head(
     return train(
         head, episodes, training or default, order, validation=validation, progress=progress
     )[0]
+
+
+def _fit_seek(episodes: Episodes, *, window: int = 1, **config: Any) -> Detector:
+    """`window`: steps that are read as their mean, e.g. the actions of one chunk."""
+    if window < 1:
+        raise ValueError(f"window is {window}: expected 1 or more steps.")
+    if config.get("validation") is not None:
+        config["validation"] = pooled(config["validation"], window)
+    head = _fit_head(SafeLSTM, SEEK_TRAINING, pooled(episodes, window), **config)
+    return head if window == 1 else Pooled(head, window, episodes.dim)
 
 
 def _fit_shuffled(
@@ -189,6 +206,7 @@ class Method:
 
 
 _SAFE, _FIPER = "SAFE (arXiv 2506.09937)", "FIPER (NeurIPS 2025)"
+_GUARD = "GUARD (arXiv 2608.04510)"
 _SMALL_UNET = {"channels": (32, 64, 128), "step_dim": 32}
 _SMALL_MLPS = {
     "target_widths": (128, 256, 512, 64),
@@ -205,8 +223,15 @@ def _head(kind: type[SafeMLP] | type[SafeLSTM], training: TrainConfig) -> Method
 
 
 def _distance(distance: DistanceName, **fixed: Any) -> Method:
-    fit = partial(fit_embedding, distance=distance, **fixed)
-    return _hidden(fit, seeded=distance == "pca_kmeans")
+    return _hidden(_embedding(distance, **fixed), seeded=distance == "pca_kmeans")
+
+
+def _embedding(distance: DistanceName, **fixed: Any) -> Callable[..., Detector]:
+    return partial(fit_embedding, distance=distance, **fixed)
+
+
+def _gate() -> Callable[..., Detector]:
+    return _embedding("mahalanobis", success_only=True, accumulate="none")
 
 
 def _tokens(quantity: str, statistic: str) -> Method:
@@ -232,8 +257,27 @@ DETECTORS: dict[str, Method] = {
     "euclid_knn": _distance("euclid"),
     "cosine_knn": _distance("cosine"),
     "pca_kmeans": _distance("pca_kmeans"),
-    "mahalanobis_gate": _distance("mahalanobis", success_only=True, accumulate="none"),
+    "mahalanobis_gate": _hidden(_gate()),
     "sensitivity_gate": Method(fit_sensitivity_gate, "sensitivity", "SafeFlow"),
+    "velocity_disagreement": Method(_unfitted(VelocityDisagreement), "velocity", "here"),
+    "hide_and_seek": _hidden(
+        _fit_seek, "Hide-and-Seek (arXiv 2605.30834)", training=SEEK_TRAINING, seeded=True
+    ),
+    "contrast_probe": _hidden(
+        partial(fit_contrast_probe, fit=partial(_fit_head, SafeMLP, SAFE_MLP_TRAINING)),
+        "SAFECAST (arXiv 2608.04246)",
+        training=SAFE_MLP_TRAINING,
+        seeded=True,
+    ),
+    "guard": Method(
+        partial(_fit_head, SafeLSTM, GUARD_TRAINING, hidden=32),
+        "grounding",
+        _GUARD,
+        standardised=True,
+        training=GUARD_TRAINING,
+        seeded=True,
+    ),
+    "guard_gate": Method(_gate(), "grounding", _GUARD, standardised=True),
     "rnd": Method(
         fit_rnd, "hidden+chunk", _SAFE, standardised=True, seeded=True, small=_SMALL_UNET
     ),

@@ -1,16 +1,17 @@
 """A flow policy that also says what its chunk would have been without the evidence it rests on.
 
 The keys and values that the action expert reads of the prefix are ablated, one modality (camera or
-words) at a time: the most influential tokens are replaced by that modality's mean, and one flow step
-is taken again from the same noise. A policy that reads its inputs reacts; one that is running on
-habit, or of which an input is unsound, reacts unusually little or much.
+words) at a time: the most influential tokens are replaced by that modality's mean, and one flow
+step is taken again from the same noise. A policy that reads its inputs reacts; one that is running
+on habit, or of which an input is unsound, reacts unusually little or much.
 
-Source: GUARD (arXiv 2608.04510), read in its abstract and in summaries, not in full: influence of the
-cache's tokens by gradients, the most influential tenth of each modality replaced by its mean,
-counterfactual denoising from the same noise, and the diagnostics sensitivity, entropy, modality bias
-and grounding efficiency. Ours: gradient x value of half the squared velocity as influence, all layers
-of a token together, the first flow step, every camera a modality of its own, the entropy of the
-influence in place of attention's, and logarithms. Cost: one gradient and one flow step a modality.
+Source: GUARD (arXiv 2608.04510), read in its abstract and in summaries, not in full: influence of
+the cache's tokens by gradients, the most influential tenth of each modality replaced by its mean,
+counterfactual denoising from the same noise, and the diagnostics sensitivity, entropy, modality
+bias and grounding efficiency. Ours: gradient x value of half the squared velocity as influence, all
+layers of a token together, the first flow step, every camera a modality of its own, the entropy of
+the influence in place of attention's, and logarithms. Cost: one gradient and one flow step a
+modality.
 """
 
 from __future__ import annotations
@@ -71,12 +72,18 @@ class Grounded(Wrapper):
     words.
 
     Attributes:
-        policy: a flow policy, whose samples hold the `velocity` of every step.
+        policy: a flow policy, whose samples hold the `velocity` of every step; ValueError for
+            another one.
         share: of a modality's tokens that are ablated.
     """
 
     policy: Policy
     share: float = 0.1
+
+    def __post_init__(self) -> None:
+        flow_of(self.policy)  # says what is wrong
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share}: expected a part of the tokens, up to 1.")
 
     @property
     def reports(self) -> tuple[str, ...]:
@@ -93,11 +100,7 @@ class Grounded(Wrapper):
         taps: Sequence[Tap] = (),
         prefix: Any = None,
     ) -> Sample:
-        """See `Policy.sample`.
-
-        Raises:
-            ValueError: the policy has no velocity field.
-        """
+        """See `Policy.sample`."""
         if prefix is None:
             prefix = self.policy.prefill(obs, edits=edits, taps=taps)
         first = self.policy.sample(obs, key, state=state, edits=edits, taps=taps, prefix=prefix)
@@ -121,7 +124,7 @@ class Grounded(Wrapper):
         return self.policy.objective(obs, key, read, taps=taps, edits=edits)
 
     def _with_grounding(self, first: Sample, obs, edits, prefix) -> Sample:
-        flow = flow_of(self.policy, first)
+        flow = flow_of(self.policy)
         noise = first.actions + first.aux["velocity"].mean(1)
         values = _diagnostics(flow, obs, noise, prefix, tuple(edits), self.share)
         return dataclasses.replace(first, aux={**first.aux, "grounding": values})

@@ -43,10 +43,14 @@ class Sensitive(Wrapper):
     """Adds `aux["sensitivity"]` [B]: at the last flow step, along the velocity there.
 
     Attributes:
-        policy: a flow policy, whose samples hold the `velocity` of every step.
+        policy: a flow policy, whose samples hold the `velocity` of every step; ValueError for
+            another one.
     """
 
     policy: Policy
+
+    def __post_init__(self) -> None:
+        flow_of(self.policy)  # says what is wrong
 
     @property
     def reports(self) -> tuple[str, ...]:
@@ -63,11 +67,7 @@ class Sensitive(Wrapper):
         taps: Sequence[Tap] = (),
         prefix: Any = None,
     ) -> Sample:
-        """See `Policy.sample`.
-
-        Raises:
-            ValueError: the policy has no velocity field.
-        """
+        """See `Policy.sample`."""
         if prefix is None:
             prefix = self.policy.prefill(obs, edits=edits, taps=taps)
         first = self.policy.sample(obs, key, state=state, edits=edits, taps=taps, prefix=prefix)
@@ -91,7 +91,7 @@ class Sensitive(Wrapper):
         return self.policy.objective(obs, key, read, taps=taps, edits=edits)
 
     def _with_sensitivity(self, first: Sample, obs, edits, prefix) -> Sample:
-        flow = flow_of(self.policy, first)
+        flow = flow_of(self.policy)
         steps, last = first.aux["velocity"].shape[1], first.aux["velocity"][:, -1]
         before = first.actions + last / steps
 

@@ -97,15 +97,16 @@ def language(policy: Policy) -> LanguagePolicy:
     )
 
 
-def flow_of(policy: Policy, sample: Sample) -> Any:
-    """The flow policy that a policy is, or is wrapped around: it has `config` and `velocity`.
+def flow_of(policy: Policy) -> Any:
+    """The flow policy that a policy is, or is wrapped around: it has `config` and `velocity`, and
+    its samples say the velocity of every flow step.
 
     Raises:
-        ValueError: it has no velocity field, or its samples do not say the velocity.
+        ValueError: it has no velocity field.
     """
     while isinstance(policy, Wrapper):
         policy = policy.policy
-    if not hasattr(policy, "velocity") or "velocity" not in sample.aux:
+    if not hasattr(policy, "velocity"):
         raise ValueError(
             f"a {type(policy).__name__} has no velocity field: that is of flow policies (pi0, "
             "pi0.5)."

@@ -8,6 +8,7 @@ import pytest
 from mistjax.demo import SHIPPED
 from mistjax.detect import Episodes
 from mistjax.detect.inputs import DEFAULT_TAPS
+from mistjax.policies.grounding import Grounded
 from mistjax.policies.load import load_policy
 from mistjax.policies.resampled import Resampled
 from mistjax.policies.sensitivity import Sensitive
@@ -40,8 +41,9 @@ def fresh_episodes():
 def board_runs(tmp_path_factory):
     """16 episodes for training and 24 for calibration of board_pi0, both with some failures."""
     folder = tmp_path_factory.mktemp("board")
-    policy = Resampled(Sensitive(load_policy(SHIPPED / "board_pi0")), 3)
+    policy = Resampled(Grounded(Sensitive(load_policy(SHIPPED / "board_pi0"))), 3)
+    options = {"taps": DEFAULT_TAPS, "aux": ("velocity",), "num_envs": 8}
     return [
-        collect(policy, folder / name, episodes=n, first_seed=seed, taps=DEFAULT_TAPS, num_envs=8)
+        collect(policy, folder / name, episodes=n, first_seed=seed, **options)
         for name, n, seed in (("train", 16, 0), ("calibration", 24, 100))
     ]

@@ -257,5 +257,6 @@ def test_every_detector_but_the_u_nets_runs_on_a_real_policy(board, tmp_path, ca
     rows = {path.stem for path in (out / "rows").iterdir()}
     assert all(name in table for name in names)
     needs_more = {"sensitivity_gate", "action_rotation_var", "action_gripper_var"}
+    needs_more |= {"velocity_disagreement", "guard", "guard_gate"}
     needs_more |= {name for name in DETECTORS if "_token_" in name}
     assert rows == set(names) - needs_more

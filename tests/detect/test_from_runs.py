@@ -96,6 +96,8 @@ def test_folds_without_both_outcomes_are_not_judged(tmp_path):
         ("stac", "all executed, do not overlap"),
         ("action_rotation_var", "reads 7 action dimensions"),
         ("sensitivity_gate", "mistjax collect --sensitivity"),
+        ("velocity_disagreement", "mistjax collect --velocity"),
+        ("guard", "mistjax collect --grounding"),
     ],
 )
 def test_a_detector_that_the_runs_cannot_feed_is_refused_in_a_sentence(tmp_path, name, why):

@@ -32,6 +32,8 @@ def sample():
     aux = {
         "sampled_actions": rng.normal(size=(ROWS, 3, 4, 7)),
         "sensitivity": rng.uniform(1, 2, ROWS),
+        "velocity": rng.normal(size=(ROWS, 3, 4, 9)),
+        "grounding": rng.normal(size=(ROWS, 10)),
         "token_log_prob": np.where(tokens == 0, 0, -rng.uniform(0, 3, tokens.shape)),
         "token_entropy": np.where(tokens == 0, 0, rng.uniform(0, 3, tokens.shape)),
     }
@@ -66,7 +68,7 @@ def trace(sample):
 
 def reads(*parts, **more):
     features = tuple(str(tap) for tap in TAPS) if "hidden" in parts else ()
-    layout = {"chunk": ONE, "samples": LAYOUT, "positions": LAYOUT}
+    layout = {"chunk": ONE, "samples": LAYOUT, "positions": LAYOUT, "velocity": LAYOUT}
     found = next((layout[part] for part in parts if part in layout), None)
     return Input(parts, features, layout=found, **more)
 
@@ -135,6 +137,8 @@ def test_a_token_that_is_almost_impossible_counts(sample):
         ({"parts": ("samples",)}, "needs layout"),
         ({"parts": ("hidden",)}, "needs features"),
         ({"parts": ("chunk",), "layout": LAYOUT}, "one chunk"),
+        ({"parts": ("velocity",)}, "needs layout"),
+        ({"parts": ("velocity", "chunk"), "layout": ONE}, "layouts of their own"),
         ({"features": ("a",), "pool": "median"}, "unknown pooling"),
     ],
 )
@@ -156,6 +160,9 @@ def test_what_is_missing_or_of_another_shape_is_named(sample, trace):
     more = dataclasses.replace(reads("samples"), layout=ChunkLayout(4, 4, 7))
     with pytest.raises(ValueError, match="reads 4 chunks of 4 x 7 numbers; there are 3 of 4 x 7"):
         more.recorded(trace)
+    longer = dataclasses.replace(reads("velocity"), layout=ChunkLayout(4, 4, 7))
+    with pytest.raises(ValueError, match="velocities of 4 flow steps, 4 x 7; there are 3 of 4 x 9"):
+        longer.recorded(trace)
     short = {**trace.aux, "sensitivity": trace.aux["sensitivity"][1:]}
     with pytest.raises(ValueError, match="another number of sensitivity"):
         reads("sensitivity").recorded(dataclasses.replace(trace, aux=short))
@@ -167,6 +174,7 @@ def test_what_runs_hold_is_declared_of_them(trace):
     assert hidden == Input(features=(name,), pool="1.0")
     assert declare(("samples",), [trace]).layout == LAYOUT
     assert declare(("chunk",), [trace]) == Input(("chunk",), layout=ONE)
+    assert declare(("velocity",), [trace]).layout == ChunkLayout(3, 4, 7)
     assert declare(("tokens",), [trace]).pad == 0
     imported = dataclasses.replace(trace, aux={}, features={"encoded": np.zeros((ROWS, 2, 3, 4))})
     alone = declare(("hidden", "chunk"), [imported])

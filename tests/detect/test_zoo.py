@@ -31,9 +31,13 @@ ONE = ChunkLayout(samples=1, horizon=3, dim=7)
 TINY_UNET = {"channels": (8, 8), "step_dim": 8, "epochs": 3, "batch_size": 64}
 HEAD = {"training": training_config("safe_mlp", epochs=3), "hidden": 8}
 CONFIG = {
-    "safe_mlp": HEAD,
-    "safe_lstm": HEAD,
-    "shuffled_labels": HEAD,
+    **dict.fromkeys(("safe_mlp", "safe_lstm", "shuffled_labels", "contrast_probe", "guard"), HEAD),
+    "hide_and_seek": {
+        "training": training_config("hide_and_seek", epochs=3),
+        "hidden": 8,
+        "window": 2,
+    },
+    "velocity_disagreement": {"layout": LAYOUT},
     "pca_kmeans": {"dim": 4, "clusters": 4},
     "ensemble": {"members": [{"name": "linear_probe"}, {"name": "mahalanobis"}]},
     "cluster_entropy": {"layout": LAYOUT, "threshold": 1.0},

@@ -1,9 +1,12 @@
 """Records the board policy under the fault battery, with all that detectors read.
 
     python -m experiments.studies.faults.record
+    python -m experiments.studies.faults.record --grounding --out runs/grounding --fitting 200 \
+        --calibration 300 --clean 200 --mixture 100 --each 0 --purposes fitting calibration test
 
 Episodes of each purpose have seeds of their own (`envs.faults.splits`). Interrupt it at will: what
-is recorded is kept. Some 2,600 episodes; 0.2 s each on an idle core.
+is recorded is kept. Some 2,600 episodes; 0.1 s each on an idle core. The second call records, of
+the first episodes of each part, how the policy reacts to ablations of what it read.
 """
 
 from __future__ import annotations
@@ -23,7 +26,6 @@ from mistjax.envs.faults.make import make_faulty
 from mistjax.envs.faults.splits import SEEDS, SEEN_KINDS, mixtures, strengths
 from mistjax.policies.grounding import Grounded
 from mistjax.policies.load import load_policy
-from mistjax.policies.resampled import Resampled
 from mistjax.rollouts.plan import BOARD_ENV
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.runner import run_episodes
@@ -43,6 +45,8 @@ class Config:
         tuning: episodes of each fault that may be looked at.
         each: test episodes of each fault of scene and actuators, which are in no mixture.
         mixture: test episodes of each mixture.
+        grounding: with ablations of the cache (`policies.grounding`), three times the cost of an
+            inference.
     """
 
     policy: str = "checkpoints/board_pi0"
@@ -54,6 +58,7 @@ class Config:
     tuning: int = 20
     each: int = 20
     mixture: int = 150
+    grounding: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +92,14 @@ def parts(config: Config) -> Iterator[Part]:
         for number, (name, mixture) in enumerate(mixtures().items(), 1):
             yield Part(f"test/{name}", mixture, block("test", number, config.mixture))
         for number, name in enumerate(FAULTS, 10):
-            if FAULTS[name][0] in ("scene", "action"):
+            if config.each and FAULTS[name][0] in ("scene", "action"):
                 seeds = block("test", number, config.each)
                 yield Part(f"test/{name}", Mixture.single(name), seeds)
 
 
 def record(config: Config, part: Part) -> Run:
     """One run; goes on where it stopped."""
-    policy = _policy(config.policy)
+    policy = _policy(config.policy, config.grounding)
     return run_episodes(
         policy,
         functools.partial(
@@ -111,8 +116,9 @@ def record(config: Config, part: Part) -> Run:
 
 
 @functools.cache
-def _policy(source: str) -> Reads:
-    return Reads(Resampled(Grounded(load_policy(source)), 1))
+def _policy(source: str, grounding: bool) -> Reads:
+    policy = load_policy(source)
+    return Reads(Grounded(policy) if grounding else policy)
 
 
 def main(config: Config) -> None:

@@ -78,5 +78,5 @@ def _case(name: str, probes: Sequence[Trace], executed: int | None, config: Benc
     if config.networks == "small" and method.small:
         notes.append(SMALL_NOTE)
     if config.epochs is not None and method.training is not None:
-        notes.append(f"{config.epochs} epochs, the source takes 1000")
+        notes.append(f"{config.epochs} epochs, by default {method.training.epochs}")
     return Case(name, reads, "", options, "; ".join(notes))

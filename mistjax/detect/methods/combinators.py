@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from mistjax.detect.data import Episodes
-from mistjax.detect.detector import Leaf
+from mistjax.detect.detector import Leaf, hold
 
 
 @struct.dataclass
@@ -75,6 +75,47 @@ class Windowed:
 
 
 @struct.dataclass
+class Pooled:
+    """The inner detector reads the mean of every `window` steps, and its score stands until the
+    next: consecutive steps of a robot say nearly the same. Before the first it is 0.
+
+    Source: Hide-and-Seek (arXiv 2605.30834), windows without overlap.
+
+    Attributes:
+        detector: the inner detector.
+        window: steps.
+        dim: numbers of a step.
+    """
+
+    detector: Any
+    window: int = struct.field(pytree_node=False)
+    dim: int = struct.field(pytree_node=False)
+
+    def init_state(self, batch: int) -> PyTree:
+        return {
+            "inner": self.detector.init_state(batch),
+            "total": jnp.zeros((batch, self.dim), jnp.float32),
+            "count": jnp.zeros(batch, jnp.float32),
+            "score": jnp.zeros(batch, jnp.float32),
+        }
+
+    def step(
+        self, state: PyTree, features: Float[Array, "b d"]
+    ) -> tuple[PyTree, Float[Array, " b"]]:
+        total, count = state["total"] + features, state["count"] + 1
+        inner, score = self.detector.step(state["inner"], total / self.window)
+        full = count == self.window
+        inner, score = hold(full, (inner, score), (state["inner"], state["score"]))
+        total, count = hold(~full, (total, count), (0 * total, 0 * count))
+        return {"inner": inner, "total": total, "count": count, "score": score}, score
+
+    def logit(self, state: PyTree, features: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """Evidence of the window so far."""
+        mean = (state["total"] + features) / (state["count"] + 1)[:, None]
+        return self.detector.logit(state["inner"], mean)
+
+
+@struct.dataclass
 class Agreement:
     """Combines detectors by their scores relative to their thresholds; above 1 is an alarm.
 
@@ -127,6 +168,22 @@ class Agreement:
                 for d, lim, s, x in parts
             ]
         )
+
+
+def pooled(episodes: Episodes, window: int) -> Episodes:
+    """Episodes whose steps are the means of `window` consecutive ones, the last one of those that
+    are left: what the inner detector of `Pooled` reads.
+    """
+    if window == 1:
+        return episodes
+    mask = np.asarray(episodes.mask)
+    more = -mask.shape[1] % window
+    valid = np.pad(mask, ((0, 0), (0, more))).reshape(len(mask), -1, window)
+    x = np.where(mask[..., None], np.asarray(episodes.features), 0)
+    x = np.pad(x, ((0, 0), (0, more), (0, 0))).reshape(*valid.shape, -1).sum(2)
+    mean = (x / np.maximum(valid.sum(2), 1)[..., None]).astype(np.float32)
+    stop = -(-np.asarray(episodes.earliest_stop) // window)
+    return dataclasses.replace(episodes, features=mean, mask=valid.any(2), earliest_stop=stop)
 
 
 def standardise(

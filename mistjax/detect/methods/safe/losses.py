@@ -1,7 +1,9 @@
-"""SAFE's training losses: weighted sequence losses, L2, time weights and the hard-negative hinge.
+"""SAFE's training losses: weighted sequence losses, L2, time weights and the hard-negative hinge;
+and the pair of margins of Hide-and-Seek in place of the sequence loss.
 
 Notation: s score, m mask, y success, L valid length. Failure is the positive class.
-Source: SAFE (arXiv 2506.09937), section 4.2 and its released options.
+Source: SAFE (arXiv 2506.09937), section 4.2 and its released options; Hide-and-Seek (arXiv
+2605.30834).
 """
 
 from __future__ import annotations
@@ -14,6 +16,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from mistjax.detect.methods.safe.heads import SafeLSTM, SafeMLP
+
+
+@dataclasses.dataclass(frozen=True)
+class SeekConfig:
+    """Hide-and-Seek's margins. A failed episode is not a failure from its first step on, as the
+    sequence loss has it: where the failure begins is found while training.
+
+    Source: arXiv 2605.30834, equations 2 to 4, read in a summary, not in full: the two margins and
+    their best values. Ours: every pair of a failure and a success of the batch counts alike, and
+    the weight of the second term.
+
+    Attributes:
+        between: by how much the highest score of a failure is to exceed that of a success.
+        within: by how much the mean score of a failure after its onset, the steepest rise, is to
+            exceed the mean before it.
+        weight: of the second term; 0 leaves it out.
+    """
+
+    between: float = 1.0
+    within: float = 0.5
+    weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +55,8 @@ class LossConfig:
         margin: distance of that hinge from 0.5.
         beta: sharpness of its soft maximum.
         one_random_step: learn from one random valid step a sequence instead of all.
+        seek: Hide-and-Seek's loss in place of SAFE's; class weights and the options between `l2`
+            and this one then play no part.
     """
 
     l2: float = 1e-2
@@ -43,6 +68,7 @@ class LossConfig:
     margin: float = 0.1
     beta: float = 50.0
     one_random_step: bool = False
+    seek: SeekConfig | None = None
 
 
 def class_weights(success: Bool[Array, " n"], config: LossConfig) -> Float[Array, "2"]:
@@ -96,6 +122,33 @@ def hard_negative_hinge(
     return jnp.mean(jax.nn.relu(gap) ** 2)
 
 
+def seek_loss(
+    scores: Float[Array, "b t"],
+    mask: Bool[Array, "b t"],
+    success: Bool[Array, " b"],
+    config: SeekConfig,
+) -> Float[Array, ""]:
+    """See `SeekConfig`; 0 in a batch without failures, and no first term in one without successes.
+
+    The onset is where the score rises most from one step to the next; no gradient asks where that
+    is. A failure of one step has none.
+    """
+    peak = jnp.where(mask, scores, -jnp.inf).max(1)
+    pairs = (~success[:, None] & success[None, :]).astype(scores.dtype)
+    short = jax.nn.relu(config.between - (peak[:, None] - peak[None, :]))
+    ranking = jnp.sum(short * pairs) / jnp.maximum(pairs.sum(), 1)
+    rise = jnp.where(mask[:, 1:], jax.lax.stop_gradient(jnp.diff(scores, axis=1)), -jnp.inf)
+    onset = 1 + jnp.argmax(rise, axis=1)
+    later = jnp.arange(scores.shape[1]) >= onset[:, None]
+
+    def mean(rows: Bool[Array, "b t"]) -> Float[Array, " b"]:
+        return jnp.sum(scores * rows, axis=1) / jnp.maximum(rows.sum(1), 1)
+
+    flat = jax.nn.relu(config.within - (mean(mask & later) - mean(mask & ~later)))
+    parted = (~success & (mask.sum(1) > 1)).astype(scores.dtype)
+    return ranking + config.weight * jnp.sum(flat * parted) / jnp.maximum(parted.sum(), 1)
+
+
 def _step_losses(
     head: Any, features: Array, success: Array, config: LossConfig
 ) -> tuple[Array, Array]:
@@ -147,6 +200,8 @@ def sequence_loss(
         chosen = jax.nn.one_hot(picks, mask.shape[1], dtype=losses.dtype)
     per_episode = jnp.sum(losses * chosen, axis=1) / chosen.sum(1)
     monitor = jnp.mean(per_episode * jnp.where(success, weights[1], weights[0]))
+    if config.seek is not None:
+        monitor = seek_loss(scores, mask, success, config.seek)
     hinge = jnp.zeros((), jnp.float32)
     if config.hard_negative:
         hinge = config.hard_negative * hard_negative_hinge(
