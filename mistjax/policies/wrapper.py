@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
+from mistjax.models.config import Pi0Config
 from mistjax.models.observation import Observation
 from mistjax.policies.presets.base import RobotPreset
 from mistjax.policies.protocol import (
@@ -106,7 +107,7 @@ def flow_of(policy: Policy) -> Any:
     """
     while isinstance(policy, Wrapper):
         policy = policy.policy
-    if not hasattr(policy, "velocity"):
+    if not isinstance(getattr(policy, "config", None), Pi0Config):
         raise ValueError(
             f"a {type(policy).__name__} has no velocity field: that is of flow policies (pi0, "
             "pi0.5)."

@@ -12,7 +12,9 @@ from mistjax.policies.grounding import DIAGNOSTICS, Grounded, ablated
 
 
 def prefix_of(cache):
-    return Prefix((cache, 2 * cache), jnp.ones(cache.shape[1:3], bool), jnp.zeros(()), {})
+    return Prefix(
+        (cache, 2 * cache), jnp.ones(cache.shape[1:3], bool), jnp.zeros((*cache.shape[1:3], 1)), {}
+    )
 
 
 def test_the_most_influential_tokens_of_a_segment_become_its_mean():
