@@ -8,9 +8,12 @@ patch, word and state dimension to replace by the baseline.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.struct
+import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from mistjax.models.observation import Observation
@@ -170,6 +173,18 @@ def replaced(inputs: Inputs, baseline: Inputs, regions: Regions, patch: PatchSiz
         text=blend(inputs.text, baseline.text, regions.text[..., None]),
         state=blend(inputs.state, baseline.state, regions.state),
     )
+
+
+def each_region(policy: Policy, obs: Observation, patch: PatchSize):
+    """(vector -> `Regions` of one row, the length of the vector)."""
+    shapes = jax.eval_shape(lambda: Inputs.of(policy, obs))
+    flat, unravel = ravel_pytree(Regions.full(shapes, patch))
+    return unravel, flat.size
+
+
+def per_row(unravel: Callable[[Array], Regions], vectors: Float[Array, "b n"]) -> Regions:
+    """One vector a row -> `Regions` with the batch as leading axis."""
+    return jax.tree.map(lambda leaf: leaf[:, 0], jax.vmap(unravel)(vectors))
 
 
 def patch_sums(pixels: Float[Array, "b h w 3"], patch: PatchSize) -> Float[Array, "b gy gx"]:

@@ -15,12 +15,19 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from mistjax.attribute.attribution import Attribution, evaluate
 from mistjax.attribute.batching import check_shares, compiled, in_chunks
-from mistjax.attribute.inputs import Baseline, Inputs, PatchSize, Regions, replaced
+from mistjax.attribute.inputs import (
+    Baseline,
+    Inputs,
+    PatchSize,
+    Regions,
+    each_region,
+    per_row,
+    replaced,
+)
 from mistjax.attribute.readouts import Readout
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy
@@ -90,7 +97,7 @@ def occlusion(
 
     Arguments as for `effects`. Cost: an inference of the batch for each of them (pi0: 848).
     """
-    unravel, size = _flat(policy, obs, patch)
+    unravel, size = each_region(policy, obs, patch)
     masks = jnp.eye(size + 2, size, dtype=jnp.float32).at[size + 1].set(1.0)
     values = effects(
         policy,
@@ -103,7 +110,7 @@ def occlusion(
         chunk=chunk,
     )
     changes, value, start = values[size] - values[:size], values[size], values[size + 1]
-    return Attribution.signed(_rows(unravel, changes.T), value, start, patch)
+    return Attribution.signed(per_row(unravel, changes.T), value, start, patch)
 
 
 @compiled
@@ -144,7 +151,7 @@ def iss(
             f"samples={samples}, probability={probability}: expected at least 2 samples and a "
             "probability between 0 and 1."
         )
-    unravel, size = _flat(policy, obs, patch)
+    unravel, size = each_region(policy, obs, patch)
     drawn = jax.random.bernoulli(jax.random.key(seed), jnp.float32(probability), (samples, size))
     masks = drawn.astype(jnp.float32)
     ends = jnp.stack([jnp.zeros_like(masks[0]), jnp.ones_like(masks[0])])
@@ -162,19 +169,7 @@ def iss(
     change = jnp.abs(values[:samples] - value)
     covariance = (change - change.mean(axis=0)).T @ (masks - probability) / (samples - 1)
     scores = covariance / (probability * (1 - probability))
-    return Attribution.unsigned(_rows(unravel, scores), value, start, patch)
-
-
-def _flat(policy: Policy, obs: Observation, patch: PatchSize):
-    """(vector -> Regions of one row, its length)."""
-    shapes = jax.eval_shape(lambda: Inputs.of(policy, obs))
-    flat, unravel = ravel_pytree(Regions.full(shapes, patch))
-    return unravel, flat.size
-
-
-def _rows(unravel, vectors: Float[Array, "b n"]) -> Regions:
-    """One vector a row -> Regions with the batch as leading axis."""
-    return jax.tree.map(lambda leaf: leaf[:, 0], jax.vmap(unravel)(vectors))
+    return Attribution.unsigned(per_row(unravel, scores), value, start, patch)
 
 
 def nuisance_regions(

@@ -19,16 +19,24 @@ from mistjax.attribute.gradients import gradient_x_input, integrated_gradients, 
 from mistjax.attribute.inputs import PatchSize
 from mistjax.attribute.interventional import iss, occlusion
 from mistjax.attribute.readouts import Readout
+from mistjax.attribute.tokens import attention_mass, cache_ablation, token_norm
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy
 
-ATTRIBUTIONS: dict[str, Callable[..., Attribution]] = {
+OF_ANY_POLICY: dict[str, Callable[..., Attribution]] = {
     "integrated_gradients": integrated_gradients,
     "gradient_x_input": gradient_x_input,
     "saliency": saliency,
     "occlusion": occlusion,
     "iss": iss,
 }
+OF_TOKENS: dict[str, Callable[..., Attribution]] = {
+    "attention_mass": attention_mass,
+    "token_norm": token_norm,
+    "cache_ablation": cache_ablation,
+}
+"""Those that look inside: at the tokens of the policies that they name."""
+ATTRIBUTIONS = OF_ANY_POLICY | OF_TOKENS
 
 
 def attribute(
@@ -53,7 +61,7 @@ def attribute(
         patch: pixels (height, width) of a region; None takes the policy's vision patches.
         memory: bytes of temporary memory to stay within: says how many runs fit at a time, and
             takes that for `chunk`; not inside jit.
-        **options: of the method; `baseline` and `chunk` for all of them.
+        **options: of the method; `baseline` and `chunk` for those of any policy.
 
     Raises:
         ValueError: unknown name or option, a patch larger than a picture, not even one run fits the
@@ -72,7 +80,7 @@ def attribute(
         if not all(1 <= p <= size for p, size in zip(patch, sizes, strict=True)):
             raise ValueError(f"patches of {patch} pixels do not fit camera {camera!r}: {sizes}.")
     method = functools.partial(ATTRIBUTIONS[name], patch=patch, **options)
-    if memory is None:
+    if memory is None or "chunk" not in known:
         return method(policy, obs, key, readout)
     chunk = largest_chunk(
         lambda *a, chunk: method(*a, chunk=chunk), memory, policy, obs, key, readout
