@@ -98,9 +98,8 @@ def action_attention(
 
     def at_step(x_t, step, after):
         t = jnp.full(obs.batch_size, 1.0 - step / count)
-        tokens, valid, ar, condition = policy.model.apply(  # pyright: ignore[reportGeneralTypeIssues]
-            policy.variables, obs.state, x_t, t, method="embed_suffix"
-        )
+        suffix: Any = policy.model.apply(policy.variables, obs.state, x_t, t, method="embed_suffix")
+        tokens, valid, ar, condition = suffix
         seen = jnp.broadcast_to(prefix.valid[:, None], (*valid.shape, prefix.valid.shape[1]))
         mask = jnp.concatenate([seen, attention_mask(valid, ar)], axis=-1)
         positions = prefix.valid.sum(1, keepdims=True) + jnp.cumsum(valid, axis=1) - 1
@@ -109,7 +108,7 @@ def action_attention(
         def layer(x, params, cached):
             norm = {"params": params["pre_attention_norm_1"]}
             normed: Any = RMSNorm().apply(norm, x, condition)
-            parts = [
+            parts: list[Any] = [
                 HeadsIn(shape, (len(shape) - 2,)).apply({"params": params["attn"][name]}, normed[0])
                 for name, shape in shapes.items()
             ]

@@ -194,7 +194,8 @@ def truth_within(policy: Any, case: Case, naming: Naming, row: int) -> dict[str,
         inside = inside & ((columns >= left) & (columns < left + side))[None]
     elif fault.name in ("state_offset", "state_drifting"):
         part = np.asarray(naming.where.state)[row, : len(case.state.inputs.state[0, 0])]
-        view = inputs.View(*(jnp.zeros(len(part)),) * 4, jnp.zeros((), jnp.int32))
+        at_zero = inputs.remember(np.zeros(len(part), np.float32))
+        view = inputs.View(at_zero.held, **vars(at_zero))
         inside = np.asarray(inputs.STATES[fault.kind](view, fault.strength, key)) != 0
     elif fault.input == "instruction" and fault.kind != "dropped_word":
         obs = policy.prepare([case.raw])
