@@ -178,7 +178,7 @@ def _repeated(table: Table, episodes: int) -> Table:
 
 def make_table(episodes: int) -> Table:
     """Nominal episodes of the board."""
-    starts, prompts = FunctionalBoard().draw_starts(range(5000, 5000 + episodes))
+    starts, prompts, _ = FunctionalBoard().draw_starts(range(5000, 5000 + episodes))
     words = policy_of("rollouts").encode_prompts(prompts)
     return Table(np.arange(5000, 5000 + episodes, dtype=np.int32), starts, words)
 

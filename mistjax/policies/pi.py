@@ -304,6 +304,8 @@ class PiPolicy(Policy):
         chunk = sample.actions[..., : p.action_dim]
         actions = self._to_robot(chunk, state if p.delta else None)
         broken = sample.broken | ~jnp.isfinite(actions).all(axis=(1, 2))
+        if "fallback" in sample.aux:  # a monitor's
+            broken |= sample.aux["fallback"]
         return jnp.asarray(p.held(actions, broken, state))
 
     def _raw_state(self, raw: Mapping[str, Array]) -> Float[Array, "b s"]:

@@ -45,7 +45,10 @@ def collect(
     plan = dataclasses.replace(plan, **options)
     for tap in taps:
         check_tap(tap, policy.spec)
+    aux = tuple(dict.fromkeys((*policy.reports, *aux)))
     env, settings = plan.env, dict(env_options or {})
+    if plan.compiled:
+        return _compiled(policy, out, plan, settings, taps, aux)
     drawn: dict[str, Any] = {}
     if plan.suite is not None:
         env, settings = LIBERO_ENV, {"suite": plan.suite, **settings}
@@ -65,9 +68,29 @@ def collect(
         plan,
         out=out,
         taps=taps,
-        aux=tuple(dict.fromkeys((*policy.reports, *aux))),
+        aux=aux,
         settings=settings,
     )
+
+
+def _compiled(
+    policy: Policy,
+    out: Path,
+    plan: EpisodePlan,
+    settings: Mapping[str, Any],
+    taps: Sequence[Tap],
+    aux: Sequence[str],
+) -> Run:
+    from mistjax.rollouts.compiled_run import run_compiled
+
+    if settings:
+        raise ValueError(
+            f"environment options {sorted(settings)} are given, and a compiled board has none: "
+            "leave compiled out."
+        )
+    mixture = plan.mixture()
+    faults = {} if mixture is None else {"faults": mixture.to_json()}
+    return run_compiled(policy, plan.seeds(), plan, out=out, taps=taps, aux=aux, settings=faults)
 
 
 def check_tap(tap: Tap, spec: PolicySpec) -> None:

@@ -43,9 +43,10 @@ class FunctionalEnv(Protocol):
     """An environment as pure functions; hashable, since it is a static argument.
 
     `reset`, `step` and `failure_cause` are of one episode; `observe` is of a batch of states and
-    gives arrays under the keys of raw observations (pictures as 8-bit RGB in the policy's size). A
-    state is a pytree that says whether the episode is `done` and whether in `success`; one that is
-    done stays as it is.
+    gives arrays under the keys of raw observations (pictures as 8-bit RGB in the policy's size) and
+    the states after it, which may remember what was seen. Where it gives a `prompt`, that is which
+    of the episode's prompts [b] is read now; else it is the first. A state is a pytree that says
+    whether the episode is `done` and whether in `success`; one that is done stays as it is.
     """
 
     @property
@@ -55,7 +56,7 @@ class FunctionalEnv(Protocol):
 
     def step(self, state: Any, action: Float[Array, " a"]) -> Any: ...
 
-    def observe(self, state: Any) -> Mapping[str, Array]: ...
+    def observe(self, state: Any) -> tuple[Mapping[str, Array], Any]: ...
 
     def failure_cause(self, state: Any) -> Any: ...
 
@@ -67,12 +68,12 @@ class Table:
     Attributes:
         seed: names the episode, and its policy's noise.
         start: for the environment's `reset`.
-        words: of `Policy.encode_prompts`.
+        words: of `Policy.encode_prompts`, of each of an episode's prompts.
     """
 
     seed: Int[AnyArray, " e"]
     start: Any
-    words: tuple[Int[AnyArray, "e l"], Bool[AnyArray, "e l"]]
+    words: tuple[Int[AnyArray, "e p l"], Bool[AnyArray, "e p l"]]
 
 
 @flax.struct.dataclass
@@ -107,9 +108,10 @@ class Round(NamedTuple):
         cause: index of the environment's `causes`, of a failure.
         steps: so far.
         executed: of them, in this round; 0 in an idle row.
-        monitor: score, threshold, alarm and edited, of a policy that has them.
-        taps: `str(tap)` -> values, batch axis where the policy has it.
-        kept: chunk, state and actions, where asked for.
+        monitor: what `recorder.MONITOR` names, of a policy that has it.
+        taps: `str(tap)` -> values, batch axis first.
+        aux: what was asked for of `Sample.aux`, batch axis first.
+        kept: `chunks` [b,h,a] and the robot's `state` before each action [b,e,s], where asked for.
     """
 
     episode: Array
@@ -121,15 +123,17 @@ class Round(NamedTuple):
     executed: Array
     monitor: dict[str, Array]
     taps: dict[str, Array]
+    aux: dict[str, Array]
     kept: dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """What every round keeps besides the outcome: activations, and whether chunks, robot states and
-    executed actions."""
+    """What every round keeps besides the outcome: activations, outputs of the policy, and whether
+    chunks and robot states."""
 
     taps: tuple[Tap, ...] = ()
+    aux: tuple[str, ...] = ()
     actions: bool = False
 
 
@@ -213,8 +217,12 @@ def _round(
 ) -> tuple[Rows, Round]:
     env, recording = program.env, program.recording
     rows = _refill(env, policy, table, count, rows)
-    seeds, words = table.seed[rows.episode], jax.tree.map(lambda w: w[rows.episode], table.words)
-    raw = env.observe(rows.state)
+    seeds, before = table.seed[rows.episode], rows.state
+    raw, state = env.observe(before)
+    raw, read = dict(raw), 0
+    if "prompt" in raw:
+        read = raw.pop("prompt")
+    words = jax.tree.map(lambda w: w[rows.episode, read], table.words)
     sample: Sample = policy.sample(
         traceable(policy).observe(raw, words),
         _keys(seeds, rows.inferences),
@@ -228,9 +236,10 @@ def _round(
     def execute(carry, action):
         state, steps = carry
         now = jax.vmap(env.step)(state, action)
-        return (now, steps + ~state.done), ()
+        seen = robot_state(env.observe(state)[0]) if recording.actions else ()
+        return (now, steps + ~state.done), seen  # pictures that nobody uses are not drawn
 
-    (state, steps), _ = jax.lax.scan(execute, (rows.state, rows.steps), actions)
+    (state, steps), seen = jax.lax.scan(execute, (state, rows.steps), actions)
     ended, executed = rows.busy & state.done, jnp.where(rows.busy, steps - rows.steps, 0)
     report = Round(
         episode=jnp.where(rows.busy, rows.episode, -1),
@@ -241,8 +250,9 @@ def _round(
         steps=steps,
         executed=executed,
         monitor={name: sample.aux[name] for name in MONITOR if name in sample.aux},
-        taps={str(tap): sample.taps[str(tap)] for tap in recording.taps},
-        kept={"chunks": chunk} if recording.actions else {},
+        taps={str(tap): tap.batch_first(sample.taps[str(tap)]) for tap in recording.taps},
+        aux={name: sample.aux[name] for name in recording.aux},
+        kept={"chunks": chunk, "state": jnp.swapaxes(seen, 0, 1)} if recording.actions else {},
     )
     rows = dataclasses.replace(
         rows,
@@ -253,6 +263,11 @@ def _round(
         steps=steps,
     )
     return rows, report
+
+
+def robot_state(raw: Mapping[str, Array]) -> Float[Array, "b s"]:
+    """The vectors of raw observations, joined as `recorder.robot_state` joins them."""
+    return jnp.concatenate([raw[key] for key in sorted(raw) if raw[key].ndim == 2], axis=1)
 
 
 def _keys(seeds: Int[Array, " b"], inferences: Int[Array, " b"]) -> Array:
@@ -339,7 +354,32 @@ class Run:
         self._rows = _begin(program, policy, dealt, num_envs)
         self._arguments = policy, edits, dealt, counts
         self._devices, self._owner = mesh.size, np.arange(num_envs) // (num_envs // mesh.size)
-        self.compiled = _advance.lower(program, *self._arguments, self._rows).compile()
+        lowered = _advance.lower(program, *self._arguments, self._rows)
+        self._reported = lowered.out_info[1]
+        self.rounds, self.compiled = program.rounds, lowered.compile()
+
+    @property
+    def reported_bytes(self) -> int:
+        """Of what one `advance` brings to the host."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._reported))
+
+    def describe(self) -> str:
+        """One line: what `advance` does, and the memory that it takes."""
+        rows = len(self._owner)
+        plan = self.compiled.memory_analysis()
+        held = (
+            ""
+            if plan is None
+            else (
+                f"{(plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e6:,.0f} MB in the "
+                "program and "
+            )
+        )
+        return (
+            f"{rows} environments on {self._devices} device{'s' * (self._devices > 1)}, "
+            f"{self.rounds} inferences between two visits to the host: {held}"
+            f"{self.reported_bytes / 1e6:,.1f} MB of records at each."
+        )
 
     def advance(self) -> Round:
         """Some rounds: what they reported, as NumPy arrays [rounds, b], `episode` being a row of
@@ -390,14 +430,45 @@ class CompiledRollouts:
         mesh = Mesh(np.array(devices), (AXIS,))
         self._program = _Program(env, policy.spec.execute_steps, rounds, recording, mesh)
 
-    def table(self, seeds: Sequence[int], start: Any, prompts: Sequence[str]) -> Table:
-        """Episodes for `reports`: their starts and what the policy is told."""
-        words = traceable(self.policy).encode_prompts(prompts)
+    def table(
+        self, seeds: Sequence[int], start: Any, prompts: Sequence[str | Sequence[str]]
+    ) -> Table:
+        """Episodes for `reports`: their starts and what the policy is told, one prompt or as many
+        as the environment chooses from.
+        """
+        told = [(text,) if isinstance(text, str) else tuple(text) for text in prompts]
+        flat = traceable(self.policy).encode_prompts([text for texts in told for text in texts])
+        words = jax.tree.map(lambda w: w.reshape(len(told), -1, w.shape[-1]), flat)
         return Table(np.asarray(seeds, np.int32), start, words)
 
-    def prepare(self, table: Table, edits: Sequence[Edit] = ()) -> Run:
-        """Puts the table's episodes on the devices and compiles the program, if it is new."""
-        return Run(self._program, self.policy, self.num_envs, table, tuple(edits))
+    def prepare(
+        self, table: Table, edits: Sequence[Edit] = (), *, memory: float | None = None
+    ) -> Run:
+        """Puts the table's episodes on the devices and compiles the program, if it is new.
+
+        Args:
+            table: of the episodes.
+            edits: always in force.
+            memory: bytes that the reports of one `Run.advance` may take; fewer rounds fit less.
+
+        Raises:
+            ValueError: one round takes more.
+        """
+
+        def run(rounds: int) -> Run:
+            program = dataclasses.replace(self._program, rounds=rounds)
+            return Run(program, self.policy, self.num_envs, table, tuple(edits))
+
+        prepared = run(self._program.rounds)
+        if memory is None or prepared.reported_bytes <= memory:
+            return prepared
+        each = prepared.reported_bytes / prepared.rounds
+        if each > memory:
+            raise ValueError(
+                f"one inference of {self.num_envs} environments records {each / 1e6:,.0f} MB, and "
+                f"{memory / 1e6:,.0f} MB are allowed: record fewer taps, or take fewer num_envs."
+            )
+        return run(int(memory / each))
 
     def reports(self, table: Table, edits: Sequence[Edit] = ()) -> Iterator[Round]:
         """Runs the table's episodes to their ends; yields each `Run.advance`."""

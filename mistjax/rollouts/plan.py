@@ -57,6 +57,8 @@ class EpisodePlan:
             runs with different numbers of workers are to agree bit for bit.
         executor: whether workers are processes of this machine or Ray actors.
         retry_errors: run seeds again that crashed in an earlier call.
+        compiled: the board as one compiled program, policy, pictures and physics in it; faster, but
+            the physics are not MuJoCo's, see docs/compiled.md.
 
     Raises:
         ValueError: a number out of its range, an unknown environment or perturbation, or tasks
@@ -79,6 +81,7 @@ class EpisodePlan:
     num_envs: int | None = None
     executor: Executor = "process"
     retry_errors: bool = False
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -98,12 +101,27 @@ class EpisodePlan:
             raise ValueError(f"tasks are {[*tasks]}, and no LIBERO suite is named that has them.")
         if self.executor not in ("process", "ray"):
             raise ValueError(f"executor is {self.executor!r}: expected 'process' or 'ray'.")
+        if self.compiled:
+            self._check_compiled()
         object.__setattr__(self, "tasks", tasks)
         object.__setattr__(self, "perturbation", _plain(self.perturbation))
         self.mixture()
         env = LIBERO_ENV if self.suite is not None else self.env
         if env is not None and (self.perturbation or env not in (BOARD_ENV, LIBERO_ENV)):
             check_perturbation(_environment(env), self.perturbation)
+
+    def _check_compiled(self) -> None:
+        if self.suite is not None or self.env != BOARD_ENV:
+            raise ValueError(
+                f"compiled is asked for with {self.suite or self.env}: only {BOARD_ENV} is a "
+                "compiled program; leave compiled out."
+            )
+        for name in ("videos", "workers"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, and compiled episodes have none: give 0, or "
+                    "leave compiled out."
+                )
 
     @property
     def batch_size(self) -> int:

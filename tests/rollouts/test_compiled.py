@@ -42,7 +42,7 @@ class FunctionalPoint:
         return jax.tree.map(lambda old, now: jnp.where(state.done, old, now), state, new)
 
     def observe(self, state):
-        return {"observation/state": state.point}
+        return {"observation/state": state.point}, state
 
     def failure_cause(self, state):
         return jnp.where(jnp.linalg.norm(state.point) > 3, 0, 1)
@@ -123,7 +123,7 @@ def test_shares_deal_every_episode_once():
     for episodes in (1, 5, 8):
         seeds = np.arange(episodes)
         start = {"x": seeds}
-        words = np.zeros((episodes, 1), np.int32), np.ones((episodes, 1), bool)
+        words = np.zeros((episodes, 1, 1), np.int32), np.ones((episodes, 1, 1), bool)
         dealt = compiled.deal(compiled.Table(seeds, start, words), 4).seed.reshape(4, -1)
         counts = compiled.shares(episodes, 4)
         begun = np.concatenate([row[:n] for row, n in zip(dealt, counts, strict=True)])

@@ -16,6 +16,9 @@ from mistjax.envs.faults.battery import CAMERAS
 from mistjax.envs.faults.words import Choices
 from mistjax.envs.faults.wrapper import Rig
 
+SCENE_STREAM = 0x5CE
+"""Names the random stream of changed scenes."""
+
 
 def choices(prompt: str) -> Choices:
     """Colour, row and column, and the others there are."""
@@ -29,7 +32,7 @@ def change_scene(env: gym.Env, kind: str, strength: float, seed: int) -> dict[st
     """The board looks different from now on; everything stays where it is."""
     board: Any = env
     now = board.snapshot()
-    rng = np.random.default_rng([seed, 0x5CE])
+    rng = np.random.default_rng([seed, SCENE_STREAM])
     changed = perturb(now.episode, {kind: strength}, rng)
     return board.restore(dataclasses.replace(now, episode=changed))[0]
 

@@ -99,6 +99,16 @@ class Injection:
     def kind(self) -> str:
         return FAULTS[self.name][1]
 
+    @staticmethod
+    def info(fault: Injection | None) -> dict[str, Any]:
+        """What an episode's `info` says of its fault, or of having none."""
+        return {
+            "fault": None if fault is None else fault.name,
+            "fault_input": None if fault is None else fault.input,
+            "fault_strength": None if fault is None else fault.strength,
+            "fault_onset": None if fault is None else fault.onset,
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:

@@ -16,7 +16,10 @@ from mistjax.envs.faults import inputs
 from mistjax.envs.faults.battery import CAMERAS, FAULTS, Injection, Mixture
 from mistjax.envs.faults.words import Choices, rewrite
 
-PUSH_STEPS = 4
+PUSH, PUSH_STEPS = 0.03, 4
+"""Metres, and control steps."""
+ACTION_STREAM = 0xAC7
+"""Names the random stream of faulty actions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +67,15 @@ def _see(kind, memory, now, strength, key, active, picture):
 
 
 @jax.jit
-def _noisy_picture(picture, seed, step, camera):
+def noisy_picture(picture, seed, step, camera):
+    """A picture as the sensor shows it at a control step of an episode."""
     key = jax.random.fold_in(jax.random.fold_in(inputs.key_of(seed), step), camera)
     return inputs.as_pixels(inputs.picture_noise(picture, key)).astype(np.uint8)
 
 
 @functools.partial(jax.jit, static_argnames="opening")
-def _noisy_state(state, seed, step, opening):
+def noisy_state(state, seed, step, opening):
+    """A state as the sensor shows it at a control step of an episode."""
     key = jax.random.fold_in(jax.random.fold_in(inputs.key_of(seed), step), 99)
     return inputs.state_noise(state, key, opening)
 
@@ -103,7 +108,7 @@ class Faulty(gym.Wrapper):
         self.injection = self.mixture.draw(seed)
         self._memory: inputs.Memory | None = None
         self._asked: list[np.ndarray] = []
-        self._rng = np.random.default_rng([seed, 0xAC7])
+        self._rng = np.random.default_rng([seed, ACTION_STREAM])
         if self._active("scene"):
             observation = self._change_scene()
         return self._deliver(observation), self._info(info)
@@ -137,7 +142,7 @@ class Faulty(gym.Wrapper):
         if self._step >= fault.onset + PUSH_STEPS:
             return action
         axis, sign = divmod(self._seed % 4, 2)  # along x or y, either way
-        push = 0.03 * fault.strength / PUSH_STEPS / self.rig.metres
+        push = PUSH * fault.strength / PUSH_STEPS / self.rig.metres
         pushed = np.clip(action, -1, 1)
         pushed[axis] += push * (1 if sign else -1)
         return pushed
@@ -148,14 +153,7 @@ class Faulty(gym.Wrapper):
         return change(self.env.unwrapped, fault.kind, fault.strength, self._seed)
 
     def _info(self, info: dict[str, Any]) -> dict[str, Any]:
-        f: Injection | None = self.injection
-        return {
-            **info,
-            "fault": None if f is None else f.name,
-            "fault_input": None if f is None else f.input,
-            "fault_strength": None if f is None else f.strength,
-            "fault_onset": None if f is None else f.onset,
-        }
+        return {**info, **Injection.info(self.injection)}
 
     def _deliver(self, observation: dict[str, Any]) -> dict[str, Any]:
         """What the policy gets of what the sensors show."""
@@ -164,10 +162,8 @@ class Faulty(gym.Wrapper):
         if self.mixture.sensor_noise:
             if look:
                 for number, key in enumerate(rig.cameras.values()):
-                    seen[key] = np.asarray(
-                        _noisy_picture(seen[key], self._seed, self._step, number)
-                    )
-            noisy = _noisy_state(seen[rig.state], self._seed, self._step, rig.opening)
+                    seen[key] = np.asarray(noisy_picture(seen[key], self._seed, self._step, number))
+            noisy = noisy_state(seen[rig.state], self._seed, self._step, rig.opening)
             seen[rig.state] = np.asarray(noisy, np.float32)
         if fault is None:
             return seen

@@ -27,7 +27,7 @@ class Blind(BoardEnv):
 )
 def test_a_seed_is_the_same_episode_in_both(perturbation):
     env, seeds = Blind(), [3, 11, 2**31 - 1]
-    starts, prompts = BOARD.draw_starts(seeds, perturbation=perturbation)
+    starts, prompts, _ = BOARD.draw_starts(seeds, perturbation=perturbation)
     for i, seed in enumerate(seeds):
         observation, _ = env.reset(seed=seed, options={"perturbation": perturbation})
         assert prompts[i] == observation["prompt"]
@@ -44,7 +44,7 @@ def test_a_seed_is_the_same_episode_in_both(perturbation):
 def test_an_episode_looks_the_same_in_both():
     env = BoardEnv(image_size=32)
     board = FunctionalBoard(image_size=32)
-    starts, _ = board.draw_starts([4])
+    starts, *_ = board.draw_starts([4])
     env.reset(seed=4)
     drawn = np.asarray(jax.jit(board.pictures)(jax.jit(jax.vmap(board.reset))(starts)))[0]
     differ = np.abs(drawn.astype(int) - env.pictures())
@@ -117,7 +117,7 @@ def test_a_fault_changes_the_same_actions_in_the_same_way(name, trigger):
     env = FaultyBoard(bare, fault)
     env.reset(seed=5)
     active = [env.step(action)[-1]["fault_active"] for action in asked]
-    starts, _ = BOARD.draw_starts([5], fault=fault)
+    starts, *_ = BOARD.draw_starts([5], fault=fault)
     state = BOARD.reset(jax.tree.map(lambda leaf: leaf[0], starts))
 
     def step(state, xs):
@@ -156,7 +156,7 @@ def test_the_experts_actions_lead_to_the_same_end():
             if done or truncated:
                 break
         success.append(env.is_success())
-    starts, _ = BOARD.draw_starts(seeds)
+    starts, *_ = BOARD.draw_starts(seeds)
 
     def step(state, action):
         state = jax.vmap(BOARD.step)(state, action)

@@ -1,0 +1,156 @@
+"""`run_compiled`: the board's episodes as one program, recorded as `run_episodes` records them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+from tqdm import tqdm
+
+from mistjax.envs.board.functional import Drawn, FunctionalBoard
+from mistjax.envs.board.functional_faults import FaultyFunctionalBoard
+from mistjax.hooks.sites import Tap
+from mistjax.policies.protocol import Policy, PolicySpec
+from mistjax.rollouts.compiled import CompiledRollouts, Recording, Round
+from mistjax.rollouts.plan import EpisodePlan, check_seeds
+from mistjax.rollouts.recorder import Inference, Recorder
+from mistjax.rollouts.run import Run, load_run, memory_run
+from mistjax.rollouts.store import RunWriter
+from mistjax.rollouts.trace import Json, Trace
+
+NUM_ENVS = 64
+"""Rows of the batch by default; on two cores more of them gain little."""
+
+
+def run_compiled(
+    policy: Policy,
+    seeds: Iterable[SupportsIndex],
+    plan: EpisodePlan,
+    *,
+    out: str | Path | None = None,
+    taps: Sequence[Tap] = (),
+    aux: Sequence[str] = (),
+    settings: Mapping[str, Json] | None = None,
+    memory: float = 1e9,
+    progress: bool = True,
+) -> Run:
+    """Runs one episode per seed of the board with its kinematic physics (`envs.board.kinematic`).
+
+    An episode that has ended is on disk before the next rounds; after an interrupt the same call
+    goes on with the seeds that are missing.
+
+    Args:
+        policy: what acts; a JAX policy, or `MistPolicy` around one.
+        seeds: which episodes.
+        plan: how they are run; its perturbation, faults, `max_steps` and `num_envs` count.
+        out: run folder, new or of the same configuration; None keeps everything in memory.
+        taps: activations to record at each inference.
+        aux: names in `Sample.aux` to record, besides the monitor's.
+        settings: what else a run on the same folder must agree in.
+        memory: bytes that what is recorded may take between two visits to the host.
+        progress: show a bar, and before it what one visit brings.
+
+    Raises:
+        ValueError: the policy cannot be traced, one inference alone records more than `memory`, or
+            `out` holds a run of another configuration.
+    """
+    seeds, mixture, limit = check_seeds(seeds), plan.mixture(), plan.max_steps
+    board = FunctionalBoard() if limit is None else FunctionalBoard(max_steps=limit)
+    every = policy.spec.execute_steps
+    env = board if mixture is None else FaultyFunctionalBoard(mixture, board, every)
+    recording = Recording(tuple(taps), tuple(aux), actions=True)
+    rows = min(plan.num_envs or NUM_ENVS, len(seeds))
+    config = {
+        "policy": policy.spec.name,
+        "policy_fingerprint": policy.spec.fingerprint,
+        "execute_steps": every,
+        "env_id": env.env_id,
+        "physics": env.physics,
+        "perturbation": dict(plan.perturbation),
+        "task_options": {},
+        "taps": [str(tap) for tap in taps],
+        "aux": list(aux),
+        "max_steps": limit,
+        **(settings or {}),
+    }
+    traces: dict[int, Trace] = {}
+    with contextlib.ExitStack() as stack:
+        writer = None if out is None else stack.enter_context(RunWriter.open(out, config))
+        done = frozenset() if writer is None else writer.seeds
+        todo = [seed for seed in seeds if seed not in done]
+        if todo:
+            rollouts = CompiledRollouts(policy, env, num_envs=rows, recording=recording)
+            drawn = env.draw_starts(todo, perturbation=dict(plan.perturbation))
+            run = rollouts.prepare(rollouts.table(todo, drawn.start, drawn.prompts), memory=memory)
+            if progress:
+                tqdm.write(run.describe())
+            bar = tqdm(total=len(seeds), initial=len(done), unit="ep", disable=not progress)
+            stack.enter_context(bar)
+            build = Recorders(policy.spec, env, todo, drawn, plan.perturbation)
+            while build.left:
+                for trace in build.add(run.advance()):
+                    traces[trace.seed] = trace
+                    if writer is not None:
+                        writer.add(trace)
+                        del traces[trace.seed]
+                    bar.update()
+    return memory_run(config, traces) if out is None else load_run(out)
+
+
+class Recorders:
+    """Turns what rounds report into episodes."""
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        env: Any,
+        seeds: Sequence[int],
+        drawn: Drawn,
+        perturbation: Mapping[str, Json],
+    ) -> None:
+        self._spec, self._env, self._perturbation = spec, env, perturbation
+        self._info = [{"physics": env.physics, **info} for info in drawn.info]
+        told = [text if isinstance(text, str) else text[0] for text in drawn.prompts]
+        self._waiting = {
+            i: Recorder(seed, {"prompt": told[i]}, self._info[i], ())
+            for i, seed in enumerate(seeds)
+        }
+
+    @property
+    def left(self) -> int:
+        """Episodes that have not ended."""
+        return len(self._waiting)
+
+    def add(self, reported: Round) -> Iterator[Trace]:
+        """The episodes that ended in some rounds."""
+        for turn in range(len(reported.episode)):
+            batch = Inference(
+                chunks=reported.kept["chunks"][turn],
+                monitor={name: x[turn] for name, x in reported.monitor.items()},
+                features={name: x[turn] for name, x in reported.taps.items()},
+                aux={name: x[turn] for name, x in reported.aux.items()},
+                milliseconds=float("nan"),
+            )
+            for row in np.flatnonzero(reported.episode[turn] >= 0):
+                at = int(reported.episode[turn, row])
+                recorder, states = self._waiting[at], reported.kept["state"][turn, row]
+                chunk = recorder.inference(batch, row, {})
+                info, ended = self._info[at], bool(reported.ended[turn, row])
+                if ended:
+                    info = {**info, **self._outcome(reported, turn, row)}
+                for step in range(reported.executed[turn, row]):
+                    recorder.step(states[step], chunk[step], {}, info)
+                if ended:
+                    del self._waiting[at]
+                    yield recorder.trace(
+                        self._env.env_id, self._spec, dict(self._perturbation), None
+                    )
+
+    def _outcome(self, reported: Round, turn: int, row: int) -> dict[str, Json]:
+        success = bool(reported.success[turn, row])
+        cause = None if success else self._env.causes[reported.cause[turn, row]]
+        steps = int(reported.steps[turn, row])
+        return {"success": success, "failure_cause": cause, "step": steps}
