@@ -225,6 +225,9 @@ def latency(runs: Mapping[str, Run]) -> Section:
         for name, run in runs.items()
         if run.finished
     }
+    times = {name: values for name, values in times.items() if np.isfinite(values).any()}
+    if not times:
+        return Section("Latency", [Text("Inferences of a compiled program are not timed apart.")])
     text = "Time from the observation to the actions on the host, after compilation."
     medians = {name: float(np.median(values)) for name, values in times.items()}
     if len(medians) > 1:

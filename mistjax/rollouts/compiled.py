@@ -98,7 +98,7 @@ class Rows:
 
 
 class Round(NamedTuple):
-    """What one round reports of each row [b].
+    """What one round reports, on the device or as NumPy arrays, of each row [b].
 
     Attributes:
         episode: row of the table; -1 for an idle row.
@@ -114,17 +114,17 @@ class Round(NamedTuple):
         kept: `chunks` [b,h,a] and the robot's `state` before each action [b,e,s], where asked for.
     """
 
-    episode: Array
-    inference: Array
-    ended: Array
-    success: Array
-    cause: Array
-    steps: Array
-    executed: Array
-    monitor: dict[str, Array]
-    taps: dict[str, Array]
-    aux: dict[str, Array]
-    kept: dict[str, Array]
+    episode: Any
+    inference: Any
+    ended: Any
+    success: Any
+    cause: Any
+    steps: Any
+    executed: Any
+    monitor: dict[str, Any]
+    taps: dict[str, Any]
+    aux: dict[str, Any]
+    kept: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _round(
     chunk = traceable(policy).act(sample, raw)
     actions = jnp.swapaxes(chunk[:, : program.execute_steps], 0, 1)
 
-    def execute(carry, action):
+    def execute(carry: Any, action: Array) -> Any:
         state, steps = carry
         now = jax.vmap(env.step)(state, action)
         seen = robot_state(env.observe(state)[0]) if recording.actions else ()

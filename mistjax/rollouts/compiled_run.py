@@ -83,7 +83,7 @@ def run_compiled(
         todo = [seed for seed in seeds if seed not in done]
         if todo:
             rollouts = CompiledRollouts(policy, env, num_envs=rows, recording=recording)
-            drawn = env.draw_starts(todo, perturbation=dict(plan.perturbation))
+            drawn = env.draw_starts(todo, perturbation=plan.perturbation)  # type: ignore[arg-type]
             run = rollouts.prepare(rollouts.table(todo, drawn.start, drawn.prompts), memory=memory)
             if progress:
                 tqdm.write(run.describe())
@@ -134,7 +134,7 @@ class Recorders:
                 aux={name: x[turn] for name, x in reported.aux.items()},
                 milliseconds=float("nan"),
             )
-            for row in np.flatnonzero(reported.episode[turn] >= 0):
+            for row in np.flatnonzero(reported.episode[turn] >= 0).tolist():
                 at = int(reported.episode[turn, row])
                 recorder, states = self._waiting[at], reported.kept["state"][turn, row]
                 chunk = recorder.inference(batch, row, {})

@@ -72,9 +72,12 @@ def summarize(run: Run) -> Summary:
 
 def stand_ins(run: Run) -> str:
     """What in a run's environments is not the real thing; empty if all is."""
-    if not any(row["info"].get("stand_in_assets") for row in run.rows):
-        return ""
-    return "some meshes or textures; success is not comparable to published scores"
+    said = []
+    if any(row["info"].get("stand_in_assets") for row in run.rows):
+        said.append("some meshes or textures; success is not comparable to published scores")
+    if any(row["info"].get("physics") == "kinematic" for row in run.rows):
+        said.append("kinematic physics, not MuJoCo's, which are somewhat less kind to a policy")
+    return "; ".join(said)
 
 
 def by_task(run: Run) -> dict[str, Rate]:

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import os
 import re
@@ -114,6 +115,14 @@ def test_text_from_runs_cannot_inject_markup():
 def test_a_stand_in_is_labelled_as_one():
     assert "Stand-in: random weights" in render([Section("A", [], "random weights")], "t")
     assert 'class="stand-in"' not in render([Section("A", [])], "t")
+
+
+def test_a_compiled_run_says_what_its_physics_are_and_has_no_latency(memory, trace, tmp_path):
+    bare = trace(1, monitored=False, info={"physics": "kinematic"})
+    untimed = dataclasses.replace(bare, timings_ms=np.full_like(bare.timings_ms, np.nan))
+    page = build_report({"bare": memory(untimed)}, tmp_path / "r.html", title="t").read_text()
+    assert "kinematic physics, not MuJoCo" in page
+    assert "not timed apart" in page
 
 
 def test_success_with_stand_in_assets_says_so(memory, trace, tmp_path):

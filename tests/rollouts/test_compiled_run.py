@@ -1,0 +1,91 @@
+"""Compiled episodes of the trained board policy, in the run format."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mistjax.cli import main
+from mistjax.hooks.sites import Tap
+from mistjax.policies.load import load_policy
+from mistjax.rollouts.collect import collect
+from mistjax.rollouts.plan import BOARD_ENV, EpisodePlan
+from mistjax.rollouts.run import load_run
+
+SHIPPED = "checkpoints/board_pi0"
+TAP = Tap.parse("action.resid@-1/action/mean")
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy(SHIPPED)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return EpisodePlan(8, 22_500_000, faults="board", compiled=True, num_envs=4, max_steps=40)
+
+
+@pytest.mark.slow
+def test_a_run_holds_what_the_host_loop_records_and_goes_on(policy, plan, tmp_path):
+    half = dataclasses.replace(plan, episodes=4)
+    collect(policy, tmp_path / "run", half, taps=[TAP])
+    stored = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "traces").iterdir()}
+    run = collect(policy, tmp_path / "run", plan, taps=[TAP])
+    assert all(path.stat().st_mtime_ns == time for path, time in stored.items())
+    host = collect(policy, tmp_path / "host", dataclasses.replace(plan, compiled=False), taps=[TAP])
+    assert [row["seed"] for row in run.rows] == [row["seed"] for row in host.rows]
+    assert run.config["physics"] == "kinematic"
+    for seed in plan.seeds():
+        mine, other = load_run(tmp_path / "run").trace(seed), host.trace(seed)
+        assert {*mine.tensors()} == {*other.tensors()}
+        for name, value in mine.tensors().items():
+            assert value.shape[1:] == other.tensors()[name].shape[1:], name
+            assert value.dtype == other.tensors()[name].dtype, name
+        assert len(mine.state) == len(mine.actions) == mine.info["step"]
+        for name in ("task", "prompt", "policy_fingerprint"):
+            assert getattr(mine, name) == getattr(other, name)
+        for name in ("fault", "fault_onset", "fault_strength", "fault_input"):
+            assert mine.info[name] == other.info[name]
+        # the first look is the same in both worlds, and so is the first chunk
+        np.testing.assert_allclose(mine.chunks[0], other.chunks[0], atol=2e-3)
+        np.testing.assert_allclose(
+            mine.features[str(TAP)][0], other.features[str(TAP)][0], atol=2e-3
+        )
+
+
+@pytest.mark.slow
+def test_records_larger_than_the_memory_are_fetched_more_often(policy, plan):
+    from mistjax.rollouts.compiled_run import run_compiled
+
+    seeds = plan.seeds()[:4]
+    usual = run_compiled(policy, seeds, plan, progress=False)
+    often = run_compiled(policy, seeds, plan, memory=4000, progress=False)
+    for seed in seeds:
+        np.testing.assert_allclose(usual.trace(seed).actions, often.trace(seed).actions, atol=1e-5)
+    with pytest.raises(ValueError, match="one inference of 4 environments records"):
+        run_compiled(policy, seeds, plan, memory=10, progress=False)
+
+
+@pytest.mark.slow
+def test_eval_compiled_says_that_its_physics_are_not_mujocos(tmp_path, capsys):
+    out = str(tmp_path / "eval")
+    command = ["eval", SHIPPED, "--compiled", "--episodes", "4", "--num-envs", "4", "--out", out]
+    assert main([*command, "--max-steps", "12"]) == 0
+    assert "kinematic physics, not MuJoCo's" in capsys.readouterr().out
+    assert "kinematic physics" in (tmp_path / "eval" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"videos": 1}, "videos is 1, and compiled episodes have none"),
+        ({"workers": 2}, "workers is 2, and compiled episodes have none"),
+        ({"env": "CartPole-v1"}, "compiled is asked for with CartPole-v1: only mistjax/Board-v0"),
+        ({"suite": "libero_object"}, "compiled is asked for with libero_object"),
+    ],
+)
+def test_what_no_compiled_run_has_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        EpisodePlan(compiled=True, **options)
+    assert EpisodePlan(compiled=True).env == BOARD_ENV
