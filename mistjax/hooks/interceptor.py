@@ -24,7 +24,14 @@ from jaxtyping import Array, Bool
 
 from mistjax.hooks.adapters import Point, ScannedStack, Stream
 from mistjax.hooks.edits import Edit
-from mistjax.hooks.sites import Tap, TokenLayout, reduce_tokens, resolve_layers
+from mistjax.hooks.sites import (
+    PROJECTED,
+    Tap,
+    TokenLayout,
+    layers_at,
+    reduce_tokens,
+    resolve_layers,
+)
 
 _LEAVES = "mistjax_edits"
 
@@ -94,7 +101,7 @@ def hooked_apply(
         if leaves:
             params = _insert(params, (*stack.path, _LEAVES), leaves)
     found: dict[str, Array] = {}
-    interceptors = [_Interceptor(stack, taps, edits, tokens, found) for stack in active]
+    interceptors = [_Interceptor(stack, taps, edits, tokens, found, step) for stack in active]
 
     def intercept(next_fun, args, kwargs, context):
         for interceptor in interceptors:
@@ -113,8 +120,10 @@ def hooked_apply(
 class _Interceptor:
     """The interceptor of one scanned stack."""
 
-    def __init__(self, stack: ScannedStack, taps, edits, tokens, found):
+    def __init__(self, stack: ScannedStack, taps, edits, tokens, found, step):
         self.stack, self.tokens, self.found = stack, tokens, found
+        self.exits = {s.exit: name for name, s in stack.streams.items() if s.exit}
+        self.behind = _edit_leaves(stack, edits, tokens, step, behind=True)
         self.taps = [tap for tap in taps if tap.stack in stack.streams]
         self.edits = {str(i): e for i, e in enumerate(edits) if e.stack in stack.streams}
         self.frames: list[_Frame] = []
@@ -125,8 +134,8 @@ class _Interceptor:
                 self.points.setdefault(key, []).append((name, point, where, stream))
 
     def covers(self, context) -> bool:
-        host = self.stack.path[:-1]
-        return context.module.path[: len(host)] == host
+        host, path = self.stack.path[:-1], context.module.path
+        return path[: len(host)] == host or path in self.exits
 
     def __call__(self, next_fun, args, kwargs, context):
         path, method = context.module.path, context.method_name
@@ -134,6 +143,8 @@ class _Interceptor:
             return self.block(next_fun, args, kwargs, context)
         if method == "__call__" and path == self.stack.path[:-1]:
             return self.host(next_fun, args, kwargs)
+        if method == "__call__" and path in self.exits:
+            return self.exit(next_fun(*args, **kwargs), self.exits[path])
         if self.frames and (path, method) in self.points:
             return self.point(next_fun, args, kwargs, (path, method))
         return next_fun(*args, **kwargs)
@@ -164,6 +175,22 @@ class _Interceptor:
                 layers = jnp.array(resolve_layers(tap.layers, self.stack.depth))
                 self.found[str(tap)] = captures[str(tap)][layers]
         return result
+
+    def exit(self, value: Array, name: str) -> Array:
+        """What leaves the stack: one layer, outside of the scan."""
+        if name not in self.tokens:
+            return value
+        self.frames.append(_Frame(jax.tree.map(lambda leaf: leaf[0], self.behind)))
+        try:
+            value = self.through(name, "projected", self.stack.streams[name], value)
+            captures = self.frames[-1].captures
+        finally:
+            self.frames.pop()
+        for tap in self.taps:
+            if str(tap) in captures:
+                resolve_layers(tap.layers, layers_at(tap.site, self.stack.depth))
+                self.found[str(tap)] = captures[str(tap)][None]
+        return value
 
     def point(self, next_fun, args, kwargs, key):
         calls = self.frames[-1].calls
@@ -206,18 +233,21 @@ class _Interceptor:
         return value.reshape(shape)
 
 
-def _edit_leaves(stack: ScannedStack, edits, tokens, step) -> dict[str, dict[str, Array]]:
-    """Each edit's arrays for this stack with the layer axis first, plus its coefficient [L,B,T]."""
-    leaves = {}
+def _edit_leaves(
+    stack: ScannedStack, edits, tokens, step, behind: bool = False
+) -> dict[str, dict[str, Array]]:
+    """Each edit's arrays for this stack with the layer axis first, plus its coefficient [L,B,T].
+
+    `behind` takes the edits behind the last layer, else those in the layers.
+    """
+    leaves, depth = {}, 1 if behind else stack.depth
     for i, edit in enumerate(edits):
-        if edit.stack not in stack.streams:
+        if edit.stack not in stack.streams or (edit.site == PROJECTED) != behind:
             continue
         here = tokens[edit.stack]
-        gate = jnp.ones(stack.depth) if edit.gate is None else jnp.asarray(edit.gate)
-        if gate.shape != (stack.depth,):
-            raise ValueError(
-                f"Edit.gate has shape {gate.shape}: {edit.stack!r} has {stack.depth} layers."
-            )
+        gate = jnp.ones(depth) if edit.gate is None else jnp.asarray(edit.gate)
+        if gate.shape != (depth,):
+            raise ValueError(f"Edit.gate has shape {gate.shape}: {edit.site!r} has {depth} layers.")
         strength = jnp.asarray(edit.strength, jnp.float32)
         if strength.shape not in ((), here.valid.shape[:1]):
             raise ValueError(
@@ -228,7 +258,7 @@ def _edit_leaves(stack: ScannedStack, edits, tokens, step) -> dict[str, dict[str
             strength = strength * edit.step_weights[step]
         mask = here.layout.mask(edit.tokens, here.valid)
         coefficient = gate[:, None, None] * (jnp.reshape(strength, (1, -1, 1)) * mask[None])
-        leaves[str(i)] = {"coefficient": coefficient, **edit.layer_data(stack.depth)}
+        leaves[str(i)] = {"coefficient": coefficient, **edit.layer_data(depth)}
     return leaves
 
 

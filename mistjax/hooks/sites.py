@@ -9,6 +9,7 @@ selected tokens, D width, N heads, h head size, F neurons):
 - `attn_out`     [L,B,T,D]   what attention adds
 - `mlp_neurons`  [L,B,T,F]   FFN neuron activations: the input of the down projection
 - `mlp_out`      [L,B,T,D]   what the FFN adds
+- `projected`    [1,B,T,D]   of `vision` alone: what leaves the tower, in the language model's width
 
 Values of the `action` stack have the flow step or decoded token in front. `Tap.axes` names all
 axes of a value; nobody else counts them.
@@ -28,6 +29,8 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 STACKS = ("vision", "dino", "vlm", "action")
 POINTS = ("resid", "attn_heads", "attn_out", "mlp_neurons", "mlp_out")
+PROJECTED = "vision.projected"
+"""Behind the last layer of the vision tower: one layer, numbered 0."""
 
 Reduce = Literal["mean", "max"] | None
 
@@ -35,10 +38,10 @@ Reduce = Literal["mean", "max"] | None
 def split_site(site: str) -> tuple[str, str]:
     """`"vlm.mlp_out"` -> `("vlm", "mlp_out")`; ValueError for anything that is not a site."""
     stack, _, point = site.partition(".")
-    if stack not in STACKS or point not in POINTS:
+    if site != PROJECTED and (stack not in STACKS or point not in POINTS):
         raise ValueError(
             f"{site!r} is not a site: expected <stack>.<point> with a stack of {STACKS} "
-            f"and a point of {POINTS}, for example 'vlm.mlp_out'."
+            f"and a point of {POINTS}, for example 'vlm.mlp_out', or {PROJECTED!r}."
         )
     return stack, point
 
@@ -129,6 +132,11 @@ def resolve_layers(layers: tuple[int, ...] | None, depth: int) -> tuple[int, ...
     if wrong:
         raise ValueError(f"layers {wrong} do not exist: the stack has {depth} layers.")
     return tuple(layer % depth for layer in chosen)
+
+
+def layers_at(site: str, depth: int) -> int:
+    """Layers that a site has, in a stack of that depth."""
+    return 1 if site == PROJECTED else depth
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,9 @@ class Observation:
         tokenized_prompt_mask: True where a token is real.
         prompt_embedding: when given, stands in for the embedded `tokenized_prompt` (before the
             sqrt(width) scale), so that attribution can differentiate with respect to words.
+        image_embedding: when given, stands in for what the vision tower makes of `images`: the
+            projected tokens of all cameras, so that they can be repaired.
+        state_mask: whether the state is to be read in that row; None means everywhere.
     """
 
     images: dict[str, Float[AnyArray, "b h w 3"]]
@@ -32,6 +35,8 @@ class Observation:
     tokenized_prompt: Int[AnyArray, "b l"]
     tokenized_prompt_mask: Bool[AnyArray, "b l"]
     prompt_embedding: Float[AnyArray, "b l d"] | None = None
+    image_embedding: Float[AnyArray, "b n d"] | None = None
+    state_mask: Bool[AnyArray, " b"] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -54,6 +59,13 @@ def check_observation(config: Pi0Config | FastConfig, obs: Observation) -> None:
     if obs.prompt_embedding is not None:
         size = (batch, config.max_token_len, config.vlm.width)
         expected["prompt_embedding"] = obs.prompt_embedding, size
+    if obs.image_embedding is not None:
+        size = (rows, config.num_image_tokens, config.vlm.width)
+        expected["image_embedding"] = obs.image_embedding, size
+    if obs.state_mask is not None:
+        if not isinstance(config, Pi0Config) or config.pi05:
+            raise ValueError("state_mask: the state of this model is in its prompt; mask it there.")
+        expected["state_mask"] = obs.state_mask, (rows,)
     if isinstance(config, Pi0Config):  # pi0-FAST reads the state in its prompt
         expected["state"] = obs.state, (batch, config.action_dim)
     for name, (array, shape) in expected.items():

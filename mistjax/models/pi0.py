@@ -89,7 +89,9 @@ class PrefixModel(nn.Module):
 
     def embed_prefix(self, obs: Observation):
         """Camera tokens then prompt tokens: (tokens [B,P,D], valid [B,P], ar [P])."""
-        images = self.embed_images(obs.images)  # pyright: ignore[reportArgumentType]
+        images = obs.image_embedding
+        if images is None:
+            images = self.embed_images(obs.images)  # pyright: ignore[reportArgumentType]
         per_camera = images.shape[1] // len(self.config.image_keys)
         present = jnp.stack([obs.image_masks[k] for k in self.config.image_keys], axis=1)
         words = obs.prompt_embedding
@@ -148,7 +150,7 @@ class Pi0(PrefixModel):
         cache, valid, _ = self.prefill(obs)
         return self.velocity(cache, valid, obs.state, x_t, t)[0]  # pyright: ignore[reportArgumentType]
 
-    def embed_suffix(self, state, x_t, t):
+    def embed_suffix(self, state, x_t, t, state_mask=None):
         """State (pi0 only) and noisy actions: (tokens, valid, ar, adaRMS condition or None)."""
         b, horizon, _ = x_t.shape
         actions = self.action_in_proj(x_t)
@@ -163,7 +165,10 @@ class Pi0(PrefixModel):
             actions = self.action_time_mlp_out(nn.swish(self.action_time_mlp_in(both)))
             tokens = jnp.concatenate([self.state_proj(state)[:, None], actions], axis=1)
             ar, condition = jnp.arange(horizon + 1) < 2, None
-        return tokens, jnp.ones((b, tokens.shape[1]), bool), ar, condition
+        valid = jnp.ones((b, tokens.shape[1]), bool)
+        if state_mask is not None and not self.config.pi05:
+            valid = valid.at[:, 0].set(state_mask)
+        return tokens, valid, ar, condition
 
     def velocity(
         self,
@@ -172,11 +177,12 @@ class Pi0(PrefixModel):
         state: Float[Array, "b s"],
         x_t: Float[Array, "b h a"],
         t: Float[Array, " b"],
+        state_mask: Bool[Array, " b"] | None = None,
     ):
         """Runs the action expert once: (velocity [B,H,A], its hidden states [B,T,D] after the final
         norm).
         """
-        tokens, valid, ar, condition = self.embed_suffix(state, x_t, t)
+        tokens, valid, ar, condition = self.embed_suffix(state, x_t, t, state_mask)
         own = attention_mask(valid, ar)
         to_prefix = jnp.broadcast_to(prefix_valid[:, None], (*valid.shape, prefix_valid.shape[1]))
         positions = jnp.sum(prefix_valid, axis=1, keepdims=True) + jnp.cumsum(valid, axis=1) - 1

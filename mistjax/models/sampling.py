@@ -54,6 +54,9 @@ def prefill(
 ) -> Prefix:
     """Runs vision tower and VLM once; taps and edits of the `vision` and `vlm` stacks.
 
+    Where the observation brings its image embedding, edits of the vision tower come too late; taps
+    of it run the tower again.
+
     Raises:
         ValueError: an observation or an edit of other sizes than the model's.
     """
@@ -61,24 +64,52 @@ def prefill(
     check_observation(config, obs)
     hooks.check_steps(config.num_steps)
     layouts = token_layouts(config)
-    per_camera = config.siglip.num_tokens(config.image_size)
-    present = jnp.stack([obs.image_masks[key] for key in config.image_keys], axis=1)
-    image_valid = jnp.repeat(present, per_camera, axis=1)
+    image_valid = _image_valid(config, obs)
     valid = jnp.concatenate([image_valid, obs.tokenized_prompt_mask], axis=1)
+    tokens = {
+        "vision": Tokens(layouts["vision"], image_valid),
+        "vlm": Tokens(layouts["vlm"], valid),
+    }
+    seen: dict[str, Array] = {}
+    if obs.image_embedding is not None:
+        del tokens["vision"]
+        if any(tap.stack == "vision" for tap in hooks.taps):
+            seen = embed_images(model, variables, obs, hooks)[1]
     (cache, valid, hidden), found = hooked_apply(
         model,
         variables,
         obs,
         method=PrefixModel.prefill,
         stacks=model.stacks(),
-        tokens={
-            "vision": Tokens(layouts["vision"], image_valid),
-            "vlm": Tokens(layouts["vlm"], valid),
-        },
+        tokens=tokens,
         taps=hooks.taps,
         edits=hooks.edits,
     )
-    return Prefix(cache, valid, hidden, found)
+    return Prefix(cache, valid, hidden, {**seen, **found})
+
+
+def embed_images(
+    model: PrefixModel, variables, obs: Observation, hooks: Hooks = Hooks()
+) -> tuple[Float[Array, "b n d"], dict[str, Array]]:
+    """(projected tokens of all cameras, taps) of the vision tower alone; see
+    `Observation.image_embedding`.
+    """
+    layout = token_layouts(model.config)["vision"]
+    return hooked_apply(
+        model,
+        variables,
+        obs.images,
+        method=PrefixModel.embed_images,
+        stacks=model.stacks(),
+        tokens={"vision": Tokens(layout, _image_valid(model.config, obs))},
+        taps=hooks.taps,
+        edits=hooks.edits,
+    )
+
+
+def _image_valid(config: Pi0Config | FastConfig, obs: Observation) -> Bool[Array, "b n"]:
+    present = jnp.stack([obs.image_masks[key] for key in config.image_keys], axis=1)
+    return jnp.repeat(present, config.siglip.num_tokens(config.image_size), axis=1)
 
 
 def denoise(
@@ -90,6 +121,7 @@ def denoise(
     hooks: Hooks = Hooks(),
     *,
     num_steps: int,
+    state_mask: Bool[Array, " b"] | None = None,
 ) -> tuple[Float[Array, "b h a"], dict[str, Array], Float[Array, "n b h a"]]:
     """Euler steps from noise to actions; taps and edits of the `action` stack at every step.
 
@@ -99,7 +131,17 @@ def denoise(
     hooks.check_steps(num_steps)
 
     def step(x_t, i):
-        v, found = velocity(model, variables, prefix, state, x_t, i, hooks, num_steps=num_steps)
+        v, found = velocity(
+            model,
+            variables,
+            prefix,
+            state,
+            x_t,
+            i,
+            hooks,
+            num_steps=num_steps,
+            state_mask=state_mask,
+        )
         return x_t - v / num_steps, (found, v)
 
     actions, (found, velocities) = jax.lax.scan(step, noise, jnp.arange(num_steps))
@@ -116,6 +158,7 @@ def velocity(
     hooks: Hooks = Hooks(),
     *,
     num_steps: int,
+    state_mask: Bool[Array, " b"] | None = None,
 ) -> tuple[Float[Array, "b h a"], dict[str, Array]]:
     """The velocity of noisy actions at one Euler step, and what was tapped."""
     layout = token_layouts(model.config)["action"]
@@ -128,6 +171,7 @@ def velocity(
         state,
         noisy,
         jnp.full(noisy.shape[0], 1.0 - jnp.float32(step) / num_steps),
+        state_mask,
         method=Pi0.velocity,
         stacks=model.stacks(),
         tokens=tokens,

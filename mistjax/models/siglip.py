@@ -9,7 +9,8 @@ Source: SigLIP (arXiv 2303.15343).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -93,6 +94,17 @@ class Encoder(nn.Module):
             length=self.config.depth,
         )(self.config, name="encoderblock")(x, None)
         return nn.LayerNorm(dtype=x.dtype, name="encoder_norm")(x), emitted
+
+
+def project(params: Mapping[str, Any], resid: Float[Any, "*b n w"]) -> Float[Array, "*b n d"]:
+    """What leaves a tower whose last block left `resid`.
+
+    Args:
+        params: of a `Siglip`.
+        resid: value of the tap `vision.resid@-1`.
+    """
+    norm = nn.LayerNorm().apply({"params": params["Transformer"]["encoder_norm"]}, resid)
+    return norm @ params["head"]["kernel"] + params["head"]["bias"]
 
 
 class Siglip(nn.Module):

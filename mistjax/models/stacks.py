@@ -34,6 +34,7 @@ def scanned_stacks(config: Pi0Config | FastConfig) -> tuple[ScannedStack, ...]:
             "mlp_out": Point(("MlpBlock_0",)),
         },
         groups=len(config.image_keys),
+        exit=("PaliGemma", "img"),
     )
     encoder = ("PaliGemma", "img", "Transformer", "encoderblock")
     return (

@@ -10,6 +10,7 @@ from mistjax.policies.protocol import (
     Policy,
     PolicySpec,
     Sample,
+    SeeingPolicy,
     StackSpec,
     TraceablePolicy,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "PolicySpec",
     "RobotPreset",
     "Sample",
+    "SeeingPolicy",
     "StackSpec",
     "TraceablePolicy",
     "load_policy",

@@ -25,9 +25,9 @@ from mistjax.models import checkpoints, pi0
 from mistjax.models.config import Pi0Config
 from mistjax.models.draws import normal, row_keys
 from mistjax.models.normalize import Normalizer, NormStats, Quantile, ZScore, pad_to
-from mistjax.models.observation import Observation
+from mistjax.models.observation import Observation, check_observation
 from mistjax.models.pi0 import Pi0, PrefixModel
-from mistjax.models.sampling import Prefix, denoise, prefill, velocity
+from mistjax.models.sampling import Prefix, denoise, embed_images, prefill, velocity
 from mistjax.models.stacks import token_layouts
 from mistjax.models.tokenizers import PaddedTokens, PromptTokenizer
 from mistjax.models.transforms import Cameras, DeltaActions, flat_rows
@@ -345,7 +345,7 @@ class PiPolicy(Policy):
         edits: Sequence[Edit] = (),
     ) -> Float[Array, "b h a"]:
         """The velocity field of a flow step at noisy actions: what `sample` integrates."""
-        return _velocity(self.model, self.variables, prefix, obs.state, noisy, step, tuple(edits))
+        return _velocity(self.model, self.variables, prefix, obs, noisy, step, tuple(edits))
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
         """See `Policy.finish`; ValueError where a chunk is no action and the preset has no
@@ -378,6 +378,12 @@ class PiPolicy(Policy):
         words = self.model.apply(self.variables, obs.tokenized_prompt, method="embed_tokens")
         return dataclasses.replace(obs, prompt_embedding=words)
 
+    def embed_images(
+        self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
+    ) -> tuple[Observation, dict[str, Array]]:
+        """(the same observation with `image_embedding` filled in, taps of the vision tower)."""
+        return _embed_images(self.model, self.variables, obs, Hooks.of(edits, taps))
+
     def value_vectors(self, stack: str = "vlm") -> ValueVectors:
         """See `LanguagePolicy.value_vectors`; the parameters are not copied."""
         return pi_value_vectors(
@@ -395,11 +401,26 @@ def _prefill(model, variables, obs, hooks):
     return prefill(model, variables, obs, hooks)
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def _embed_images(model, variables, obs, hooks):
+    check_observation(model.config, obs)
+    tokens, found = embed_images(model, variables, obs, hooks)
+    return dataclasses.replace(obs, image_embedding=tokens), found
+
+
 @functools.partial(jax.jit, static_argnames=("model", "step"))
-def _velocity(model, variables, prefix, state, noisy, step, edits):
-    steps = model.config.num_steps
-    hooks = Hooks.of(edits, ())
-    return velocity(model, variables, prefix, state, noisy, step, hooks, num_steps=steps)[0]
+def _velocity(model, variables, prefix, obs, noisy, step, edits):
+    return velocity(
+        model,
+        variables,
+        prefix,
+        obs.state,
+        noisy,
+        step,
+        Hooks.of(edits, ()),
+        num_steps=model.config.num_steps,
+        state_mask=obs.state_mask,
+    )[0]
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -418,6 +439,7 @@ def _sample(model, variables, obs, key, hooks, prefix):
         noise,
         hooks,
         num_steps=config.num_steps,
+        state_mask=obs.state_mask,
     )
     aux = {"velocity": jnp.swapaxes(velocity, 0, 1)}
     return Sample(actions, {**prefix.taps, **found}, aux)

@@ -143,6 +143,12 @@ class Policy(Protocol):
         """The episode state before the first inference; () for a policy without memory."""
         return ()
 
+    def begin(self, seeds: Sequence[int]) -> Any:
+        """`initial_state` of the episodes with these seeds: the same for all, unless the policy is
+        told something of an episode.
+        """
+        return self.initial_state(len(seeds))
+
     @abc.abstractmethod
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
         """Raw observations (one dict each) -> model inputs: resize, normalise, tokenise, pad."""
@@ -217,6 +223,17 @@ class TraceablePolicy(Protocol):
 
     def act(self, sample: Sample, raw: Mapping[str, Array]) -> Float[Array, "b h a"]:
         """`Policy.finish`."""
+        ...
+
+
+@runtime_checkable
+class SeeingPolicy(Protocol):
+    """What a policy can do whose vision tower runs apart from the rest; see `wrapper.seeing`."""
+
+    def embed_images(
+        self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
+    ) -> tuple[Observation, dict[str, Array]]:
+        """(the same observation with `image_embedding` filled in, taps of the vision tower)."""
         ...
 
 

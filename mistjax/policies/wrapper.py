@@ -19,6 +19,7 @@ from mistjax.policies.protocol import (
     PolicySpec,
     RawObs,
     Sample,
+    SeeingPolicy,
     TraceablePolicy,
 )
 
@@ -54,6 +55,9 @@ class Wrapper(Policy):
 
     def initial_state(self, batch: int) -> Any:
         return self.policy.initial_state(batch)
+
+    def begin(self, seeds: Sequence[int]) -> Any:
+        return self.initial_state(len(seeds))
 
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
         return self.policy.prepare(raw)
@@ -113,6 +117,22 @@ def flow_of(policy: Policy) -> Any:
             "pi0.5)."
         )
     return policy
+
+
+def seeing(policy: Policy) -> SeeingPolicy:
+    """What runs the vision tower apart: a policy, or the one that it is wrapped around.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    while isinstance(policy, Wrapper):
+        policy = policy.policy
+    if isinstance(policy, SeeingPolicy):
+        return policy
+    raise ValueError(
+        f"{type(policy).__name__} cannot repair its inputs: its vision tower does not run apart "
+        "from the rest. It can watch them; see `mistjax.policies.SeeingPolicy`."
+    )
 
 
 def traceable(policy: Policy) -> TraceablePolicy:

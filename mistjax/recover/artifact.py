@@ -4,6 +4,7 @@
     <folder>/steering.{json,safetensors}   directions and causes, see `steer.artifact`
     <folder>/remedy.json                   how far and how long to steer: `RemedyConfig`
     <folder>/inputs.{json,safetensors}     monitor of the inputs, see `detect.novelty`; optional
+    <folder>/repairs.{json,safetensors}    their remedies, see `steer.remedies`; optional
 
 All of it was made with one policy and refuses to load for another.
 """
@@ -21,14 +22,20 @@ from mistjax.detect.novelty.artifact import CARD as INPUTS
 from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.files import read_json, save_together
 from mistjax.policies.protocol import Policy
+from mistjax.policies.wrapper import seeing
+from mistjax.recover.decision import DECISIONS, Decision
 from mistjax.recover.fusion import FusionLimits
 from mistjax.recover.mist import MistPolicy, Remedy
+from mistjax.recover.repaired import Repaired
 from mistjax.recover.watched import Watched
 from mistjax.steer.artifact import SteeringArtifact, load_steering
+from mistjax.steer.remedies.artifact import CARD as REPAIRS
+from mistjax.steer.remedies.artifact import load_repairs
 from mistjax.steer.schedules import Schedule, is_strength
 
 _REMEDY = "remedy.json"
 ARMS = ("monitor", "random", "mist")
+LOADABLE = tuple(dict.fromkeys((*ARMS, *(n for n, rule in DECISIONS.items() if not rule.scripted))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +142,36 @@ def make_remedy(policy: Policy, steering: SteeringArtifact, config: RemedyConfig
     )
 
 
+def load_repaired(
+    folder: str | Path,
+    policy: Policy,
+    decision: Decision,
+    *,
+    around: Any = None,
+    name: str = "mist",
+) -> Repaired:
+    """A policy whose unsound inputs are repaired, by any decision.
+
+    Args:
+        folder: see the module; with a monitor of inputs and their remedies.
+        policy: what it was made with.
+        decision: see `recover.decision`.
+        around: what acts, where it is not `policy` itself: a `MistPolicy` around it.
+        name: for tables.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        FingerprintError: made with another policy.
+        ValueError: a policy that cannot repair its inputs.
+    """
+    seeing(policy)
+    inputs = load_inputs(folder, policy.spec.fingerprint)
+    remedies, config = load_repairs(folder, policy.spec.fingerprint, inputs)
+    limits = FusionLimits.of(policy.spec, config.cap, policy.chunk_width)
+    around = policy if around is None else around
+    return Repaired(around, inputs, remedies, limits, config, decision, name)
+
+
 def load_mist(
     folder: str | Path,
     policy: Policy,
@@ -145,6 +182,9 @@ def load_mist(
 ) -> Any:
     """A policy with the monitor, and the remedy of an arm; `Watched` where the folder also has a
     monitor of its inputs. With that alone, the arm `monitor` watches the inputs only.
+
+    With remedies of the inputs, the arm is also one of `DECISIONS` that need no script; `random` is
+    then `random_direction`.
 
     Args:
         folder: see the module.
@@ -159,14 +199,27 @@ def load_mist(
         FingerprintError: made with another policy.
         ValueError: unknown arm or stratum.
     """
-    if arm not in ARMS:
-        raise ValueError(f"no arm is called {arm!r}; choose one of {', '.join(ARMS)}.")
-    if not (Path(folder) / INPUTS).exists():
+    if arm not in LOADABLE:
+        raise ValueError(f"no arm is called {arm!r}; choose one of {', '.join(LOADABLE)}.")
+    folder = Path(folder)
+    repairs = (folder / REPAIRS).exists()
+    if arm not in ARMS and not repairs:
+        raise FileNotFoundError(
+            f"no {REPAIRS} in {folder}, which arm {arm!r} needs; write one with "
+            "`mistjax fit-imputer`."
+        )
+    if not (folder / INPUTS).exists():
         return _failure_mist(folder, policy, arm, seed, stratum)
     inputs = load_inputs(folder, policy.spec.fingerprint)
-    if arm == "monitor" and not (Path(folder) / "detector.json").exists():
-        return Watched(policy, inputs)
-    return Watched(_failure_mist(folder, policy, arm, seed, stratum), inputs)
+    inside = policy
+    if (folder / "detector.json").exists():
+        inside = _failure_mist(folder, policy, arm if arm in ARMS else "mist", seed, stratum)
+    elif not repairs and arm != "monitor":
+        raise FileNotFoundError(f"no detector.json in {folder}, which arm {arm!r} needs.")
+    if arm == "monitor" or not repairs:
+        return Watched(inside, inputs)
+    decision = DECISIONS["random_direction" if arm == "random" else arm]
+    return load_repaired(folder, policy, decision, around=inside, name=arm)
 
 
 def _failure_mist(

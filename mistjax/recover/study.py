@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from mistjax.policies.protocol import Policy
-from mistjax.recover.artifact import ARMS, load_mist
+from mistjax.recover.artifact import ARMS, LOADABLE, load_mist
 from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import Run
@@ -53,9 +53,10 @@ def load_arms(bare: Policy, config: StudyConfig) -> dict[str, Policy]:
         ValueError: an unknown arm, or no `mist` for an arm that needs it.
         FileNotFoundError, FingerprintError: see `load_mist`.
     """
-    unknown = sorted(set(config.arms) - set(ALL_ARMS))
+    known = ("bare", *LOADABLE)
+    unknown = sorted(set(config.arms) - set(known))
     if unknown or not config.arms or len(set(config.arms)) < len(config.arms):
-        raise ValueError(f"arms are {config.arms}: choose some of {', '.join(ALL_ARMS)}.")
+        raise ValueError(f"arms are {config.arms}: choose some of {', '.join(known)}.")
     return {arm: _arm(bare, arm, config) for arm in config.arms}
 
 

@@ -17,7 +17,7 @@ import flax.struct
 import jax
 from jaxtyping import Array
 
-from mistjax.detect.novelty.monitor import InputMemory, InputMonitor
+from mistjax.detect.novelty.monitor import InputEvidence, InputMemory, InputMonitor
 from mistjax.detect.novelty.reading import TOKENS, read
 from mistjax.envs.faults.battery import input_name
 from mistjax.hooks.edits import Edit
@@ -97,16 +97,20 @@ def _sample(watched: Watched, obs, key, state: WatchedState, edits, taps, prefix
     )
     memory, found = watched.inputs.step(state.inputs, read(obs, sample.taps[str(TOKENS)]))
     memory = watched.inputs.executed(memory, sample.actions)
-    aux = {
-        **sample.aux,
+    aux = {**sample.aux, **report(found)}
+    seen = {str(tap): sample.taps[str(tap)] for tap in taps}
+    return Sample(sample.actions, seen, aux, WatchedState(sample.state, memory))
+
+
+def report(found: InputEvidence) -> dict[str, Array]:
+    """What is said of the inputs in `Sample.aux`."""
+    return {
         "unsound": found.unsound,
         "named": found.named,
         "input_score": found.score,
         "input_threshold": found.threshold,
         **{f"evidence/{name}": getattr(found, name) for name in EVIDENCE},
     }
-    seen = {str(tap): sample.taps[str(tap)] for tap in taps}
-    return Sample(sample.actions, seen, aux, WatchedState(sample.state, memory))
 
 
 EVIDENCE = ("ratios", "sides", "cells", "entries", "words")

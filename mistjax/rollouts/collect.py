@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 
 from mistjax.envs.faults.make import make_faulty
-from mistjax.hooks.sites import Tap, resolve_layers
+from mistjax.hooks.sites import Tap, layers_at, resolve_layers
 from mistjax.policies.protocol import Policy, PolicySpec
 from mistjax.rollouts.plan import BOARD_ENV, LIBERO_ENV, EpisodePlan
 from mistjax.rollouts.run import Run
@@ -99,7 +99,7 @@ def check_tap(tap: Tap, spec: PolicySpec) -> None:
         raise ValueError(f"tap '{tap}': {spec.name!r} has stacks {', '.join(spec.stacks)}.")
     stack = spec.stacks[tap.stack]
     try:
-        resolve_layers(tap.layers, stack.depth)
+        resolve_layers(tap.layers, layers_at(tap.site, stack.depth))
         stack.layout.select(tap.tokens)
     except ValueError as error:
         raise ValueError(f"tap '{tap}': {error}") from None

@@ -55,8 +55,7 @@ class Loop:
         self._videos = videos
         self._options = options
         self._max_steps = max_steps
-        self._initial = jax.tree.map(jnp.asarray, policy.initial_state(slots))
-        self._state = self._initial
+        self._state = jax.tree.map(jnp.asarray, policy.initial_state(slots))
         self._slots = [Slot(index) for index in range(slots)]
         self._waiting: collections.deque[int] = collections.deque()
         self._deaths: collections.Counter[int] = collections.Counter()
@@ -137,7 +136,9 @@ class Loop:
         """
         raw = [slot.raw for slot in shown]
         fresh = np.array([slot.fresh for slot in shown])
-        state = _restarted(state, self._initial, fresh)
+        if fresh.any():
+            first = self._policy.begin([slot.recorder.seed for slot in shown])  # type: ignore[union-attr]
+            state = _restarted(state, jax.tree.map(jnp.asarray, first), fresh)
         keys = _episode_keys(
             np.array([slot.recorder.seed for slot in shown]),  # type: ignore[union-attr]
             np.array([slot.recorder.inferences for slot in shown]),  # type: ignore[union-attr]
@@ -254,10 +255,10 @@ def _episode_keys(seeds, inferences):
 
 
 @jax.jit
-def _restarted(state, initial, fresh):
-    """`initial` where `fresh`, else `state`."""
+def _restarted(state, first, fresh):
+    """`first` where `fresh`, else `state`."""
 
     def choose(old, new):
         return jnp.where(fresh.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
-    return jax.tree.map(choose, state, initial)
+    return jax.tree.map(choose, state, first)

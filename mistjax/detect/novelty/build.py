@@ -37,15 +37,7 @@ def build_inputs(
         ValueError: a run of another policy or with faults, an episode in both sets, one recorded
             without what the policy reads, or too few episodes.
     """
-    for run in (*runs, *calibration):
-        if run.config["policy_fingerprint"] != policy.spec.fingerprint:
-            raise ValueError(f"{run.path} is of another policy than {policy.spec.name}.")
-        faulty = [row["seed"] for row in run.rows if row["info"].get("fault")]
-        if faulty or run.config.get("perturbation"):
-            raise ValueError(
-                f"{run.path} is not clean ({len(faulty)} episodes with faults, perturbation "
-                f"{run.config.get('perturbation')}): what is ordinary is learned from clean ones."
-            )
+    refuse_unclean(policy, (*runs, *calibration))
     seeds = [
         {(row["seed"], row["task"]) for run in part for row in run.rows}
         for part in (runs, calibration)
@@ -64,3 +56,16 @@ def build_inputs(
     }
     save_inputs(out, monitor, policy.spec.fingerprint, notes)
     return monitor
+
+
+def refuse_unclean(policy: Any, runs: Sequence[Run]) -> None:
+    """ValueError for a run of another policy, or one in which something was changed on purpose."""
+    for run in runs:
+        if run.config["policy_fingerprint"] != policy.spec.fingerprint:
+            raise ValueError(f"{run.path} is of another policy than {policy.spec.name}.")
+        faulty = [row["seed"] for row in run.rows if row["info"].get("fault")]
+        if faulty or run.config.get("perturbation"):
+            raise ValueError(
+                f"{run.path} is not clean ({len(faulty)} episodes with faults, perturbation "
+                f"{run.config.get('perturbation')}): what is ordinary is learned from clean ones."
+            )

@@ -113,6 +113,7 @@ class InputEvidence:
         threshold: its limit.
         unsound: whether the score is above it, or not finite.
         suspect: input of the largest ratio.
+        blamed: the input that this look alone names; -1 where it alarms no more than before.
         named: the input named at the episode's first alarm; the number of inputs for none of them;
             -1 without an alarm so far.
         sides: distance of the cameras' view of the motion from the sensor's minus that from dead
@@ -128,6 +129,7 @@ class InputEvidence:
     threshold: Float[Array, " b"]
     unsound: Bool[Array, " b"]
     suspect: Int[Array, " b"]
+    blamed: Int[Array, " b"]
     named: Int[Array, " b"]
     sides: Float[Array, " b"]
     cells: Float[Array, "b c 8 8"]
@@ -186,8 +188,17 @@ class InputMonitor:
             named=jnp.full(batch, -1, jnp.int32),
         )
 
-    def step(self, memory: InputMemory, reading: Reading) -> tuple[InputMemory, InputEvidence]:
-        """One look. Follow it with `executed`, once the actions are known."""
+    def step(
+        self, memory: InputMemory, reading: Reading, excused: Bool[Array, "b i"] | None = None
+    ) -> tuple[InputMemory, InputEvidence]:
+        """One look. Follow it with `executed`, once the actions are known.
+
+        Args:
+            memory: of the looks before.
+            reading: what is seen.
+            excused: inputs that are known to be unsound, so that another one can be blamed; None
+                blames the first alone.
+        """
         reading = dataclasses.replace(reading, state=reading.state[:, : self.state_mean.shape[0]])
         m, state, started = memory, reading.state, memory.looks > 0
         camera = camera_features(reading)
@@ -218,8 +229,12 @@ class InputMonitor:
         ratios = jnp.stack(rows, axis=1) / self.scale
         score = ratios.max((1, 2))
         unsound = self.threshold.alarm(m.looks, score)
-        suspect = jnp.argmax(jnp.where(jnp.isnan(ratios), jnp.inf, ratios).max(2), axis=1)
-        first = unsound & (m.named < 0)
+        if excused is None:
+            counted, first = ratios, unsound & (m.named < 0)
+        else:
+            counted = jnp.where(excused[..., None], 0.0, ratios)
+            first = self.threshold.alarm(m.looks, counted.max((1, 2)))
+        suspect = jnp.argmax(jnp.where(jnp.isnan(counted), jnp.inf, counted).max(2), axis=1)
         by_motion = (suspect == len(self.cameras)) & (ratios[:, -2, 0] < ratios[:, -2].max(-1))
         sides = jax.lax.cond(
             jnp.any(first & by_motion),
@@ -228,7 +243,8 @@ class InputMonitor:
         )
         innocent = first & by_motion & (sides <= MARGIN)
         name = jnp.where(innocent, len(self.inputs), suspect).astype(jnp.int32)
-        named = jnp.where(first, name, m.named)
+        blamed = jnp.where(first, name, -1)
+        named = jnp.where(m.named < 0, blamed, m.named)
         cells = jax.lax.cond(
             jnp.any(first),
             lambda: jnp.where(first[:, None, None, None], self._cells(camera, m), 0.0),
@@ -240,6 +256,7 @@ class InputMonitor:
             threshold=self.threshold.at(m.looks),
             unsound=unsound,
             suspect=suspect,
+            blamed=blamed,
             named=named,
             sides=sides,
             cells=cells,

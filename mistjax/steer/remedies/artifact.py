@@ -1,0 +1,150 @@
+"""Remedies on disk: `repairs.json`, and `repairs.safetensors` for the imputer's arrays.
+
+Dead reckoning takes its motion model from the monitor of inputs in the same folder, and the last
+prompt needs nothing. Networks and principal components are kept in half precision.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import flax.traverse_util
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save
+
+from mistjax.detect.artifact import FingerprintError
+from mistjax.detect.novelty.monitor import InputMonitor
+from mistjax.files import load_together, read_tensors, save_together
+from mistjax.steer.remedies.imputer import Imputer
+from mistjax.steer.remedies.prompt import LastPrompt
+from mistjax.steer.remedies.reckoning import DeadReckoning
+from mistjax.steer.remedies.remedy import InputRemedy
+
+VERSION = 1
+CARD, ARRAYS = "repairs.json", "repairs.safetensors"
+_HALF = ("directions", "layers")
+
+
+@dataclasses.dataclass(frozen=True)
+class RepairConfig:
+    """How far and how long to repair.
+
+    Attributes:
+        cap: largest change of an action, as a share of its range. At 1 an action may be any that
+            the robot can do, and the bare chunk need not be drawn while an input is repaired.
+        patience: inferences in a row in which a sensor agrees with what stands in for it, until it
+            is believed again.
+        budget: inferences of an episode that an input is repaired for, at most.
+
+    Raises:
+        ValueError: a setting that no repair can have.
+    """
+
+    cap: float = 1.0
+    patience: int = 2
+    budget: int = 200
+
+    def __post_init__(self):
+        if isinstance(self.cap, bool) or not math.isfinite(self.cap) or not 0 <= self.cap <= 1:
+            raise ValueError(f"cap is {self.cap!r}: it is a share, from 0 to 1.")
+        for name in ("patience", "budget"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"{name} is {value!r}: expected a number of inferences, 1 or more."
+                )
+
+
+def save_repairs(
+    folder: str | Path,
+    imputer: Imputer,
+    config: RepairConfig,
+    policy: str,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the remedies of a folder that has a monitor of inputs.
+
+    Args:
+        folder: of the monitor.
+        imputer: of all cameras.
+        config: how far and how long to repair.
+        policy: fingerprint of the policy that was recorded.
+        notes: JSON values for people.
+    """
+    flat = flax.traverse_util.flatten_dict(flax.serialization.to_state_dict(imputer), sep="/")
+    arrays = {
+        name: np.ascontiguousarray(
+            np.asarray(value, np.float16 if name.split("/")[0] in _HALF else np.float32)
+        )
+        for name, value in flat.items()
+    }
+    document = {
+        "version": VERSION,
+        "policy": policy,
+        "cameras": list(imputer.cameras),
+        "config": dataclasses.asdict(config),
+        "notes": dict(notes or {}),
+    }
+    save_together(Path(folder) / CARD, document, {ARRAYS: save(arrays)})
+
+
+def load_repairs(
+    folder: str | Path, policy: str, monitor: InputMonitor
+) -> tuple[dict[str, InputRemedy], RepairConfig]:
+    """(input -> remedy, how far and how long to repair).
+
+    Raises:
+        FileNotFoundError: none there.
+        FingerprintError: made with another policy.
+        ValueError: another format version, other cameras than the monitor's, or a damaged file.
+    """
+    path = Path(folder) / CARD
+    if not path.is_file():
+        raise FileNotFoundError(f"no {CARD} in {folder}; write one with `mistjax fit-imputer`.")
+    document, files = load_together(path, [ARRAYS])
+    if document["version"] != VERSION:
+        raise ValueError(
+            f"{path} has format version {document['version']}; this release reads {VERSION}. Make "
+            "it again with `mistjax fit-imputer`."
+        )
+    if document["policy"] != policy:
+        raise FingerprintError(
+            f"{path} repairs the inputs of policy {document['policy'][:12]}, not of {policy[:12]}: "
+            "fit one to runs of this policy with `mistjax fit-imputer`."
+        )
+    if tuple(document["cameras"]) != monitor.cameras:
+        raise ValueError(
+            f"{path} is of cameras {document['cameras']}, the monitor beside it of "
+            f"{list(monitor.cameras)}: make it again with `mistjax fit-imputer`."
+        )
+    try:
+        config = RepairConfig(**document["config"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    arrays = {
+        name: jnp.asarray(value.astype(np.float32))
+        for name, value in read_tensors(Path(folder) / ARRAYS, files[ARRAYS]).items()
+    }
+    nested: dict[str, Any] = flax.traverse_util.unflatten_dict(arrays, sep="/")
+    layers = nested.pop("layers")
+    imputer = Imputer(
+        **nested,
+        layers=tuple((layers[str(i)]["0"], layers[str(i)]["1"]) for i in range(len(layers))),
+        cameras=monitor.cameras,
+    )
+    return make_remedies(monitor, imputer), config
+
+
+def make_remedies(monitor: InputMonitor, imputer: Imputer) -> dict[str, InputRemedy]:
+    """The remedy of every input of a monitor."""
+    return {
+        **dict.fromkeys(monitor.cameras, imputer),
+        "state": DeadReckoning(monitor.motion),
+        "text": LastPrompt(monitor.words),
+    }

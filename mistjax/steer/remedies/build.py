@@ -1,0 +1,87 @@
+"""Recorded clean runs in, remedies on disk out: `mistjax fit-imputer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mistjax.detect.novelty.artifact import load_inputs
+from mistjax.detect.novelty.build import refuse_unclean
+from mistjax.hooks.sites import PROJECTED, Tap
+from mistjax.models.siglip import project
+from mistjax.rollouts.run import Run
+from mistjax.rollouts.trace import Trace
+from mistjax.steer.remedies.artifact import RepairConfig, save_repairs
+from mistjax.steer.remedies.fit_imputer import Unexplained, fit_imputer
+
+TAP = Tap(PROJECTED, None, "image")
+"""What an imputer is fitted to, where the monitor's own tokens are too coarse."""
+
+
+def build_imputer(
+    policy: Any,
+    runs: Sequence[Run],
+    out: Path,
+    *,
+    config: RepairConfig = RepairConfig(),
+    **options: Any,
+) -> tuple[Unexplained, ...]:
+    """Fits an imputer and writes it, with the other remedies' settings, beside a monitor of inputs.
+
+    Args:
+        policy: what was recorded.
+        runs: clean episodes, recorded with what the policy reads.
+        out: folder with `inputs.json`.
+        config: how far and how long to repair.
+        **options: see `fit_imputer`.
+
+    Returns:
+        how much of each camera's variance stays unexplained in held-out episodes.
+
+    Raises:
+        FileNotFoundError: no monitor of inputs in `out`.
+        ValueError: a run of another policy or with faults, or one that was recorded without the
+            image tokens.
+    """
+    monitor = load_inputs(out, policy.spec.fingerprint)
+    refuse_unclean(policy, runs)
+    traces = [trace for run in runs for trace in run.traces()]
+    states = [np.asarray(trace.aux["read/state"]) for trace in traces]
+    width = monitor.state_mean.shape[0]
+    imputer, said = fit_imputer(
+        monitor.cameras,
+        np.concatenate([image_tokens(policy, trace) for trace in traces]),
+        np.concatenate(states)[:, :width].astype(np.float32),
+        np.repeat(np.arange(len(traces)), [len(rows) for rows in states]),
+        **options,
+    )
+    notes = {
+        "fitted_to": [str(run.path) for run in runs],
+        "episodes": len(traces),
+        "unexplained": {s.camera: {"imputed": s.imputed, "held": s.held} for s in said},
+    }
+    save_repairs(out, imputer, config, policy.spec.fingerprint, notes)
+    return said
+
+
+def image_tokens(policy: Any, trace: Trace) -> Float[np.ndarray, "n c t"]:
+    """Projected image tokens of a recorded episode, flat for each camera.
+
+    Raises:
+        ValueError: they were not recorded.
+    """
+    cameras, recorded = len(policy.config.image_keys), trace.features.get(str(TAP))
+    if recorded is None:
+        read = trace.aux.get("read/tokens")
+        if read is None or cameras * read.shape[2] != policy.config.num_image_tokens:
+            raise ValueError(
+                f"episode {trace.seed} was recorded without the image tokens: record it with "
+                f"`mistjax collect --inputs --taps {TAP}`."
+            )
+        params = policy.variables["params"]["PaliGemma"]["img"]
+        recorded = np.asarray(project(params, read), np.float32)
+    return np.asarray(recorded, np.float32).reshape(len(recorded), cameras, -1)
