@@ -60,12 +60,12 @@ def check_observation(config: Pi0Config | FastConfig, obs: Observation) -> None:
         size = (batch, config.max_token_len, config.vlm.width)
         expected["prompt_embedding"] = obs.prompt_embedding, size
     if obs.image_embedding is not None:
-        size = (rows, config.num_image_tokens, config.vlm.width)
+        size = (batch, config.num_image_tokens, config.vlm.width)
         expected["image_embedding"] = obs.image_embedding, size
     if obs.state_mask is not None:
         if not isinstance(config, Pi0Config) or config.pi05:
             raise ValueError("state_mask: the state of this model is in its prompt; mask it there.")
-        expected["state_mask"] = obs.state_mask, (rows,)
+        expected["state_mask"] = obs.state_mask, (batch,)
     if isinstance(config, Pi0Config):  # pi0-FAST reads the state in its prompt
         expected["state"] = obs.state, (batch, config.action_dim)
     for name, (array, shape) in expected.items():
