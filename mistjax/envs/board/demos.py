@@ -87,6 +87,17 @@ def demonstrate(seed: int) -> dict[str, Any] | None:
     and the lists prompt and caption.
     """
     rng = np.random.default_rng([seed, 1])
+    env, frames = play(seed, rng)
+    if not env.is_success():
+        return None
+    kept = _keep(frames, KEEP[env.episode.task.speed], rng)
+    return _columns(env, kept, seed, rng) if kept else None
+
+
+def play(seed: int, rng: np.random.Generator) -> tuple[BoardEnv, list[Frame]]:
+    """One disturbed episode: the environment at its end, and what was seen and wanted at each step
+    (poses, state, aux, the expert's action, and whether that was carried out unchanged).
+    """
     env, disturb = _Blind(image_size=IMAGE_SIZE, max_steps=160), _Bursts(rng)
     env.reset(seed=seed, options={"scene": _vary(rng)})
     frames: list[Frame] = []
@@ -98,10 +109,7 @@ def demonstrate(seed: int) -> dict[str, Any] | None:
         finished += env.step(given)[4]["success"]
         if finished > STAY:
             break
-    if not env.is_success():
-        return None
-    kept = _keep(frames, KEEP[env.episode.task.speed], rng)
-    return _columns(env, kept, seed, rng) if kept else None
+    return env, frames
 
 
 def _frame(env: BoardEnv, action: Float[np.ndarray, "4"], clean: bool) -> Frame:
@@ -131,7 +139,7 @@ def _keep(frames: list[Frame], share: float, rng: np.random.Generator) -> list[F
 def _columns(
     env: BoardEnv, frames: list[Frame], seed: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    images = _draw(env, [f["poses"] for f in frames])
+    images = draw(env, [f["poses"] for f in frames])
     task = env.episode.task
     return {
         "image": images[:, 0],
@@ -143,8 +151,8 @@ def _columns(
     }
 
 
-def _draw(env: BoardEnv, poses: list[Poses]) -> UInt8[np.ndarray, "n 2 size size 3"]:
-    """Pictures in batches of one size, so that one compiled program draws them all."""
+def draw(env: BoardEnv, poses: list[Poses]) -> UInt8[np.ndarray, "n 2 size size 3"]:
+    """Pictures of both cameras in batches of one size, so that one compiled program draws all."""
     appearance, images = board_appearance(env.episode.scene, env.physics.colours), []
     for i in range(0, len(poses), BATCH):
         part = poses[i : i + BATCH]

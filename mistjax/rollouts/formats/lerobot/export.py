@@ -20,7 +20,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
 WORST_MATCH = 12.0  # grey levels by which H.264 may change a picture, on average
 
 Frames = UInt8[np.ndarray, "t h w 3"]
+Episode = tuple[Trace, Mapping[str, Frames], float]
+"""An episode, `observation.images.CAMERA` -> pictures, and frames a second."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +85,33 @@ def export_lerobot(
         raise ValueError("without pictures nothing says the control rate: give it as fps.")
     if fps is not None:
         between("fps", fps, 0, math.inf)
+
+    def episodes() -> Iterator[Episode]:
+        for seed in chosen:
+            trace = run.trace(seed)
+            cameras, rate = _cameras(run, trace) if pictures else ({}, fps)
+            yield trace, cameras, float(fps or rate or 0)
+
+    frames = write_lerobot(out, episodes(), run.config)
+    return Export(len(chosen), frames, len(seeds) - len(chosen))
+
+
+def write_lerobot(out: Path, episodes: Iterable[Episode], config: Mapping[str, Any]) -> int:
+    """Writes episodes as a dataset, which appears when complete; returns the number of frames.
+
+    Args:
+        out: folder to write.
+        episodes: each with its cameras' pictures, one before each action, and its control rate.
+        config: `env_id`, which names the robot, and whatever else `meta/mistjax.json` shall say.
+    """
     refuse_file(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic(out) as partial:
         writer = _Writer(partial)
-        for seed in chosen:
-            trace = run.trace(seed)
-            cameras, rate = _cameras(run, trace) if pictures else ({}, fps)
-            writer.add(trace, cameras, float(fps or rate or 0))
-        writer.finish(run.config)
-    return Export(len(chosen), writer.frames, len(seeds) - len(chosen))
+        for trace, cameras, fps in episodes:
+            writer.add(trace, cameras, fps)
+        writer.finish(config)
+    return writer.frames
 
 
 class _Writer:
