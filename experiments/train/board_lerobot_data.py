@@ -2,10 +2,10 @@
 
     python -m experiments.train.board_lerobot_data --out data/board_lerobot
 
-Expert and disturbances are those of `mistjax.envs.board.demos`: in most episodes bursts of noise are
-added to what is carried out, and the column `action` is what the expert wanted, so that the data
-shows how to come back. Failed episodes are left out. One dataset of `episodes` a part; parts that
-are there are kept. About 0.3 s an episode on one CPU core.
+Expert and disturbances are those of `mistjax.envs.board.demos`: in most episodes bursts of noise
+are added to what is carried out, and the column `action` is what the expert wanted, so that the
+data shows how to come back. Failed episodes are left out. One dataset of `episodes` a part; parts
+that are there are kept. About 0.3 s an episode on one CPU core.
 """
 
 from __future__ import annotations

@@ -26,8 +26,9 @@ from experiments.train.board_openvla_data import CAMERAS
 from interop.openvla import actions, generation, oft
 from interop.openvla.config import LlamaDims, OFTConfig, OpenVLAConfig, dinov2, siglip
 from interop.openvla.generation import Embedded, Inputs
-from interop.openvla.hooks import Hooks, last_valid, token_layouts
+from interop.openvla.hooks import Hooks, token_layouts
 from interop.openvla.model import OpenVLA
+from interop.taps import last_valid
 from mistjax.models.tokenizers import BOS, EOS, PAD, PromptTokenizer
 
 PROMPT_LEN = 16

@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
 from experiments.train.board_data import board_tokenizer
 from experiments.train.board_smolvla_data import CAMERAS, LeRobotFrames
@@ -33,8 +35,6 @@ from experiments.train.board_smolvla_model import (
     smolvla_config,
     write_backbone,
 )
-from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
-from transformers import AutoTokenizer
 
 BACKBONE = "backbone"
 
@@ -45,6 +45,7 @@ class Config:
 
     Attributes:
         data: folder of LeRobotDatasets.
+        demos: further demonstrations, as other board policies are trained on.
         out: checkpoint folder to write; its training state is kept in `<out>.training`.
         steps: optimiser steps.
         batch_size: examples a step.
@@ -61,6 +62,7 @@ class Config:
     """
 
     data: Path = Path("data/board_lerobot")
+    demos: tuple[Path, ...] = ()
     out: Path = Path("checkpoints/board_smolvla")
     steps: int = 4000
     batch_size: int = 32
@@ -84,7 +86,8 @@ class Training:
         self.config, self.step = config, 0
         write_backbone(folder / BACKBONE, board_pieces())
         datasets = sorted(path for path in config.data.iterdir() if path.is_dir())
-        self.data = LeRobotFrames.load(datasets, HORIZON, folder / "frames.npy")
+        kept = folder / "frames.npy"
+        self.data = LeRobotFrames.load(datasets, config.demos, HORIZON, kept)
         self.stats = self.data.statistics()
         self.net = BoardSmolVLA(smolvla_config(folder / BACKBONE, CAMERAS))
         tokenizer = AutoTokenizer.from_pretrained(folder / BACKBONE)

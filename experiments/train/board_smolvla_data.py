@@ -1,8 +1,8 @@
-"""LeRobotDatasets of the board as training batches of a small SmolVLA.
+"""LeRobotDatasets and demonstrations of the board as training batches of a small SmolVLA.
 
-Pictures are decoded once and kept in a file beside the training state. Labels that a dataset does
-not hold are read off it with hindsight: the stone is where the gripper closes next, the cell where
-it opens last.
+Pictures are decoded once and kept in a file beside the training state. Labels that a LeRobotDataset
+does not hold are read off it with hindsight: the stone is where the gripper closes next, the cell
+where it opens last.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from experiments.train.board_data import LAYOUT_UNIT, Shards
 from mistjax.envs.board.physics import STEP
 from mistjax.rollouts.formats.lerobot.export import DATA_PATH, EPISODES_PATH, VIDEO_PATH
 from mistjax.rollouts.mp4 import read_mp4
 
 CAMERAS = ("observation.images.image", "observation.images.wrist_image")
-LAYOUT_UNIT = 0.1
 CLOSING, FAR = 3, 5e-4  # index of the gripper's action; metres that a disturbance moves it by
 
 
@@ -49,16 +49,20 @@ class LeRobotFrames:
         return len(self.state)
 
     @classmethod
-    def load(cls, folders: Sequence[Path], horizon: int, kept: Path) -> LeRobotFrames:
-        """Reads datasets.
+    def load(
+        cls, folders: Sequence[Path], demos: Sequence[Path], horizon: int, kept: Path
+    ) -> LeRobotFrames:
+        """Reads data sets.
 
         Args:
             folders: of LeRobotDatasets v3.0.
+            demos: folders of `mistjax.envs.board.demos` and `experiments.train.board_dagger`.
             horizon: length of the action chunks.
             kept: file of the decoded pictures; written when it is not there.
 
         Raises:
-            FileNotFoundError: a folder holds no dataset.
+            FileNotFoundError: a folder holds none.
+            ValueError: `kept` is of other data.
         """
         parts: list[tuple[np.ndarray, ...]] = []
         prompts: list[str] = []
@@ -75,13 +79,24 @@ class LeRobotFrames:
                 prompts += row["tasks"] * row["length"]
                 if not kept.exists():
                     pictures.append(_pictures(folder, row))
+        if demos:
+            shards = Shards.read(demos)
+            chunks = shards.columns["actions"][:, :horizon]
+            meant = np.ones(chunks.shape[:2])
+            parts.append((shards.columns["state"], chunks, meant, shards.layout[:, :4]))
+            prompts += shards.prompts
+            if not kept.exists():
+                views = [shards.columns[name.split(".")[-1]] for name in CAMERAS]
+                pictures.append(np.stack(views, axis=1))
         if not kept.exists():
             np.save(kept, np.concatenate(pictures))
         columns = [np.concatenate(column).astype(np.float32) for column in zip(*parts, strict=True)]
         state, actions, meant, layout = columns
         images = np.load(kept, mmap_mode="r")
         if len(images) != len(state):
-            raise ValueError(f"{kept} holds {len(images)} frames, the data {len(state)}: remove it.")
+            raise ValueError(
+                f"{kept} holds {len(images)} frames, the data {len(state)}: remove it."
+            )
         return cls(images, state, actions, meant > 0, layout, prompts)
 
     def statistics(self) -> dict[str, dict[str, Tensor]]:

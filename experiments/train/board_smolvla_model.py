@@ -15,9 +15,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-import interop.lerobot  # noqa: F401 (lerobot imports only after it where torchvision has no CPU build)
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import (
@@ -29,6 +26,7 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Metaspace, Split
 from tokenizers.pre_tokenizers import Sequence as Steps
+from torch import Tensor, nn
 from transformers import (
     PreTrainedTokenizerFast,
     SmolVLMConfig,
@@ -36,6 +34,8 @@ from transformers import (
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
 )
+
+import interop.lerobot  # noqa: F401 (lerobot imports only after it where torchvision has no CPU build)
 
 PROMPT_LEN, HORIZON, SIDE = 20, 8, 64
 SPECIAL = {
@@ -66,7 +66,9 @@ def write_backbone(
     """
     names = {word: i for i, word in enumerate([*words, *SPECIAL.values()])}
     table = Tokenizer(WordLevel(names, unk_token="<unk>"))
-    table.pre_tokenizer = Steps([Split(Regex("\n"), "isolated"), Metaspace(prepend_scheme="always")])
+    table.pre_tokenizer = Steps(
+        [Split(Regex("\n"), "isolated"), Metaspace(prepend_scheme="always")]
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=table,
         pad_token="<pad>",
@@ -180,7 +182,9 @@ class BoardSmolVLA(nn.Module):
             layer: {name: value.repeat_interleave(samples, 0) for name, value in pair.items()}
             for layer, pair in cache.items()
         }
-        actions, meant = (batch[name].repeat_interleave(samples, 0) for name in ("actions", "meant"))
+        actions, meant = (
+            batch[name].repeat_interleave(samples, 0) for name in ("actions", "meant")
+        )
         padded = F.pad(actions, (0, self.policy.config.max_action_dim - actions.shape[-1]))
         eps = torch.randn(padded.shape, generator=noise)
         uniform = torch.rand(len(padded), generator=noise)
@@ -204,7 +208,7 @@ class BoardSmolVLA(nn.Module):
         without its loop over pictures, all of which are whole."""
         flow, two = self.flow, self.flow.vlm_with_expert
         vlm = two.get_vlm_model()
-        rows, cameras = images.shape[:2]
+        rows = len(images)
         patches = vlm.vision_model.embeddings.patch_embedding(images.flatten(0, 1))
         at = vlm.vision_model.embeddings.position_embedding(self.places)
         seen = vlm.vision_model.encoder(inputs_embeds=patches.flatten(2).transpose(1, 2) + at)

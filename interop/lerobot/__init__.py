@@ -29,6 +29,6 @@ try:
     import lerobot  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "LeRobot is not installed here: `make test-lerobot` makes an environment of its own for it, "
-        "see docs/another_vla.md."
+        "LeRobot is not installed here: `make test-lerobot` makes an environment for it, see "
+        "docs/another_vla.md."
     ) from error

@@ -20,8 +20,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from interop.openvla import actions
-from interop.openvla.hooks import Call, Hooks, last_valid
+from interop.openvla.hooks import Call, Hooks
 from interop.openvla.model import OpenVLA
+from interop.taps import last_valid
 
 
 @dataclasses.dataclass(frozen=True)

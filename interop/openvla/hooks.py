@@ -16,12 +16,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from interop.openvla.edits import Change, EditSite, take_apart
+from interop.edits import Change, EditSite, take_apart
 from interop.openvla.model import OpenVLA
 from interop.openvla.vision import FilmBlock
+from interop.taps import record, select
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap, TokenLayout, resolve_layers, split_site
 
@@ -246,37 +247,9 @@ class Hooks:
         untouched, layout = value, self._layouts[stack]
         for change in self._edits:
             if split_site(change.where.site) == (stack, point):
-                mask = _select(layout, change.where.tokens, valid)
+                mask = select(layout, change.where.tokens, valid)
                 value = change(value, layer, mask, step)
         for tap in self._taps:
             if (tap.stack, tap.point) == (stack, point) and layer in self._layers[tap]:
-                self._found.setdefault((tap, layer), []).append(_record(tap, value, layout, valid))
+                self._found.setdefault((tap, layer), []).append(record(tap, value, layout, valid))
         return x if value is untouched else value.reshape(x.shape)
-
-
-def _record(tap: Tap, value: Tensor, layout: TokenLayout, valid: Tensor) -> Tensor:
-    if tap.reduce is None and tap.tokens != "last":
-        start, stop = layout.select(tap.tokens)
-        return value[:, start:stop]
-    mask = _select(layout, tap.tokens, valid)
-    wide = mask.reshape(*mask.shape, *(1,) * (value.ndim - 2))
-    if tap.reduce == "max":
-        peak = torch.where(wide, value, -torch.inf).amax(dim=1)
-        return torch.where(wide.any(dim=1), peak, 0)
-    total = torch.where(wide, value, 0).sum(dim=1) / wide.sum(dim=1).clamp_min(1).to(value.dtype)
-    return total if tap.reduce else total[:, None]
-
-
-def _select(layout: TokenLayout, selector: str, valid: Bool[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
-    """`TokenLayout.mask` for tensors."""
-    at = torch.arange(valid.shape[1], device=valid.device)
-    if selector == "last":
-        return (at == last_valid(valid)[:, None]) & valid
-    start, stop = layout.select(selector)
-    return valid & (at >= start) & (at < stop)
-
-
-def last_valid(valid: Bool[Tensor, "b t"]) -> Int[Tensor, " b"]:
-    """Position of each element's last real token."""
-    at = torch.arange(valid.shape[1], device=valid.device)
-    return torch.where(valid, at, -1).amax(dim=1)

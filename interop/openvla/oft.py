@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from interop.openvla.config import OpenVLAConfig
 from interop.openvla.generation import Embedded, Inputs
-from interop.openvla.hooks import Call, Hooks, last_valid
+from interop.openvla.hooks import Call, Hooks
 from interop.openvla.model import OpenVLA
+from interop.taps import last_valid
 
 
 class ResidualBlock(nn.Module):

@@ -26,9 +26,11 @@ from interop.openvla.folder import load_config, load_parts, save_parts
 from interop.openvla.hooks import Hooks, token_layouts
 from interop.openvla.model import OpenVLA
 from interop.openvla.reader import PictureStep, Reader
-from interop.openvla.spec import fingerprint, policy_spec, stack_specs, tap_shapes
-from interop.openvla.traced import Prefix, leaves, pick
+from interop.openvla.spec import stack_specs
 from interop.openvla.words import Words
+from interop.spec import fingerprint, policy_spec
+from interop.taps import tap_shapes
+from interop.traced import Prefix, leaves, pick
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
@@ -143,7 +145,9 @@ class OpenVLAPolicy(Words, Policy):
         if names not in (["resize"], ["square"]) or steps[1]:
             said += behaviour(*steps).encode()
         modules = [self.model, *self.decoder.extra_modules]
-        written = fingerprint(self.model.config, modules, said + self.tokenizer.serialized)
+        written = fingerprint(
+            self.model.config.to_json(), modules, said + self.tokenizer.serialized
+        )
         return policy_spec(
             self.name,
             written,

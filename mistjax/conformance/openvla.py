@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from interop.edits import EditSite
 from interop.openvla import actions, generation, processing
-from interop.openvla.edits import EditSite
 from interop.openvla.recordings import (
     Recordings,
     error,

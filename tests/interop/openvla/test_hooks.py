@@ -6,7 +6,8 @@ from torch import nn
 
 from interop.openvla import generation
 from interop.openvla.hooks import Hooks, token_layouts
-from interop.openvla.spec import stack_specs, tap_shapes
+from interop.openvla.spec import stack_specs
+from interop.taps import tap_shapes
 from mistjax.hooks import POINTS, Add, Patch, ProjectOut, Scale, SetNeurons, Tap
 
 PROMPT = 5

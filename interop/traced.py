@@ -9,7 +9,7 @@ from typing import Any
 import flax.struct
 from jaxtyping import Array
 
-from interop.openvla.edits import take_apart
+from interop.edits import take_apart
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
