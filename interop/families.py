@@ -1,4 +1,4 @@
-"""OpenVLA as a family of checkpoints; PyTorch is imported when one is loaded."""
+"""Families of PyTorch checkpoints; PyTorch is imported when one is loaded."""
 
 from __future__ import annotations
 
@@ -22,3 +22,19 @@ def _load_openvla(folder: Path, preset: RobotPreset, unnorm_key: str | None) -> 
 
 
 OPENVLA = Family("OpenVLA and OpenVLA-OFT", _reads_openvla, _load_openvla, several=True)
+
+
+def _reads_lerobot(config: Mapping[str, Any] | None, preset: RobotPreset) -> bool:
+    return config is not None and "input_features" in config and "type" in config
+
+
+def _load_lerobot(folder: Path, preset: RobotPreset) -> Policy:
+    try:
+        from interop.lerobot.policy import LeRobotPolicy
+    except ImportError as error:
+        raise ImportError(f"{folder} is a LeRobot policy. {error}") from error
+
+    return LeRobotPolicy.load(folder, preset)
+
+
+LEROBOT = Family("LeRobot's SmolVLA", _reads_lerobot, _load_lerobot)

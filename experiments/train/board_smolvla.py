@@ -9,6 +9,9 @@ Runs in the environment of `make test-lerobot`. `docs/another_vla.md` says what 
 
 from __future__ import annotations
 
+import interop.lerobot  # noqa: F401 (goes before lerobot and transformers, see there)
+
+# isort: split
 import dataclasses
 import functools
 import json
@@ -64,10 +67,10 @@ class Config:
     data: Path = Path("data/board_lerobot")
     demos: tuple[Path, ...] = ()
     out: Path = Path("checkpoints/board_smolvla")
-    steps: int = 4000
+    steps: int = 1800
     batch_size: int = 32
     flow_samples: int = 2
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 2e-3
     warmup: int = 200
     ema: float = 0.995
     weight_decay: float = 1e-4
@@ -128,6 +131,8 @@ class Training:
         return parts
 
     def _normalised(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        longest = int((batch["words"] != 0).sum(dim=1).amax())
+        batch["words"] = batch["words"][:, :longest]  # as LeRobot pads
         batch["images"] = batch["images"].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
         for key, name in (("state", "observation.state"), ("actions", "action")):
             stats = self.stats[name]

@@ -10,6 +10,9 @@ Source: SmolVLA, arXiv 2506.01844.
 
 from __future__ import annotations
 
+import interop.lerobot  # noqa: F401 (goes before lerobot and transformers, see there)
+
+# isort: split
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,8 +37,6 @@ from transformers import (
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
 )
-
-import interop.lerobot  # noqa: F401 (lerobot imports only after it where torchvision has no CPU build)
 
 PROMPT_LEN, HORIZON, SIDE = 20, 8, 64
 SPECIAL = {

@@ -249,7 +249,11 @@ def refuse_foreign(folder: str | Path) -> None:
     if (folder / "meta" / "info.json").exists():
         found = "a LeRobot data set, not a policy"
     elif "input_features" in config:
-        found = f"a LeRobot policy of type {config.get('type')!r}: use openpi's JAX checkpoint"
+        found = (
+            f"a LeRobot policy of type {config.get('type')!r}, in PyTorch: open it with "
+            "`interop.lerobot.policy.LeRobotPolicy.load` in the environment of `make test-lerobot` "
+            "(docs/another_vla.md), or use openpi's JAX checkpoint"
+        )
     elif (folder / "adapter_config.json").exists():
         found = "a LoRA adapter of PEFT: merge it into its model first"
     elif config.get("model_type", "openvla") != "openvla":
