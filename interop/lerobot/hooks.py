@@ -141,14 +141,15 @@ class Hooks:
         named = x[:, : len(at)]
         if point == "attn_heads":
             named = named.unflatten(-1, (spec.heads, spec.head_dim))
-        whole = named
+        whole, here = named, at.new_ones(len(at), dtype=torch.bool)
         if len(at) < spec.layout.length:
             empty = named.new_zeros(len(x), spec.layout.length, *named.shape[2:])
             whole = empty.index_copy(1, at, named)
+            here = here.new_zeros(spec.layout.length).index_fill(0, at, True)
         untouched, step = whole, self._step if stack == "action" else None
         for change in self._edits:
             if split_site(change.where.site) == (stack, point):
-                mask = select(spec.layout, change.where.tokens, self._real(stack, x))
+                mask = here & select(spec.layout, change.where.tokens, self._real(stack, x))
                 whole = change(whole, layer, mask, step)
         for tap in self._taps:
             if (tap.stack, tap.point) == (stack, point) and layer in self._layers[tap]:

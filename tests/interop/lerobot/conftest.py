@@ -1,4 +1,4 @@
-"""A SmolVLA of 0.15 M random parameters on a robot of the laboratory, built offline.
+"""A SmolVLA of 0.2 M random parameters on the board's robot, built offline.
 
 Where LeRobot is not installed nothing in this folder can even be imported: none of it is collected.
 """
@@ -13,26 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if importlib.util.find_spec("lerobot") is None:
     collect_ignore_glob = ["*"]
 
-CAMERAS = ("observation.images.image", "observation.images.wrist")
+CAMERAS = ("observation.images.image", "observation.images.wrist_image")
 WORDS = ["place", "the", "black", "stone", "white", "at", "row", "column", "one", "two", "three"]
-SIDE, STATE, ACTIONS = 32, 3, 4
-
-
-@pytest.fixture(scope="session")
-def preset():
-    from mistjax.policies.presets import RobotPreset
-
-    return RobotPreset(
-        name="lab",
-        cameras={"base_0_rgb": "observation/image", "left_wrist_0_rgb": "observation/wrist"},
-        state_key="observation/state",
-        state_dim=STATE,
-        action_names=("dx", "dy", "dz", "gripper"),
-        action_low=(-9.0,) * ACTIONS,
-        action_high=(9.0,) * ACTIONS,
-        gripper_index=3,
-        execute_steps=4,
-    )
+SIDE, STATE, ACTIONS = 32, 5, 4
 
 
 @pytest.fixture(scope="session")
@@ -69,20 +52,37 @@ def parts(backbone):
 
 
 @pytest.fixture(scope="session")
-def policy(parts, preset):
+def policy(parts):
     from interop.lerobot.policy import LeRobotPolicy
+    from mistjax.policies import BOARD
 
-    return LeRobotPolicy(*parts, preset)
+    return LeRobotPolicy(*parts, BOARD)
+
+
+@pytest.fixture(scope="session")
+def folder(parts, backbone, tmp_path_factory):
+    """The policy as LeRobot saves it, its backbone beside it."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("policies") / "tiny"
+    policy, *pipelines = parts
+    shutil.copytree(backbone, folder / "backbone")
+    policy.save_pretrained(folder)
+    for pipeline in pipelines:
+        pipeline.save_pretrained(folder)
+    file = folder / "config.json"
+    file.write_text(file.read_text().replace(str(backbone), "backbone"))
+    return folder
 
 
 @pytest.fixture(scope="session")
 def raw():
-    """Two raw observations whose prompts have different lengths, beside a real run's pictures."""
-    rng = np.random.default_rng(0)
+    """Two raw observations with larger pictures than the policy's and prompts of two lengths."""
+    rng, shape = np.random.default_rng(0), (2 * SIDE, 2 * SIDE, 3)
     return [
         {
-            "observation/image": rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8),
-            "observation/wrist": rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8),
+            "observation/image": rng.integers(0, 256, shape, np.uint8),
+            "observation/wrist_image": rng.integers(0, 256, shape, np.uint8),
             "observation/state": rng.normal(size=STATE),
             "prompt": prompt,
         }

@@ -11,7 +11,7 @@ import torch
 from interop.arrays import to_torch
 from interop.lerobot.policy import LeRobotPolicy
 from mistjax.hooks import POINTS, Add, Tap
-from mistjax.policies import Policy
+from mistjax.policies import BOARD, Policy
 from mistjax.policies.protocol import LanguagePolicy
 from mistjax.policies.wrapper import language
 
@@ -20,11 +20,11 @@ EVERY = tuple(Tap(f"{stack}.{point}") for stack in ("vision", "vlm", "action") f
 
 
 def lerobots(policy, raw):
-    """The chunk that LeRobot itself predicts from the same noise, in the robot's units."""
+    """The chunk that LeRobot itself predicts from the same noise, and in the robot's units."""
     noise = to_torch(policy.noise(KEY, len(raw)))
     policy.policy.reset()
     chunk = policy.policy.predict_action_chunk(policy.batch(raw), noise=noise)
-    return policy.postprocessor(chunk).numpy()
+    return chunk.numpy(), policy.postprocessor(chunk).clip(-1, 1).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,13 @@ def obs(policy, raw):
 @pytest.mark.parametrize("rows", [[0], [1], [0, 1]])
 def test_hooked_and_off_the_actions_are_lerobots_own_to_the_bit(policy, raw, rows):
     raw = [raw[row] for row in rows]
-    expected, obs = lerobots(policy, raw), policy.prepare(raw)
+    (chunk, actions), obs = lerobots(policy, raw), policy.prepare(raw)
     off = Add("vlm.mlp_out", vector=jnp.ones((3, 48)), strength=0.0)
     none = Add("action.resid", vector=jnp.ones((3, 32)), strength=0.0)
     for hooks in ({}, {"taps": EVERY}, {"edits": (off, none)}):
         sample = policy.sample(obs, KEY, **hooks)
-        np.testing.assert_array_equal(policy.finish(sample, raw), expected)
+        np.testing.assert_array_equal(sample.actions, chunk)
+        np.testing.assert_array_equal(policy.finish(sample, raw), actions)
 
 
 def test_select_action_gives_the_first_actions_of_the_same_chunk(policy, raw):
@@ -64,10 +65,7 @@ def test_it_has_every_member_of_the_protocol(policy, lacking):
     assert not lacking(policy, Policy) and not lacking(policy, LanguagePolicy)
     assert language(policy) is policy
     spec = policy.spec
-    assert spec.cameras == {
-        "base_0_rgb": "observation/image",
-        "left_wrist_0_rgb": "observation/wrist",
-    }
+    assert spec.cameras == BOARD.cameras
     assert (spec.num_steps, spec.action_horizon, spec.execute_steps) == (3, 8, 4)
     np.testing.assert_allclose(spec.action_scale, np.linspace(0.5, 2, 4), rtol=1e-6)
     assert policy.tokenizer.id_to_piece(5) == "▁place"
@@ -115,13 +113,13 @@ def test_a_batch_agrees_with_its_rows(policy, raw, obs):
             np.testing.assert_allclose(found[i], alone[0], atol=5e-5, rtol=1e-4, err_msg=str(tap))
 
 
-def test_the_fingerprint_covers_weights_statistics_and_robot(policy, parts, preset):
-    assert LeRobotPolicy(*parts, preset).spec.fingerprint == policy.spec.fingerprint
-    other = replace(preset, action_high=(8.0,) * 4)
+def test_the_fingerprint_covers_weights_statistics_and_robot(policy, parts):
+    assert LeRobotPolicy(*parts, BOARD).spec.fingerprint == policy.spec.fingerprint
+    other = replace(BOARD, action_high=(8.0,) * 4)
     assert LeRobotPolicy(*parts, other).spec.fingerprint != policy.spec.fingerprint
     bias = parts[0].model.action_out_proj.bias
     bias[0] += 1
     try:
-        assert LeRobotPolicy(*parts, preset).spec.fingerprint != policy.spec.fingerprint
+        assert LeRobotPolicy(*parts, BOARD).spec.fingerprint != policy.spec.fingerprint
     finally:
         bias[0] -= 1
