@@ -20,12 +20,13 @@ from mistjax.models.fast_tokenizer import ActionTokenizer
 from mistjax.models.tokenizers import (
     BOS,
     EOS,
+    FAST_TAIL,
     PAD,
     STATE_BINS,
     UNKNOWN,
     PaddedTokens,
     PromptTokenizer,
-    clean_prompt,
+    state_prompt,
     written_state,
 )
 
@@ -100,7 +101,7 @@ class FastTokenizer:
         Raises:
             ValueError: it needs more tokens than the policy takes, or the state is not finite.
         """
-        text = f"Task: {clean_prompt(prompt.lower())}, State: {written_state(state)};\n"
+        text = f"{state_prompt(prompt.lower())} {written_state(state)}{FAST_TAIL}"
         return self.prompts.pad([BOS, *self.prompts.encode(text)])
 
     def encode_actions(self, chunk: Float[np.ndarray, "h a"]) -> list[int]:

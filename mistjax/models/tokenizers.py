@@ -50,6 +50,15 @@ def written_state(state: Float[np.ndarray, " s"]) -> str:
     return " ".join(map(str, discretize_state(state)))
 
 
+def state_prompt(prompt: str) -> str:
+    """How a prompt begins that the state is written into."""
+    return f"Task: {clean_prompt(prompt)}, State:"
+
+
+PI05_TAIL, FAST_TAIL = ";\nAction: ", ";\n"
+"""How it ends."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptTokenizer:
     """A SentencePiece model and the length that prompts are padded to (pi0: 48, pi0.5: 200).
@@ -145,7 +154,7 @@ class PromptTokenizer:
             ValueError: prompt and state need more than `max_tokens` tokens, or the state is not
                 finite.
         """
-        text = f"Task: {clean_prompt(prompt)}, State: {written_state(state)};\nAction: "
+        text = f"{state_prompt(prompt)} {written_state(state)}{PI05_TAIL}"
         return self.pad([BOS, *self.encode(text)])
 
     def pad(self, ids: Sequence[int]) -> PaddedTokens:

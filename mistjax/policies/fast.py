@@ -24,8 +24,9 @@ from mistjax.models.fast_language import FastTokenizer
 from mistjax.models.fast_tokenizer import ActionTokenizer
 from mistjax.models.observation import Observation
 from mistjax.models.sampling import Prefix, prefill
-from mistjax.models.tokenizers import PromptTokenizer
+from mistjax.models.tokenizers import FAST_TAIL, PromptTokenizer, state_prompt
 from mistjax.models.transforms import flat_rows
+from mistjax.models.written_state import StateWriter
 from mistjax.policies.families import Family, register
 from mistjax.policies.pi import PiPolicy
 from mistjax.policies.presets.base import RobotPreset
@@ -100,7 +101,21 @@ class FastPolicy(PiPolicy):
         raw = flat_rows(raw)
         state, encode = self._state(raw), self.tokenizer.encode_prompt
         prompts = [encode(self.preset.prompt(r), s) for r, s in zip(raw, state, strict=True)]
-        return self._observation(raw, state, prompts, absent_mask=True)
+        return self._observation(raw, state, prompts)
+
+    def _padded(self, state: Any) -> Any:
+        return state
+
+    _absent_mask = True
+    _tail = FAST_TAIL
+
+    @staticmethod
+    def _state_prompt(prompt: str) -> str:
+        return state_prompt(prompt.lower())
+
+    @property
+    def _writer(self) -> StateWriter:
+        return StateWriter.of(self.prompt_tokenizer, self._tail)
 
     def sample(
         self,

@@ -29,8 +29,9 @@ from mistjax.models.observation import Observation, check_observation
 from mistjax.models.pi0 import Pi0, PrefixModel
 from mistjax.models.sampling import Prefix, denoise, embed_images, prefill, velocity
 from mistjax.models.stacks import token_layouts
-from mistjax.models.tokenizers import PaddedTokens, PromptTokenizer
+from mistjax.models.tokenizers import PI05_TAIL, PaddedTokens, PromptTokenizer, state_prompt
 from mistjax.models.transforms import Cameras, DeltaActions, flat_rows
+from mistjax.models.written_state import StateWriter
 from mistjax.policies.families import Family, register
 from mistjax.policies.pi_values import pi_value_vectors
 from mistjax.policies.presets.base import RobotPreset
@@ -237,7 +238,7 @@ class PiPolicy(Policy):
             prompts = [encode(text, s) for text, s in zip(words, state, strict=True)]
         else:
             prompts = [self.tokenizer.encode_pi0(text) for text in words]
-        return self._observation(raw, np.asarray(pad_to(state, self.config.action_dim)), prompts)
+        return self._observation(raw, np.asarray(self._padded(state)), prompts)
 
     def _state(self, raw: Sequence[RawObs]) -> Float[np.ndarray, "b s"]:
         """The normalised state."""
@@ -253,9 +254,8 @@ class PiPolicy(Policy):
         raw: Sequence[RawObs],
         state: Float[np.ndarray, "b s"],
         prompts: Sequence[PaddedTokens],
-        absent_mask: bool = False,
     ) -> Observation:
-        cameras = self._cameras(absent_mask)
+        cameras = self._cameras(self._absent_mask)
         seen = [cameras(r) for r in raw]
         return Observation(
             images={name: np.stack([images[name] for images, _ in seen]) for name in cameras.keys},
@@ -272,16 +272,16 @@ class PiPolicy(Policy):
     def encode_prompts(
         self, prompts: Sequence[str]
     ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-        """The prompts as rows of token ids and their validity, for `observe`.
+        """The prompts as rows of token ids and their validity, for `observe`; without the state,
+        where the policy reads it in the prompt.
 
         Raises:
-            ValueError: the policy reads its state in the prompt.
+            ValueError: a prompt is too long.
         """
-        if self.preset.state_in_prompt or not hasattr(self.tokenizer, "encode_pi0"):
-            raise ValueError(
-                f"{self.name} reads its state in the prompt, which is written anew at every "
-                "inference: that is not traced. Use `run_episodes`."
-            )
+        if (writer := self._writer) is not None:
+            texts = list(map(self._state_prompt, prompts))
+            numbers = self.preset.state_dim
+            return writer.prefixes(self.prompt_tokenizer, texts, self._tail, numbers)
         tokens, masks = zip(*map(self.tokenizer.encode_pi0, prompts), strict=True)
         return np.stack(tokens), np.stack(masks)
 
@@ -295,8 +295,25 @@ class PiPolicy(Policy):
             words: rows of `encode_prompts`.
         """
         state = self.state_normalizer.normalize(self._raw_state(raw))
-        images, masks = self._cameras(absent_mask=False).batch(raw, len(state))
-        return Observation(images, masks, pad_to(state, self.config.action_dim), *words)
+        images, masks = self._cameras(self._absent_mask).batch(raw, len(state))
+        if (writer := self._writer) is not None:
+            words = writer.write(words, state)
+        return Observation(images, masks, self._padded(state), *words)
+
+    def _padded(self, state: Any) -> Any:
+        """The state as the model takes it."""
+        return pad_to(state, self.config.action_dim)
+
+    _absent_mask: ClassVar[bool] = False
+    _tail: ClassVar[str] = PI05_TAIL
+    _state_prompt: ClassVar[Callable[[str], str]] = staticmethod(state_prompt)
+
+    @property
+    def _writer(self) -> StateWriter | None:
+        """Of the state in the prompt, where the policy reads it there."""
+        if not self.preset.state_in_prompt:
+            return None
+        return StateWriter.of(self.prompt_tokenizer, self._tail)
 
     def act(self, sample: Sample, raw: Mapping[str, Array]) -> Float[Array, "b h a"]:
         """`finish` on arrays, inside jit; `raw` as in `observe`."""

@@ -2,6 +2,8 @@
 
 import io
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import sentencepiece
@@ -10,12 +12,15 @@ from mistjax.models.tokenizers import (
     BOS,
     EOS,
     PAD,
+    PI05_TAIL,
     UNKNOWN,
     PromptTokenizer,
     clean_prompt,
     discretize_state,
+    state_prompt,
     train_word_tokenizer,
 )
+from mistjax.models.written_state import StateWriter
 
 SENTENCES = ["place the black stone at row 2 column 3", "move left slowly"]
 
@@ -151,3 +156,61 @@ def test_a_word_with_a_rare_letter_is_kept(tmp_path):
     train_word_tokenizer(["aaa aab"] * 5000, ["quiz"], tmp_path / "rare.model")
     tokenizer = PromptTokenizer.from_file(tmp_path / "rare.model", 8)
     assert tokenizer.decode(tokenizer.encode("quiz")) == "quiz"
+
+
+def in_program(tokenizer, prompt, states):
+    writer = StateWriter.of(tokenizer, PI05_TAIL)
+    prefix = writer.prefixes(tokenizer, [state_prompt(prompt)], PI05_TAIL, states.shape[1])
+
+    @jax.jit
+    def write(states):
+        ids, mask = (jnp.broadcast_to(part, (len(states), part.shape[1])) for part in prefix)
+        return writer.write((ids, mask), states)
+
+    return map(np.asarray, write(states))
+
+
+@pytest.mark.parametrize("kind", ["subwords", "board_fast"])
+def test_ten_thousand_states_are_written_in_a_program_as_on_the_host(kind, subwords):
+    tokenizer = subwords
+    if kind == "board_fast":
+        path = "checkpoints/board_fast/assets/tokenizer.model"
+        tokenizer = PromptTokenizer.from_file(path, max_tokens=60)
+    rng = np.random.default_rng(0)
+    states = rng.uniform(-1.3, 1.3, (10_000, 5)).astype(np.float32)
+    edges = np.linspace(-1, 1, 257, dtype=np.float32)
+    states[:300] = edges[rng.integers(0, 257, (300, 5))]  # each bin's own border
+    tokens, masks = in_program(tokenizer, "pick_up the cup", states)
+    host = [tokenizer.encode_pi05("pick_up the cup", state) for state in states]
+    np.testing.assert_array_equal(tokens, np.stack([ids for ids, _ in host]))
+    np.testing.assert_array_equal(masks, np.stack([mask for _, mask in host]))
+
+
+def test_a_prompt_that_may_not_fit_with_its_state_is_refused(subwords):
+    with pytest.raises(ValueError, match="tokens with the state, the policy takes 100"):
+        in_program(subwords, "a cup " * 30, np.zeros((1, 5), np.float32))
+
+
+def test_a_tokenizer_that_joins_numbers_with_their_neighbours_is_refused(words):
+    joined = PromptTokenizer(_joining(), max_tokens=100)
+    with pytest.raises(ValueError, match="joins the number"):
+        StateWriter.of(joined, PI05_TAIL)
+    assert StateWriter.of(words, PI05_TAIL)
+
+
+def _joining():
+    """A model with a piece for two numbers beside each other."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["Task: x, State: 0 7 0; Action: 0 7 0"] * 9),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=300,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        split_by_whitespace=False,
+        normalization_rule_name="identity",
+        user_defined_symbols=["\n"],
+        minloglevel=2,
+    )
+    return model.getvalue()

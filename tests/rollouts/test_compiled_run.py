@@ -55,6 +55,18 @@ def test_a_run_holds_what_the_host_loop_records_and_goes_on(policy, plan, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_policy_that_reads_its_state_in_the_prompt_sees_what_the_host_shows(tmp_path):
+    fast = load_policy("checkpoints/board_fast")
+    plan = EpisodePlan(4, 22_500_000, compiled=True, num_envs=4, max_steps=8)
+    run = collect(fast, tmp_path / "run", plan)
+    host = collect(fast, tmp_path / "host", dataclasses.replace(plan, compiled=False))
+    for seed in plan.seeds():
+        mine, other = run.trace(seed), host.trace(seed)
+        np.testing.assert_array_equal(mine.aux["tokens"][0], other.aux["tokens"][0])
+        np.testing.assert_allclose(mine.chunks[0], other.chunks[0], atol=1e-4)
+
+
+@pytest.mark.slow
 def test_records_larger_than_the_memory_are_fetched_more_often(policy, plan):
     from mistjax.rollouts.compiled_run import run_compiled
 
