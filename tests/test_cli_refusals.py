@@ -301,6 +301,23 @@ COMMANDS = {
             "--confidence": CHANCE,
         },
     ),
+    "fit-imputer": (
+        "{run} --policy {policy} --out {out}",
+        {
+            0: RUN,
+            "--policy": CHECKPOINT,
+            "--out": (*NEW_FOLDER, "{empty}"),
+            "--cap": ("many", "nan", "inf", "-0.1", "2"),
+            "--patience": POSITIVE,
+            "--budget": POSITIVE,
+            "--components": POSITIVE,
+            "--hidden": POSITIVE,
+            "--steps": POSITIVE,
+            "--seed": WHOLE,
+            "--preset": PRESET,
+            "--unnorm-key": UNNORM,
+        },
+    ),
 }  # fmt: skip
 
 

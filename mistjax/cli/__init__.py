@@ -34,7 +34,7 @@ from mistjax.cli.detectors import (
 )
 from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, memory, report
 from mistjax.cli.installation import cite, conformance, doctor, fetch
-from mistjax.cli.remedies import explain, remedy, vectors
+from mistjax.cli.remedies import explain, fit_imputer, remedy, vectors
 
 DEBUG = "--debug"
 FOUND, REFUSED, BUG, INTERRUPTED = 1, 2, 70, 130
@@ -46,6 +46,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "train-detector": train_detector,
     "calibrate": calibrate,
     "fit-inputs": fit_inputs,
+    "fit-imputer": fit_imputer,
     "drift": drift,
     "detect-bench": detect_bench,
     "import-safe": import_safe,

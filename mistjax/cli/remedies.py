@@ -142,6 +142,67 @@ def remedy(
     )
 
 
+def fit_imputer(
+    runs: Positional[tuple[Path, ...]],
+    /,
+    *,
+    policy: str,
+    out: Path,
+    cap: float = 1.0,
+    patience: int = 2,
+    budget: int = 200,
+    components: int = 128,
+    hidden: int = 384,
+    steps: int = 5000,
+    seed: int = 0,
+    preset: str | None = None,
+    unnorm_key: str | None = None,
+) -> None:
+    """Fit what stands in for a camera that is unsound to clean runs; the other inputs need no fit.
+
+    Args:
+        runs: run folders of clean episodes, recorded with `collect --inputs`; no faulty ones.
+        policy: what was recorded: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY.
+        out: folder of a monitor of inputs, see `fit-inputs`.
+        cap: largest change of an action, as a share of its range; 1 draws no bare chunk beside the
+            repaired one.
+        patience: inferences in a row in which a sensor agrees with what stands in for it, until it
+            is believed again.
+        budget: inferences of an episode that an input is repaired for, at most.
+        components: principal components of each camera's image tokens, at most.
+        hidden: width of the two hidden layers.
+        steps: of training.
+        seed: of weights and pairs.
+        preset: robot preset; the checkpoint's own by default.
+        unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
+    """
+    from mistjax.policies.load import load_policy
+    from mistjax.rollouts.run import load_run
+    from mistjax.steer.remedies.artifact import RepairConfig
+    from mistjax.steer.remedies.build import build_imputer
+
+    config = RepairConfig(cap, patience, budget)
+    sizes = {"components": components, "hidden": hidden, "steps": steps}
+    sizes = {name: whole(name, value, 1) for name, value in sizes.items()}
+    refuse_file(out)
+    loaded = [load_run(run) for run in runs]
+    said = build_imputer(
+        load_policy(policy, preset, unnorm_key=unnorm_key),
+        loaded,
+        out,
+        config=config,
+        seed=whole("seed", seed, 0),
+        **sizes,
+    )
+    for camera in said:
+        print(camera)
+    print(
+        f"{out}/repairs.json: of held-out clean episodes; how much a repair helps is another "
+        f"matter.\nNext: mistjax eval {policy} --mist {out} --arms bare monitor mist "
+        "--faults MIXTURE --out STUDY"
+    )
+
+
 def _few(seeds: Sequence[int]) -> str:
     """Some numbers in words."""
     if not seeds:

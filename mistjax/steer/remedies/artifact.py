@@ -7,7 +7,6 @@ prompt needs nothing. Networks and principal components are kept in half precisi
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,12 @@ from safetensors.numpy import save
 from mistjax.detect.artifact import FingerprintError
 from mistjax.detect.novelty.monitor import InputMonitor
 from mistjax.files import load_together, read_tensors, save_together
+from mistjax.ranges import whole
 from mistjax.steer.remedies.imputer import Imputer
 from mistjax.steer.remedies.prompt import LastPrompt
 from mistjax.steer.remedies.reckoning import DeadReckoning
 from mistjax.steer.remedies.remedy import InputRemedy
+from mistjax.steer.schedules import is_strength
 
 VERSION = 1
 CARD, ARRAYS = "repairs.json", "repairs.safetensors"
@@ -51,14 +52,10 @@ class RepairConfig:
     budget: int = 200
 
     def __post_init__(self):
-        if isinstance(self.cap, bool) or not math.isfinite(self.cap) or not 0 <= self.cap <= 1:
+        if not is_strength(self.cap) or not 0 <= self.cap <= 1:
             raise ValueError(f"cap is {self.cap!r}: it is a share, from 0 to 1.")
-        for name in ("patience", "budget"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"{name} is {value!r}: expected a number of inferences, 1 or more."
-                )
+        whole("patience", self.patience, 1)
+        whole("budget", self.budget, 1)
 
 
 def save_repairs(
