@@ -5,13 +5,15 @@
     tokenizer.model                        SentencePiece
     action_head.safetensors                OpenVLA-OFT: the head
     proprio_projector.safetensors          OpenVLA-OFT with state: its projector
+    vision_backbone.safetensors            OpenVLA-OFT+: towers with FiLM, in place of the network's
 
-OFT publishes its last two as pickles: `interop.convert_pt.convert` makes safetensors of them, and
-`config.json` needs the key `oft`.
+OFT publishes its last three as pickles: `interop.convert_pt.convert` makes safetensors of them, and
+`config.json` needs the key `oft`, for the last one `film`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -22,14 +24,15 @@ from interop.openvla.config import OpenVLAConfig
 from interop.openvla.decoders import ChunkDecoder, Decoder, TokenDecoder
 from interop.openvla.model import OpenVLA
 from interop.openvla.oft import OFTParts
-from interop.openvla.oft_components import load_component
+from interop.openvla.oft_components import load_component, load_film
 from mistjax.files import read_json
 from mistjax.models.checkpoints import refuse_foreign
 from mistjax.models.tokenizers import PromptTokenizer
 
-HEAD, PROPRIO, TOKENIZER = (
+HEAD, PROPRIO, FILM, TOKENIZER = (
     "action_head.safetensors",
     "proprio_projector.safetensors",
+    "vision_backbone.safetensors",
     "tokenizer.model",
 )
 
@@ -46,7 +49,11 @@ def load_parts(
     tokenizer = _tokenizer(folder, config)
     if dtype is None:
         dtype = checkpoints.own_dtype(folder)
-    model = checkpoints.load(folder, config, dtype=dtype, device=device)
+    apart = config.film and (folder / FILM).exists()
+    plain = dataclasses.replace(config, film=False) if apart else config
+    model = checkpoints.load(folder, plain, dtype=dtype, device=device)
+    if apart:
+        load_film(model, folder / FILM)
     if config.oft is None:
         return model, TokenDecoder(model, action_dim), tokenizer
     with torch.device("meta"):

@@ -7,7 +7,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from interop.arrays import to_jax
 from interop.bridge import call_torch
@@ -80,13 +79,3 @@ class Words:
             to_jax(llama.lm_head.weight[: len(names)]),
             tuple(names),
         )
-
-    def decode_direction(self, direction: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
-        """Logits over the vocabulary of directions in the Llama's residual stream, unscaled."""
-        head = self.model.language_model.lm_head.weight
-        shape = jax.ShapeDtypeStruct((*direction.shape[:-1], head.shape[0]), jnp.float32)
-
-        def run(direction):
-            return (direction.to(head) @ head.T).float()
-
-        return call_torch(run, shape, direction)

@@ -194,7 +194,7 @@ class Cameras:
 
 @dataclasses.dataclass(frozen=True)
 class DeltaActions:
-    """Absolute actions <-> actions relative to the state they start from.
+    """Actions relative to the state that they start from, made absolute.
 
     Attributes:
         mask: which leading dimensions are relative; the others (usually the gripper) and those
@@ -203,18 +203,10 @@ class DeltaActions:
 
     mask: tuple[bool, ...]
 
-    def to_delta(
-        self, actions: Float[AnyArray, "*b h a"], state: Float[AnyArray, "*b s"]
-    ) -> Float[AnyArray, "*b h a"]:
-        return actions - self._offset(actions, state)
-
     def to_absolute(
         self, actions: Float[AnyArray, "*b h a"], state: Float[AnyArray, "*b s"]
     ) -> Float[AnyArray, "*b h a"]:
-        return actions + self._offset(actions, state)
-
-    def _offset(self, actions: AnyArray, state: AnyArray) -> AnyArray:
-        """What to take off or put on each action, [*b,1,a]."""
+        """Raises ValueError where actions or state have fewer dimensions than the mask."""
         dims = len(self.mask)
         if min(actions.shape[-1], state.shape[-1]) < dims:
             raise ValueError(
@@ -223,7 +215,7 @@ class DeltaActions:
             )
         xp = jnp if isinstance(state, jax.Array) else np
         relative = xp.where(xp.array(self.mask), state[..., :dims], 0).astype(actions.dtype)
-        return pad_to(relative, actions.shape[-1])[..., None, :]
+        return actions + pad_to(relative, actions.shape[-1])[..., None, :]
 
 
 def delta_mask(*runs: int) -> tuple[bool, ...]:

@@ -407,11 +407,6 @@ class PiPolicy(Policy):
             self.config, self.variables, self.prompt_tokenizer, self.spec, stack
         )
 
-    def decode_direction(self, direction: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
-        """Logits over the vocabulary of directions in the VLM's residual stream: the logit lens."""
-        logits: Any = self.model.apply(self.variables, direction, method="decode")
-        return logits
-
 
 @functools.partial(jax.jit, static_argnames="model")
 def _prefill(model, variables, obs, hooks):

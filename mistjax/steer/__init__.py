@@ -8,11 +8,10 @@ from mistjax.steer.effects import (
     DoseResponse,
     control_responses,
     dose_response,
-    response_rows,
 )
 from mistjax.steer.groups import observation_group, outcome_groups
 from mistjax.steer.policy import SteeredPolicy, load_steered
-from mistjax.steer.schedules import Schedule, burst, constant, decay, flow_steps, ramp
+from mistjax.steer.schedules import Schedule, burst, constant, decay, ramp
 from mistjax.steer.table import CauseTable, cause_table
 from mistjax.steer.value_vectors import TopNames, top_names, value_vectors
 from mistjax.steer.vectors import (
@@ -51,7 +50,6 @@ __all__ = [
     "difference_of_means",
     "dose_response",
     "find_concept",
-    "flow_steps",
     "load_steered",
     "load_steering",
     "observation_group",
@@ -59,7 +57,6 @@ __all__ = [
     "overwrite_concept",
     "principal_difference",
     "ramp",
-    "response_rows",
     "save_steering",
     "top_names",
     "value_vectors",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,37 +136,3 @@ def control_responses(
         raise ValueError(f"controls is {controls}: expected at least 1.")
     keys = jax.random.split(jax.random.fold_in(key, 1), controls)
     return [dose_response(policy, raw, vector.control(k), strengths, key) for k in keys]
-
-
-def response_rows(
-    response: DoseResponse, controls: Sequence[DoseResponse], statistic: str
-) -> list[dict[str, Any]]:
-    """One row a strength: mean change and its interval, and what the controls did.
-
-    `control` is the mean and `control_sd` the spread of the controls' mean changes;
-    `control_moved` is how far they moved the actions.
-    """
-    effects = np.stack([control.effect(statistic) for control in controls])
-    moved = np.stack([control.moved.mean(1) for control in controls])
-    rows = zip(
-        response.strengths,
-        response.effect(statistic),
-        response.interval(statistic),
-        response.moved.mean(1),
-        effects.T,
-        moved.T,
-        strict=True,
-    )
-    return [
-        {
-            "strength": float(strength),
-            "change": float(change),
-            "low": float(low),
-            "high": float(high),
-            "moved": float(moved_by),
-            "control": float(others.mean()),
-            "control_sd": float(others.std()),
-            "control_moved": float(others_moved.mean()),
-        }
-        for strength, change, (low, high), moved_by, others, others_moved in rows
-    ]

@@ -82,18 +82,3 @@ def _check_fits(name: str, count: int, most: int) -> None:
         raise ValueError(
             f"{name} is {count}: expected 1 to {max(most, 1)}, or pass a larger horizon."
         )
-
-
-def flow_steps(num_steps: int, start: int = 0, stop: int | None = None) -> Float[Array, " s"]:
-    """`Edit.step_weights` that steer only flow steps start to stop - 1 (step 0 is pure noise).
-
-    Raises:
-        ValueError: no such steps.
-    """
-    stop = num_steps if stop is None else stop
-    if not 0 <= start < stop <= num_steps:
-        raise ValueError(
-            f"flow steps {start} to {stop}: expected 0 <= start < stop <= {num_steps}."
-        )
-    steps = jnp.arange(num_steps)
-    return ((steps >= start) & (steps < stop)).astype(jnp.float32)

@@ -109,10 +109,6 @@ class SteeringVector:
         """The same vector in these layers only."""
         return self.replace(gate=_gate(layers, len(self.scale)))  # type: ignore[attr-defined]
 
-    def on_tokens(self, tokens: str) -> SteeringVector:
-        """The same vector on other tokens."""
-        return self.replace(tokens=tokens)  # type: ignore[attr-defined]
-
 
 @flax.struct.dataclass
 class NeuronOverwrite:

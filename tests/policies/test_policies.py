@@ -283,9 +283,6 @@ class Halved:
     def to_robot_actions(self, actions):
         return actions / 2
 
-    def to_model_actions(self, actions):
-        return actions * 2
-
     def to_model_state(self, state):
         return state * 2
 

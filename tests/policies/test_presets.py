@@ -271,11 +271,12 @@ def test_aloha_turns_two_joints_of_each_arm_and_bends_its_grippers(write):
             assert math.isclose(
                 angle, math.pi / 2, rel_tol=1e-4
             )  # fully open: arm and horn in line
-    actions = np.random.default_rng(0).uniform(-0.5, 0.5, (3, 14)).astype(np.float32)
-    again = units.to_robot_actions(units.to_model_actions(actions))
-    np.testing.assert_allclose(again, actions, atol=1e-6)
+    actions = np.linspace(-0.5, 0.5, 14).astype(np.float32)
+    out = units.to_robot_actions(actions)
+    np.testing.assert_array_equal(out[:6], actions[:6] * [1, -1, -1, 1, 1, 1])
+    np.testing.assert_array_equal(out[7:13], actions[7:13] * [1, -1, -1, 1, 1, 1])
     np.testing.assert_allclose(
-        units.to_robot_actions(np.zeros(14, np.float32))[6], (0.5476 + 0.6213) / 2.1123, rtol=1e-6
+        out[[6, 13]], (actions[[6, 13]] + 0.5476 + 0.6213) / 2.1123, rtol=1e-5
     )
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mistjax.steer import Schedule, burst, constant, decay, flow_steps, ramp
+from mistjax.steer import Schedule, burst, constant, decay, ramp
 
 SINCE = jnp.array([-1, 0, 1, 2, 3, 500])
 
@@ -37,19 +37,12 @@ def test_another_schedule_does_not_recompile():
     assert len(traces) == 1
 
 
-def test_flow_step_weights_cover_the_steps_asked_for():
-    assert flow_steps(4).tolist() == [1, 1, 1, 1]
-    assert flow_steps(4, 1, 3).tolist() == [0, 1, 1, 0]
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
         lambda: ramp(1.0, 0),
         lambda: burst(1.0, 64),
         lambda: decay(1.0, 0.0),
-        lambda: flow_steps(4, 3, 3),
-        lambda: flow_steps(4, 0, 5),
     ],
 )
 def test_impossible_spans_are_refused(wrong):

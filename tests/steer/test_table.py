@@ -102,7 +102,8 @@ def test_neuron_overwrites_stack_too(planted, obs):
 
 def test_a_table_that_cannot_be_stacked_is_refused(directions):
     with pytest.raises(ValueError, match="share kind, site and tokens"):
-        cause_table({"a": directions["left"], "b": directions["left"].on_tokens("text")}, CAUSES)
+        left = directions["left"]
+        cause_table({"a": left, "b": left.replace(tokens="text")}, CAUSES)
     with pytest.raises(ValueError, match=r"directions \['right'\]: there are \['left'\]"):
         cause_table({"left": directions["left"]}, CAUSES)
     with pytest.raises(ValueError, match="at least one direction"):

@@ -10,7 +10,6 @@ from mistjax.steer import (
     concept_vector,
     difference_of_means,
     find_concept,
-    flow_steps,
     overwrite_concept,
     principal_difference,
     top_names,
@@ -130,8 +129,8 @@ def test_the_random_control_has_the_same_length_in_every_layer(policy, shift, ke
 def test_layers_and_flow_steps_are_weighed_in_the_edit(policy):
     tap = Tap("action.resid", None, "action", "mean")
     ones = np.ones((4, 3, 16), np.float32)
-    vector = difference_of_means(ones, 0 * ones, tap, policy.spec).at_layers(-1).on_tokens("state")
-    edit = vector.to_edit(-0.5, flow_steps(policy.spec.num_steps, 1, 2))
-    assert (edit.site, edit.tokens, float(edit.strength)) == ("action.resid", "state", -0.5)
+    vector = difference_of_means(ones, 0 * ones, tap, policy.spec).at_layers(-1)
+    edit = vector.to_edit(-0.5, jnp.array([0.0, 1.0, 0.0]))
+    assert (edit.site, edit.tokens, float(edit.strength)) == ("action.resid", "action", -0.5)
     assert edit.gate.tolist() == [0, 0, 1] and edit.step_weights.tolist() == [0, 1, 0]
     np.testing.assert_allclose(edit.vector, 1.0, atol=1e-6)

@@ -9,7 +9,7 @@ costs batch x frames x D and keeps every training frame in memory.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import flax.struct as struct
 import jax
@@ -20,12 +20,6 @@ from jaxtyping import Array, Float, PyTree
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import Leaf
 from mistjax.detect.methods.accumulate import Accumulate, accumulate_step, init_running
-
-
-class Distance(Protocol):
-    """Distance of each feature vector to one class of frames."""
-
-    def __call__(self, features: Float[Array, "b d"]) -> Float[Array, " b"]: ...
 
 
 @struct.dataclass

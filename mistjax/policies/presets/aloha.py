@@ -39,11 +39,6 @@ class AlohaUnits:
         state[..., GRIPPERS] = _share(_angle(state[..., GRIPPERS]), *MODEL)
         return state
 
-    def to_model_actions(self, actions: Float[np.ndarray, "*b 14"]) -> Float[np.ndarray, "*b 14"]:
-        actions = actions * SIGNS
-        actions[..., GRIPPERS] = _stretch(actions[..., GRIPPERS], *JOINT) - MODEL[0]
-        return actions
-
     def to_robot_actions(self, actions: Float[np.ndarray, "*b 14"]) -> Float[np.ndarray, "*b 14"]:
         actions = actions * SIGNS
         actions[..., GRIPPERS] = _share(actions[..., GRIPPERS] + MODEL[0], *JOINT)
@@ -62,14 +57,10 @@ class AlohaFallback(Fallback):
 
 def _angle(share: AnyArray, xp: Any = np) -> AnyArray:
     """The joint's angle of a gripper from the share of its linear opening."""
-    opening = _stretch(share, *LINEAR)
+    opening = share * (LINEAR[1] - LINEAR[0]) + LINEAR[0]
     sine = (HORN**2 + opening**2 - ARM**2) / (2 * HORN * opening)
     return xp.arcsin(xp.clip(sine, -1, 1))
 
 
 def _share(x: AnyArray, low: float, high: float) -> AnyArray:
     return (x - low) / (high - low)
-
-
-def _stretch(x: AnyArray, low: float, high: float) -> AnyArray:
-    return x * (high - low) + low

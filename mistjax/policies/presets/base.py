@@ -27,10 +27,6 @@ class RobotUnits(Protocol):
 
     def to_model_state(self, state: Float[np.ndarray, "*b s"]) -> Float[np.ndarray, "*b s"]: ...
 
-    def to_model_actions(self, actions: Float[np.ndarray, "*b a"]) -> Float[np.ndarray, "*b a"]:
-        """The inverse of `to_robot_actions`, for training."""
-        ...
-
     def to_robot_actions(self, actions: Float[np.ndarray, "*b a"]) -> Float[np.ndarray, "*b a"]: ...
 
 

@@ -1,18 +1,20 @@
 import dataclasses
+import itertools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from interop.convert_pt import convert, write
 from interop.openvla import generation, oft
 from interop.openvla.decoders import ChunkDecoder
 from interop.openvla.hooks import Hooks, token_layouts
 from interop.openvla.model import OpenVLA
-from interop.openvla.oft_components import load_component, load_film
+from interop.openvla.oft_components import load_component
 from interop.openvla.policy import OpenVLAPolicy
 from interop.openvla.reader import Reader
 from mistjax.hooks import Add, Tap
@@ -173,33 +175,28 @@ def test_what_is_no_dictionary_of_tensors_is_not_converted(parts, tmp_path):
 
 
 @torch.no_grad()
-def test_film_that_neither_scales_nor_shifts_changes_nothing(model, goldens, tmp_path):
-    from safetensors.torch import save_file
-
-    from interop.openvla.recordings import recorded_model
-
-    film = recorded_model(goldens)
+def test_film_of_the_folder_that_neither_scales_nor_shifts_changes_nothing(
+    model, chunk_policy, preset, tmp_path
+):
+    chunk_policy.save(tmp_path)
     weights = {}
-    for name, value in film.vision_backbone.state_dict().items():
-        tower, _, rest = name.partition(".blocks.")
+    for name, value in model.vision_backbone.state_dict().items():
+        tower, inside, rest = name.partition(".blocks.")
         index, _, inner = rest.partition(".")
-        weights[
-            f"vision_backbone.{tower}.blocks.{index}.block.{inner}"
-            if rest
-            else f"vision_backbone.{name}"
-        ] = value
+        weights[f"{tower}.blocks.{index}.block.{inner}" if inside else name] = value
     for tower, width, depth in (("featurizer", 32, 4), ("fused_featurizer", 48, 3)):
-        for block in range(depth):
-            for part in ("scale", "shift"):
-                prefix = f"vision_backbone.{tower}.blocks.{block}.{part}"
-                weights |= {
-                    f"{prefix}.weight": torch.zeros(width, 64),
-                    f"{prefix}.bias": torch.zeros(width),
-                }
-    save_file(
-        {k: v.contiguous().clone() for k, v in weights.items()}, tmp_path / "film.safetensors"
-    )
-    load_film(film, tmp_path / "film.safetensors")
+        for block, part in itertools.product(range(depth), ("scale", "shift")):
+            prefix = f"{tower}.blocks.{block}.{part}"
+            weights[f"{prefix}.weight"] = torch.zeros(width, 64)
+            weights[f"{prefix}.bias"] = torch.zeros(width)
+    found = {f"vision_backbone.{k}": v.contiguous().clone() for k, v in weights.items()}
+    save_file(found, tmp_path / "vision_backbone.safetensors")
+    with pytest.raises(ValueError, match='"film": true'):
+        OpenVLAPolicy.load(tmp_path, preset)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"film": True}
+    config["oft"] = {"chunk": CHUNK, "state_dim": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    film = OpenVLAPolicy.load(tmp_path, preset).model
     pixels = inputs(model).pixel_values
     instruction = torch.ones(1, 64)
     torch.testing.assert_close(film.embed_images(pixels, instruction), model.embed_images(pixels))
