@@ -98,7 +98,7 @@ class _StockPrefix(PrefixModel):
 class StockPi0(_StockPrefix, Pi0):
     """pi0 and pi0.5 on openpi's modules."""
 
-    def run_llm(self, xs, positions, mask, conditions, kv_cache=None):
+    def run_llm(self, xs, positions, mask, conditions, kv_cache=None) -> tuple[Any, Any]:
         with _unchecked():
             return self.PaliGemma.llm(
                 xs,
@@ -112,7 +112,7 @@ class StockPi0(_StockPrefix, Pi0):
 class StockPi0Fast(_StockPrefix, Pi0Fast):
     """pi0-FAST on openpi's modules."""
 
-    def run_llm(self, xs, positions, mask, conditions, kv_cache=None):
+    def run_llm(self, xs, positions, mask, conditions, kv_cache=None) -> tuple[Any, Any]:
         if kv_cache is not None:
             # Theirs writes the token's keys and values into a slot, ours appends them.
             room = ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0))

@@ -29,7 +29,9 @@ def leaves(obs: Observation) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def pick(stacks: Sequence[str], taps: Sequence[Tap], edits: Sequence[Edit]):
+def pick(
+    stacks: Sequence[str], taps: Sequence[Tap], edits: Sequence[Edit]
+) -> tuple[tuple[Tap, ...], list[Any], list[Any]]:
     """Taps and edits of some stacks; edits as what-and-where and arrays."""
     parts = [take_apart(edit) for edit in edits if edit.stack in stacks]
     taps = tuple(tap for tap in taps if tap.stack in stacks)

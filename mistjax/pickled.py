@@ -121,8 +121,8 @@ def describe(file: Stream, names: Collection[str], *, outside: bool = False) -> 
             raise PickleRefused("ends a group that it did not begin.")
         return take(max(len(stack) - marks.pop(), 0))
 
-    for count, (opcode, found, _) in enumerate(pickletools.genops(cast(Any, file))):
-        operation, argument = opcode.name, cast(Any, found)
+    for count, (opcode, found, _) in enumerate(pickletools.genops(cast("Any", file))):
+        operation, argument = opcode.name, cast("Any", found)
         if count > INSTRUCTIONS or max(containers, len(stack), len(memory) // 4) > CONTAINERS:
             raise PickleRefused("holds more values than any rollout needs.")
         if operation in CONSTANTS:

@@ -19,6 +19,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -63,7 +64,7 @@ class Config:
 class BlindBoard(BoardEnv):
     """The board without pictures, to replay actions fast."""
 
-    def pictures(self):
+    def pictures(self) -> np.ndarray:
         return np.zeros((2, self.image_size, self.image_size, 3), np.uint8)
 
 
@@ -77,12 +78,14 @@ class Continuations(gym.Env):
         self.action_space = self._board.action_space
         self.observation_space = self._board.observation_space
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None):
+    def reset(
+        self, *, seed: int | None = None, options: dict | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         if seed is None or options:
             raise ValueError(f"got seed {seed} and options {options}; give a seed and no options.")
         return self._board.restore(self._moments[(seed - self._first) % len(self._moments)])
 
-    def step(self, action):
+    def step(self, action) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         return self._board.step(action)
 
 

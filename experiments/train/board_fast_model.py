@@ -200,7 +200,9 @@ def fast_loss(
     return token + layout_weight * jnp.mean(error), parts
 
 
-def initial_params(config: FastConfig, tokenizer: PromptTokenizer, start: PiPolicy, seed: int):
+def initial_params(
+    config: FastConfig, tokenizer: PromptTokenizer, start: PiPolicy, seed: int
+) -> dict[str, Any]:
     """Random parameters, replaced by those of a pi0 where name and shape agree.
 
     The embedding table has other rows: numbers begin as `renumbered`, and a piece that both

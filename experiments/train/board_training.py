@@ -87,7 +87,7 @@ def initial_state(config: Training, params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def make_step(config: Training, loss: Loss):
+def make_step(config: Training, loss: Loss) -> Callable[..., Any]:
     """The jitted update: (state, batch) -> (state, parts of the loss)."""
     transform = optimizer(config)
 

@@ -18,10 +18,12 @@ from jaxtyping import Float, Int
 
 
 def bin_edges(n: int = 256) -> Float[np.ndarray, " edges"]:
+    """Equal bins of [-1, 1]: n - 1 of them."""
     return np.linspace(-1.0, 1.0, n)
 
 
 def bin_centers(n: int = 256) -> Float[np.ndarray, " bins"]:
+    """What the bins decode to."""
     edges = bin_edges(n)
     return (edges[:-1] + edges[1:]) / 2
 

@@ -68,6 +68,7 @@ def check_names(
 
 
 def shapes_of(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter by its name."""
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 

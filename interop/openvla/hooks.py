@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from interop.edits import Change, EditSite, take_apart
 from interop.openvla.model import OpenVLA
@@ -204,7 +205,9 @@ class Hooks:
             handles.callback(self._attach(point, block, stacks[0], name, layer, through).remove)
 
     @staticmethod
-    def _attach(point: _Point, block, stack: str, name: str, layer: int, through):
+    def _attach(
+        point: _Point, block, stack: str, name: str, layer: int, through
+    ) -> RemovableHandle:
         module = point.module(block)
         if point.is_input:
             return module.register_forward_pre_hook(

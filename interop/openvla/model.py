@@ -20,6 +20,7 @@ from interop.openvla.vision import Projector, VisionBackbone
 
 
 def llama_config(dims: LlamaDims, attention: str) -> LlamaConfig:
+    """The same sizes, as Transformers says them."""
     config = LlamaConfig(
         vocab_size=dims.vocab_size,
         hidden_size=dims.hidden_size,

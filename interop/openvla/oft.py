@@ -28,6 +28,8 @@ from interop.taps import last_valid
 
 
 class ResidualBlock(nn.Module):
+    """A layer with norm and ReLU, added to its input."""
+
     def __init__(self, dim: int):
         super().__init__()
         self.ffn = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.ReLU())
@@ -37,6 +39,8 @@ class ResidualBlock(nn.Module):
 
 
 class HeadMlp(nn.Module):
+    """Residual blocks between two layers, each with a norm before it."""
+
     def __init__(self, inputs: int, hidden: int, outputs: int, blocks: int = 2):
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(inputs)

@@ -32,7 +32,7 @@ from interop.spec import fingerprint, policy_spec
 from interop.taps import tap_shapes
 from interop.traced import Prefix, leaves, pick
 from mistjax.hooks.edits import Edit
-from mistjax.hooks.sites import Tap
+from mistjax.hooks.sites import Tap, TokenLayout
 from mistjax.models.observation import Observation
 from mistjax.models.transforms import flat_rows
 from mistjax.policies.fingerprint import fingerprint as behaviour
@@ -121,7 +121,7 @@ class OpenVLAPolicy(Words, Policy):
         save_parts(folder, self.model, self.decoder, self.reader.tokenizer, shard_bytes)
 
     @functools.cached_property
-    def layouts(self):
+    def layouts(self) -> dict[str, TokenLayout]:
         return token_layouts(
             self.model.config.num_patches,
             tuple(self.reader.cameras),

@@ -21,10 +21,6 @@ from mistjax.files import read_json
 from mistjax.untrusted import read_npz
 
 
-def read_arrays(file: Path) -> dict[str, np.ndarray]:
-    return read_npz(file)
-
-
 def recorded_model(folder: str | Path, attention: str = "sdpa") -> OpenVLA:
     """The small model of a folder of recordings."""
     folder = Path(folder)
@@ -41,7 +37,7 @@ def recorded_model(folder: str | Path, attention: str = "sdpa") -> OpenVLA:
         {**raw, "vision_towers": [dataclasses.asdict(tower) for tower in towers]}
     )
     weights = {
-        name: torch.tensor(array) for name, array in read_arrays(folder / "weights.npz").items()
+        name: torch.tensor(array) for name, array in read_npz(folder / "weights.npz").items()
     }
     return checkpoints.install(checkpoints.empty_model(config, attention), weights)
 
@@ -51,7 +47,7 @@ class Recordings:
 
     def __init__(self, folder: Path, model: OpenVLA):
         self.model = model
-        self.inputs = read_arrays(folder / "inputs.npz")
+        self.inputs = read_npz(folder / "inputs.npz")
         raw = read_json(folder / "config.json")
         self.stats = actions.statistics(raw["norm_stats"], raw["unnorm_key"], "action")
         self.norm_stats = raw["norm_stats"]

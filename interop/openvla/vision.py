@@ -19,6 +19,8 @@ from interop.openvla.config import OpenVLAConfig, TowerConfig
 
 
 class Attention(nn.Module):
+    """Self-attention with one projection for queries, keys and values."""
+
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -33,6 +35,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Two layers with GELU between them."""
+
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -43,6 +47,8 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
+    """A learned factor of each channel."""
+
     def __init__(self, dim: int):
         super().__init__()
         self.scale_factor = nn.Parameter(torch.ones(dim))
@@ -91,6 +97,8 @@ class FilmBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
+    """Pictures to a token a patch."""
+
     def __init__(self, config: TowerConfig):
         super().__init__()
         self.proj = nn.Conv2d(3, config.embed_dim, config.patch_size, stride=config.patch_size)

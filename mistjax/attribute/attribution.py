@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -37,7 +39,7 @@ class Attribution:
     patch: PatchSize = flax.struct.field(pytree_node=False)
 
     @classmethod
-    def signed(cls, parts: Regions, value: Array, baseline_value: Array, patch: PatchSize):
+    def signed(cls, parts: Regions, value: Array, baseline_value: Array, patch: PatchSize) -> Self:
         """Numbers that may sum to the change of the readout."""
         leaves = [*parts.images.values(), parts.text, parts.state]
         total = sum(leaf.reshape(len(value), -1).sum(axis=1) for leaf in leaves)
@@ -46,7 +48,9 @@ class Attribution:
         return cls(parts.images, parts.text, parts.state, value, baseline_value, error, patch)
 
     @classmethod
-    def unsigned(cls, parts: Regions, value: Array, baseline_value: Array, patch: PatchSize):
+    def unsigned(
+        cls, parts: Regions, value: Array, baseline_value: Array, patch: PatchSize
+    ) -> Self:
         """Numbers that say how much something matters, not in which direction."""
         error = jnp.full_like(value, jnp.nan)
         return cls(parts.images, parts.text, parts.state, value, baseline_value, error, patch)

@@ -109,7 +109,7 @@ def occlusion(
         baseline=baseline,
         chunk=chunk,
     )
-    changes, value, start = values[size] - values[:size], values[size], values[size + 1]
+    changes, value, start = values[size, None] - values[:size], values[size], values[size + 1]
     return Attribution.signed(per_row(unravel, changes.T), value, start, patch)
 
 
@@ -166,8 +166,10 @@ def iss(
         chunk=chunk,
     )
     value, start = values[samples], values[samples + 1]
-    change = jnp.abs(values[:samples] - value)
-    covariance = (change - change.mean(axis=0)).T @ (masks - probability) / (samples - 1)
+    change = jnp.abs(values[:samples] - value[None])
+    covariance = (
+        (change - change.mean(axis=0, keepdims=True)).T @ (masks - probability) / (samples - 1)
+    )
     scores = covariance / (probability * (1 - probability))
     return Attribution.unsigned(per_row(unravel, scores), value, start, patch)
 

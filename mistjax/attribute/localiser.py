@@ -77,7 +77,8 @@ def localise(attribution: Attribution, top: int = 3) -> Cause:
     patch_shares = jnp.stack([share for share, _ in best], axis=1)
     index = jnp.stack([index for _, index in best], axis=1)
     patches = jnp.stack([index // columns, index % columns], axis=-1)
-    corner = patches * jnp.array(attribution.patch)
+    size = jnp.array(attribution.patch)[None, None, None]
+    corner = patches * size
     token_shares, tokens = _top(text * scale, top)
     dim_shares, dims = _top(state * scale, top)
     return Cause(
@@ -88,7 +89,7 @@ def localise(attribution: Attribution, top: int = 3) -> Cause:
         finite=_all_finite([*attribution.images.values(), attribution.text, attribution.state]),
         patches=patches,
         patch_shares=patch_shares,
-        boxes=jnp.concatenate([corner, corner + jnp.array(attribution.patch)], axis=-1),
+        boxes=jnp.concatenate([corner, corner + size], axis=-1),
         tokens=tokens,
         token_shares=token_shares,
         dims=dims,

@@ -28,11 +28,11 @@ class MaskedPatch(Patch):
 
     mask: Float[Array, "l #b t *#d"] = None  # type: ignore[assignment]
 
-    def layer_data(self, depth):
+    def layer_data(self, depth) -> dict[str, Array]:
         return {**super().layer_data(depth), "mask": self.mask}
 
     @staticmethod
-    def transform(x, coefficient, data):
+    def transform(x, coefficient, data) -> Array:
         weight = (coefficient * data["mask"]).astype(x.dtype)
         value = data["value"].astype(x.dtype)
         return jnp.where(weight == 1, value, x + weight * (value - x))
@@ -55,7 +55,9 @@ class Restored:
     @property
     def share(self) -> Float[Array, "*sweep b"]:
         """0 is the corrupted run, 1 the clean one; NaN or Inf where they do not differ."""
-        return (self.patched - self.corrupted) / (self.clean - self.corrupted)
+        one = (None,) * (self.patched.ndim - 1)
+        start, end = self.corrupted[one], self.clean[one]
+        return (self.patched - start) / (end - start)
 
 
 def patch_sweep(

@@ -99,4 +99,4 @@ def leave_one_out(
         return policy.objective(shorter, key, readout, taps=readout.taps)
 
     values = in_chunks(without, spans, chunk)
-    return values[-1] - values[:-1]
+    return values[-1:] - values[:-1]

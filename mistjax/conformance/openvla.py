@@ -15,13 +15,13 @@ from interop.openvla.recordings import (
     Recordings,
     error,
     levels,
-    read_arrays,
     recorded_model,
     wrong,
 )
 from mistjax.conformance.rows import Row
 from mistjax.hooks.edits import Add, SetNeurons
 from mistjax.hooks.sites import Tap
+from mistjax.untrusted import read_npz
 
 TOLERANCE = {"sdpa": 1e-5, "eager": 2e-5}
 """For float32."""
@@ -50,7 +50,7 @@ def conformance_openvla(folder: str | Path, attention: str = "sdpa") -> list[Row
     rows: list[Row] = []
     for file, compare in COMPARISONS.items():
         if (folder / file).exists():
-            errors = compare(recorded, read_arrays(folder / file))
+            errors = compare(recorded, read_npz(folder / file))
             rows += [
                 Row(file.removesuffix(".npz"), output, error, tolerance(output, attention))
                 for output, error in errors.items()
@@ -72,6 +72,7 @@ Compare = Callable[[Recordings, Arrays], dict[str, float]]
 
 
 def compare_pictures(run: Recordings, inputs: Arrays) -> dict[str, float]:
+    """Pictures as the towers read them."""
     statistics = [(tower.mean, tower.std) for tower in run.model.config.towers]
     return {
         f"pixel_values_{i}": error(
@@ -83,6 +84,7 @@ def compare_pictures(run: Recordings, inputs: Arrays) -> dict[str, float]:
 
 
 def compare_libero_pictures(run: Recordings, golden: Arrays) -> dict[str, float]:
+    """LIBERO's pictures after each step of their preparation, in grey levels."""
     jpeg = processing.jpeg_roundtrip(processing.rotate_180(golden["camera"]))
     resized = processing.lanczos3(golden["jpeg_roundtrip"])
     cropped = processing.center_crop(golden["resized"])
@@ -94,6 +96,7 @@ def compare_libero_pictures(run: Recordings, golden: Arrays) -> dict[str, float]
 
 
 def compare_action_tokens(run: Recordings, golden: Arrays) -> dict[str, float]:
+    """Actions to token ids and back."""
     return {
         "wrong_ids": wrong(actions.encode(golden["encode_in"]), golden["encode_ids"]),
         "decoded": error(actions.decode(golden["decode_ids"]), golden["decode_out"]),

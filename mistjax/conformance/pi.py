@@ -26,6 +26,7 @@ ACTION_CAPTURES = ("attn_1.out", "mlp_1.out", "resid_post_1")
 
 
 def taps(stack: str) -> list[Tap]:
+    """All points of a stack that recordings hold."""
     return [Tap(f"{stack}.{point}") for point in POINTS]
 
 

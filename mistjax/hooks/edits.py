@@ -88,7 +88,9 @@ class Edit:
 
     @staticmethod
     def transform(x: Array, coefficient: Array, data: dict[str, Array]) -> Array:
-        """One layer: x [B,T,*D], coefficient broadcastable to x, data without the layer axis."""
+        """One layer: x [B,T,*D], coefficient broadcastable to x, data without the layer axis and
+        with at least as many axes as x.
+        """
         raise NotImplementedError
 
 
@@ -107,11 +109,11 @@ class Add(Edit):
 
     vector: Float[Array, "l *d"] = None  # type: ignore[assignment]
 
-    def layer_data(self, depth):
+    def layer_data(self, depth) -> dict[str, Array]:
         return {"vector": _check("Add.vector", self.vector, depth)}
 
     @staticmethod
-    def transform(x, coefficient, data):
+    def transform(x, coefficient, data) -> Array:
         return x + (coefficient * data["vector"]).astype(x.dtype)
 
 
@@ -126,14 +128,14 @@ class SetNeurons(Edit):
     mask: Float[Array, "l *f"] = None  # type: ignore[assignment]
     value: Float[Array, "l *f"] = None  # type: ignore[assignment]
 
-    def layer_data(self, depth):
+    def layer_data(self, depth) -> dict[str, Array]:
         return {
             "mask": _check("SetNeurons.mask", self.mask, depth),
             "value": _check("SetNeurons.value", self.value, depth),
         }
 
     @staticmethod
-    def transform(x, coefficient, data):
+    def transform(x, coefficient, data) -> Array:
         weight = (coefficient * data["mask"]).astype(x.dtype)
         return jnp.where(weight != 0, x + weight * (data["value"].astype(x.dtype) - x), x)
 
@@ -146,11 +148,11 @@ class Scale(Edit):
 
     shared: ClassVar[bool] = True
 
-    def layer_data(self, depth):
+    def layer_data(self, depth) -> dict[str, Array]:
         return {"factor": _check("Scale.factor", self.factor, depth)}
 
     @staticmethod
-    def transform(x, coefficient, data):
+    def transform(x, coefficient, data) -> Array:
         return x * (1 + coefficient * (data["factor"] - 1)).astype(x.dtype)
 
 
@@ -160,13 +162,13 @@ class ProjectOut(Edit):
 
     direction: Float[Array, "l *d"] = None  # type: ignore[assignment]
 
-    def layer_data(self, depth):
+    def layer_data(self, depth) -> dict[str, Array]:
         direction = _check("ProjectOut.direction", self.direction, depth)
         norm = jnp.linalg.norm(direction, axis=-1, keepdims=True)
         return {"direction": direction / jnp.maximum(norm, 1e-12)}
 
     @staticmethod
-    def transform(x, coefficient, data):
+    def transform(x, coefficient, data) -> Array:
         direction = data["direction"].astype(x.dtype)
         along = jnp.sum(x * direction, axis=-1, keepdims=True)
         return x - coefficient.astype(x.dtype) * along * direction
@@ -181,22 +183,23 @@ class Affine(Edit):
     weight: Float[Array, "l *r d d"] = None  # type: ignore[assignment]
     bias: Float[Array, "l *r d"] = None  # type: ignore[assignment]
 
-    def fits(self, name, own, shape):
+    def fits(self, name, own, shape) -> bool:
         """See `Edit.fits`; one map for all heads, one per element only where there are none."""
         one = shape[-1:] if name == "bias" else 2 * shape[-1:]
         per_element = [(b, 1, *one) for b in (1, shape[0]) if len(shape) == 3]
         return own in (one, *per_element)
 
-    def layer_data(self, depth):
+    def layer_data(self, depth) -> dict[str, Array]:
         return {
             "weight": _check("Affine.weight", self.weight, depth),
             "bias": _check("Affine.bias", self.bias, depth),
         }
 
     @staticmethod
-    def transform(x, coefficient, data):
-        weight = data["weight"][:, 0] if data["weight"].ndim == 4 else data["weight"]  # [B,1,D,D]
-        change = x @ weight.astype(x.dtype) + data["bias"].astype(x.dtype)
+    def transform(x, coefficient, data) -> Array:
+        weight = data["weight"].astype(x.dtype)  # [1,D,D], of heads [1,1,D,D], or [B,1,D,D]
+        weight = weight[:, 0] if weight.ndim > x.ndim else weight.reshape(weight.shape[-2:])
+        change = x @ weight + data["bias"].astype(x.dtype)
         return x + coefficient.astype(x.dtype) * change
 
 
@@ -208,15 +211,15 @@ class Patch(Edit):
 
     shared: ClassVar[bool] = True
 
-    def fits(self, name, own, shape):
+    def fits(self, name, own, shape) -> bool:
         """See `Edit.fits`; a value of every token, of every batch element or of one for all."""
         if name == "value":
             return own[1:] == shape[1:] and own[0] in (1, shape[0])
         return super().fits(name, own, shape)
 
-    def layer_data(self, depth):
+    def layer_data(self, depth) -> dict[str, Array]:
         return {"value": _check("Patch.value", self.value, depth)}
 
     @staticmethod
-    def transform(x, coefficient, data):
+    def transform(x, coefficient, data) -> Array:
         return x + coefficient.astype(x.dtype) * (data["value"].astype(x.dtype) - x)

@@ -218,6 +218,7 @@ class _Interceptor:
                 leaves = dict(frame.edits[index])
                 coefficient = leaves.pop("coefficient")
                 edit.check(leaves, value.shape)
+                leaves = {name: _aligned(array, value.ndim) for name, array in leaves.items()}
                 coefficient = coefficient.reshape(*coefficient.shape, *(1,) * (value.ndim - 2))
                 changed = edit.transform(value, coefficient, leaves)
                 value = jnp.where(coefficient != 0, changed, value)
@@ -231,6 +232,11 @@ class _Interceptor:
                     picked = reduce_tokens(value, mask, tap.reduce or "mean")
                     frame.captures[str(tap)] = picked if tap.reduce else picked[:, None]
         return value.reshape(shape)
+
+
+def _aligned(array: Array, ndim: int) -> Array:
+    """With axes of size 1 in front, so that it has as many as the values that it changes."""
+    return array.reshape((1,) * (ndim - array.ndim) + array.shape)
 
 
 def _edit_leaves(
@@ -257,7 +263,8 @@ def _edit_leaves(
         if step is not None and edit.step_weights is not None:
             strength = strength * edit.step_weights[step]
         mask = here.layout.mask(edit.tokens, here.valid)
-        coefficient = gate[:, None, None] * (jnp.reshape(strength, (1, -1, 1)) * mask[None])
+        weight = jnp.reshape(strength, (1, -1, 1)) * mask[None].astype(jnp.float32)
+        coefficient = gate[:, None, None] * weight
         leaves[str(i)] = {"coefficient": coefficient, **edit.layer_data(depth)}
     return leaves
 

@@ -50,7 +50,7 @@ class Pi0Fast(PrefixModel):
         valid: Bool[Array, "b s"],
         token: Int[Array, " b"],
         position: Int[Array, " b"],
-    ):
+    ) -> tuple[Float[Array, "b v"], KVCache]:
         """Reads one more token: (logits of the next [B,V], its keys and values [L,B,1,K,h])."""
         x = self.embed_tokens(token[:, None]) * self.config.vlm.width**0.5
         mask = jnp.concatenate([valid, jnp.ones((valid.shape[0], 1), bool)], axis=1)[:, None]
@@ -162,7 +162,6 @@ def write(
         temperature: 0 is greedy.
         grammar: which tokens may follow; None allows every token.
     """
-
     hooks.check_steps(model.config.max_decoding_steps)
 
     def pick(logits, place, step):
@@ -231,12 +230,12 @@ def continuation_loss(
     first = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
     states = jnp.concatenate([first, hidden[:, length:-1]], axis=1)
     logits: Any = model.apply(variables, states, method="decode")
-    real = continuation != PAD
+    real = (continuation != PAD).astype(jnp.float32)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), continuation)
     return jnp.sum(loss * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def init(config: FastConfig, key: PRNGKeyArray):
+def init(config: FastConfig, key: PRNGKeyArray) -> Any:
     """Random variables `{"params": tree}` for a configuration."""
     return Pi0Fast(config).init(key, example_observation(config))

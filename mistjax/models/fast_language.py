@@ -117,14 +117,14 @@ class FastTokenizer:
         Each must begin with `Action: `, then hold the ids of one whole chunk up to the first `|`.
         """
         head = len(self._head)
-        begins = jnp.all(tokens[:, :head] == jnp.array(self._head), axis=1)
+        begins = jnp.all(tokens[:, :head] == jnp.array([self._head]), axis=1)
         rest = tokens[:, head:]
         bars = rest == self._bar[0]
         given = jnp.cumsum(bars, axis=1) == 0
         ids = self.vocab_size - 1 - RESERVED - rest
         chunk, ok = self.actions.decode(ids, given)
         ok = ok & begins & jnp.any(bars, axis=1)
-        return chunk * ok[:, None, None], ok
+        return jnp.where(ok[:, None, None], chunk, 0.0), ok
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,8 +147,9 @@ class ActionGrammar:
     def allowed(self, place: Int[Array, " b"]) -> Bool[Array, "b v"]:
         """Tokens that may come next where elements stand at these places."""
         token = jnp.asarray(self.forced)[place][:, None]
-        fits = (self.fills > 0) & (place[:, None] + self.fills <= self.full)
-        return jnp.where(token < 0, fits, jnp.arange(len(self.fills)) == token)
+        fills = jnp.asarray(self.fills)[None]
+        fits = (fills > 0) & (place[:, None] + fills <= self.full)
+        return jnp.where(token < 0, fits, jnp.arange(fills.size)[None] == token)
 
     def after(self, place: Int[Array, " b"], token: Int[Array, " b"]) -> Int[Array, " b"]:
         """The places after writing these tokens; the end stays at the end."""

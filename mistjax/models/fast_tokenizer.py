@@ -216,7 +216,7 @@ class ActionTokenizer:
         coefficients) gives zeros and False. Works under jit and vmap.
         """
         codes, ok = _codes(*self._bytes, ids, given, size=self.horizon * self.action_dim)
-        coefficients = (codes + self.min_token) * ok[:, None]
+        coefficients = jnp.where(ok[:, None], codes + self.min_token, 0).astype(jnp.float32)
         basis = np.asarray(scipy.fft.idct(np.eye(self.horizon), axis=0, norm="ortho"), np.float32)
         chunk = coefficients.reshape(-1, self.horizon, self.action_dim) / self.scale
         return jnp.einsum("ht,bta->bha", basis, chunk, precision="highest"), ok
@@ -240,7 +240,9 @@ def _codes(table, lengths, ids, given, *, size: int):
     """Characters of rows of ids [B,size], and which rows are exactly that many."""
     known = jnp.all((ids >= 0) & (ids < len(table)) | ~given, axis=1)
     ids = jnp.clip(ids, 0, len(table) - 1)
-    text, total = jax.vmap(_join, (0, 0, None))(table[ids], lengths[ids] * given, 3 * size)
+    text, total = jax.vmap(_join, (0, 0, None))(
+        table[ids], jnp.where(given, lengths[ids], 0), 3 * size
+    )
     codes, whole = jax.vmap(_characters, (0, 0, None))(text, total, size)
     return codes, known & whole
 
@@ -248,8 +250,8 @@ def _codes(table, lengths, ids, given, *, size: int):
 def _join(pieces: Int[Array, "s m"], lengths: Int[Array, " s"], room: int):
     """All bytes one after another ([room], surplus dropped) and how many there are."""
     place = jnp.arange(pieces.shape[1])
-    target = (jnp.cumsum(lengths) - lengths)[:, None] + place
-    target = jnp.where(place < lengths[:, None], target, room)
+    target = (jnp.cumsum(lengths) - lengths)[:, None] + place[None]
+    target = jnp.where(place[None] < lengths[:, None], target, room)
     return jnp.zeros(room, jnp.int32).at[target].set(pieces, mode="drop"), jnp.sum(lengths)
 
 
@@ -260,7 +262,7 @@ def _characters(text: Int[Array, " n"], total: Int[Array, ""], size: int):
     first = inside & (text & 0xC0 != 0x80)
     follow = inside & ~first
     second, third = (jnp.append(text, jnp.zeros(2, text.dtype))[i : i + len(text)] for i in (1, 2))
-    width = 1 + (text >= 0xC0).astype(int) + (text >= 0xE0)
+    width = 1 + (text >= 0xC0).astype(int) + (text >= 0xE0).astype(int)
     code = jnp.select(
         [width == 1, width == 2],
         [text, (text & 0x1F) << 6 | second & 0x3F],

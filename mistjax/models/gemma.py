@@ -41,7 +41,7 @@ def apply_rope(x: Float[Array, "b t n h"], positions: Int[Array, "b t"]) -> Floa
     """Rotary embedding with split halves, in float32; returned in the dtype of x."""
     half = x.shape[-1] // 2
     timescale = _MAX_WAVELENGTH ** ((2.0 / x.shape[-1]) * jnp.arange(half, dtype=jnp.float32))
-    radians = positions[..., None, None].astype(jnp.float32) / timescale
+    radians = positions[..., None, None].astype(jnp.float32) / timescale[None, None, None]
     sin, cos = jnp.sin(radians), jnp.cos(radians)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -55,16 +55,19 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "b t d"], condition: Float[Array, "b c"] | None):
         """Returns (normed, gate); gate is None without a condition, else [B,1,D]."""
         var = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
-        normed = x * jax.lax.rsqrt(var + 1e-6)
+        normed = x.astype(jnp.float32) * jax.lax.rsqrt(var + 1e-6)
         if condition is None:
             scale = self.param("scale", nn.initializers.zeros_init(), (x.shape[-1],))
-            return (normed * (1 + scale)).astype(x.dtype), None
+            scale = (1 + scale[None, None]).astype(jnp.float32)
+            return (normed * scale).astype(x.dtype), None
         dense = nn.Dense(3 * x.shape[-1], kernel_init=nn.initializers.zeros_init(), dtype=x.dtype)
         scale, shift, gate = jnp.split(dense(condition)[:, None], 3, axis=-1)
-        return (normed * (1 + scale) + shift).astype(x.dtype), gate
+        out = normed * (1 + scale).astype(jnp.float32) + shift.astype(jnp.float32)
+        return out.astype(x.dtype), gate
 
 
 def gated_residual(x: Array, y: Array, gate: Array | None) -> Array:
+    """The residual stream after a block: x + y, times adaRMS's gate if there is one."""
     return x + y if gate is None else x + y * gate
 
 
@@ -74,7 +77,7 @@ class Embedder(nn.Module):
     vocab_size: int
     width: int
 
-    def setup(self):
+    def setup(self) -> None:
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
         self.input_embedding = self.param("input_embedding", init, (self.vocab_size, self.width))
 
@@ -92,7 +95,7 @@ class Projection(nn.Module):
     shape: tuple[int, ...]
     in_axis: tuple[int, ...]
 
-    def setup(self):
+    def setup(self) -> None:
         batch = tuple(i for i in range(len(self.shape) - 2) if i not in self.in_axis)
         init = nn.initializers.variance_scaling(
             1.0, "fan_in", "normal", in_axis=self.in_axis, out_axis=-1, batch_axis=batch
@@ -188,7 +191,7 @@ class FeedForward(nn.Module):
     width: int
     hidden: int
 
-    def setup(self):
+    def setup(self) -> None:
         up = nn.initializers.variance_scaling(
             1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0
         )
@@ -243,7 +246,7 @@ class Gemma(nn.Module):
     dtype: str
     remat: bool
 
-    def setup(self):
+    def setup(self) -> None:
         self.embedder = Embedder(self.vocab_size, self.configs[0].width)
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         self.layers = nn.scan(

@@ -108,7 +108,7 @@ def _cut(stats: NormStats, x: AnyArray) -> NormStats:
             f"array of shape {tuple(x.shape)}: the statistics cover {stats.width} dimensions; cut "
             "padded states and actions to the robot's width first (pad_to)."
         )
-    return jax.tree.map(lambda leaf: leaf[..., :width], stats)
+    return jax.tree.map(lambda leaf: leaf[(None,) * (x.ndim - leaf.ndim)][..., :width], stats)
 
 
 def _quantiles(stats: NormStats, x: AnyArray) -> tuple[AnyArray, AnyArray]:

@@ -11,6 +11,7 @@ Time runs from 1 (noise) to 0 (action).
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -42,9 +43,11 @@ def time_embedding(
 
 
 class PaliGemma(nn.Module):
+    """Vision tower and language model, under the names of openpi."""
+
     config: Pi0Config | FastConfig
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         self.img = Siglip(c.siglip, c.vlm.width, c.dtype, c.remat)
         self.llm = Gemma(c.experts, c.vocab_size, c.dtype, c.remat)
@@ -55,7 +58,7 @@ class PrefixModel(nn.Module):
 
     config: Pi0Config | FastConfig
 
-    def setup(self):
+    def setup(self) -> None:
         self.PaliGemma = self.vision_language()
 
     @nn.nowrap
@@ -68,7 +71,7 @@ class PrefixModel(nn.Module):
         """The scanned stacks, for taps and edits."""
         return scanned_stacks(self.config)
 
-    def run_llm(self, xs, positions, mask, conditions, kv_cache=None):
+    def run_llm(self, xs, positions, mask, conditions, kv_cache=None) -> tuple[Any, KVCache]:
         """The Gemma stack: (outputs of each expert, KV cache), see `Gemma`."""
         return self.PaliGemma.llm(xs, positions, mask, conditions, kv_cache)
 
@@ -87,7 +90,7 @@ class PrefixModel(nn.Module):
         """Hidden states (after the final norm) or directions -> logits over the vocabulary."""
         return self.PaliGemma.llm.embedder.decode(hidden)
 
-    def embed_prefix(self, obs: Observation):
+    def embed_prefix(self, obs: Observation) -> tuple[Array, Array, Array]:
         """Camera tokens then prompt tokens: (tokens [B,P,D], valid [B,P], ar [P])."""
         images = obs.image_embedding
         if images is None:
@@ -104,7 +107,9 @@ class PrefixModel(nn.Module):
         )
         return tokens, valid, jnp.zeros(tokens.shape[1], bool)
 
-    def prefill(self, obs: Observation, continuation: Int[Array, "b c"] | None = None):
+    def prefill(
+        self, obs: Observation, continuation: Int[Array, "b c"] | None = None
+    ) -> tuple[KVCache, Array, Array]:
         """Runs the VLM over the prefix.
 
         Args:
@@ -134,7 +139,7 @@ class Pi0(PrefixModel):
 
     config: Pi0Config
 
-    def setup(self):
+    def setup(self) -> None:
         width, out = self.config.action_expert.width, self.config.action_dim
         super().setup()
         self.action_in_proj = nn.Dense(width)
@@ -150,7 +155,9 @@ class Pi0(PrefixModel):
         cache, valid, _ = self.prefill(obs)
         return self.velocity(cache, valid, obs.state, x_t, t)[0]  # pyright: ignore[reportArgumentType]
 
-    def embed_suffix(self, state, x_t, t, state_mask=None):
+    def embed_suffix(
+        self, state, x_t, t, state_mask=None
+    ) -> tuple[Array, Array, Array, Array | None]:
         """State (pi0 only) and noisy actions: (tokens, valid, ar, adaRMS condition or None)."""
         b, horizon, _ = x_t.shape
         actions = self.action_in_proj(x_t)
@@ -178,7 +185,7 @@ class Pi0(PrefixModel):
         x_t: Float[Array, "b h a"],
         t: Float[Array, " b"],
         state_mask: Bool[Array, " b"] | None = None,
-    ):
+    ) -> tuple[Float[Array, "b h a"], Float[Array, "b t d"]]:
         """Runs the action expert once: (velocity [B,H,A], its hidden states [B,T,D] after the final
         norm).
         """
@@ -227,12 +234,12 @@ def compute_loss(
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def init(config: Pi0Config, key: PRNGKeyArray):
+def init(config: Pi0Config, key: PRNGKeyArray) -> Any:
     """Random variables `{"params": tree}` for a configuration."""
     return Pi0(config).init(key, *example_inputs(config))
 
 
-def example_inputs(config: Pi0Config, batch: int = 1):
+def example_inputs(config: Pi0Config, batch: int = 1) -> tuple[Observation, Array, Array]:
     """(observation, x_t, t) of zeros in the right shapes."""
     x_t = jnp.zeros((batch, config.action_horizon, config.action_dim))
     return example_observation(config, batch), x_t, jnp.ones(batch)

@@ -37,11 +37,20 @@ class DenseGeneral(nn.Module):
         kernel = self.param("kernel", init, (*self.in_shape, *self.out_shape))
         bias = self.param("bias", nn.initializers.zeros_init(), tuple(self.out_shape))
         flat = x.reshape(*x.shape[: x.ndim - len(self.in_shape)], rows)
-        out = matmul(flat, kernel.reshape(rows, columns)) + bias.reshape(-1).astype(x.dtype)
+        bias = bias.reshape((1,) * (flat.ndim - 1) + (columns,)).astype(x.dtype)
+        out = matmul(flat, kernel.reshape(rows, columns)) + bias
         return out.reshape(*flat.shape[:-1], *self.out_shape)
 
 
+def _norm(x, name: str):
+    # Flax takes statistics in float32, which strict promotion refuses of half precision.
+    with jax.numpy_dtype_promotion("standard"):
+        return nn.LayerNorm(dtype=x.dtype, name=name)(x)
+
+
 class SelfAttention(nn.Module):
+    """Multi-head attention among all tokens of a picture."""
+
     num_heads: int
 
     @nn.compact
@@ -57,6 +66,8 @@ class SelfAttention(nn.Module):
 
 
 class MlpBlock(nn.Module):
+    """Two layers with GELU between them."""
+
     mlp_dim: int
 
     @nn.compact
@@ -67,18 +78,21 @@ class MlpBlock(nn.Module):
 
 
 class EncoderBlock(nn.Module):
+    """Pre-norm attention and MLP; the carry and output of a scan over layers."""
+
     config: SiglipConfig
 
     @nn.compact
     def __call__(self, x, _):
-        norm = nn.LayerNorm(dtype=x.dtype, name="LayerNorm_0")
         attention = SelfAttention(self.config.num_heads, name="MultiHeadDotProductAttention_0")
-        x = x + attention(norm(x))
-        norm = nn.LayerNorm(dtype=x.dtype, name="LayerNorm_1")
-        return x + MlpBlock(self.config.mlp_dim, name="MlpBlock_0")(norm(x)), None
+        x = x + attention(_norm(x, "LayerNorm_0"))
+        mlp = MlpBlock(self.config.mlp_dim, name="MlpBlock_0")
+        return x + mlp(_norm(x, "LayerNorm_1")), None
 
 
 class Encoder(nn.Module):
+    """The blocks as one scan, and the final norm."""
+
     config: SiglipConfig
     remat: bool
 
@@ -93,7 +107,7 @@ class Encoder(nn.Module):
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.config.depth,
         )(self.config, name="encoderblock")(x, None)
-        return nn.LayerNorm(dtype=x.dtype, name="encoder_norm")(x), emitted
+        return _norm(x, "encoder_norm"), emitted
 
 
 def project(params: Mapping[str, Any], resid: Float[Any, "*b n w"]) -> Float[Array, "*b n d"]:

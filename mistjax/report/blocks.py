@@ -181,6 +181,7 @@ Block = Text | Facts | Table | Plot | Picture | Video | Quote | Words | Fold | R
 
 
 def inline(text: str) -> str:
+    """Escaped text in which `code` is set as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 

@@ -218,6 +218,7 @@ def _host(value: jax.Array | np.ndarray) -> np.ndarray:
 
 
 def is_scalar(value: Any) -> bool:
+    """Whether JSON can hold the value as it is."""
     if isinstance(value, float | np.floating):
         return bool(np.isfinite(value))
     return value is None or isinstance(value, str | bool | int | np.bool_ | np.integer)

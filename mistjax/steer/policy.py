@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mistjax.hooks.edits import Edit
+from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy, PolicySpec, Sample
@@ -72,7 +73,7 @@ class SteeredPolicy(Wrapper):
         if prefix is not None:
             self.prefill(obs)
         state = self.initial_state(obs.batch_size) if isinstance(state, tuple) else state
-        return _sample(self, obs, key, state, tuple(edits), tuple(taps))
+        return _sample(self, obs, key, state, Hooks.of(edits, taps))
 
     def objective(
         self,
@@ -116,12 +117,12 @@ def load_steered(
     return SteeredPolicy(policy, edit, jnp.asarray(onset, jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnames="taps")
+@jax.jit
 def _sample(
-    steered: SteeredPolicy, obs: Observation, key: Array, state: Int[Array, " b"], edits, taps
+    steered: SteeredPolicy, obs: Observation, key: Array, state: Int[Array, " b"], hooks: Hooks
 ) -> Sample:
     share = steered.schedule.at(jnp.maximum(state - steered.onset, -1))
     edit = steered.edit.replace(strength=steered.edit.strength * share)  # type: ignore[attr-defined]
-    plain = steered.policy.sample(obs, key, edits=(*edits, edit), taps=taps)
+    plain = steered.policy.sample(obs, key, edits=(*hooks.edits, edit), taps=hooks.taps)
     aux = {**plain.aux, "edited": edit.strength != 0}
     return plain.replace(aux=aux, state=state + 1)  # type: ignore[attr-defined]

@@ -71,7 +71,7 @@ class LinearPolicy(Policy):
         self.traces.append(None)
         if obs.prompt_embedding is None:
             obs = self.embed_prompt(obs)
-        words = obs.prompt_embedding.sum(-1) * obs.tokenized_prompt_mask
+        words = jnp.where(obs.tokenized_prompt_mask, obs.prompt_embedding.sum(-1), 0.0)
         z = jnp.einsum("bhwc,hwc->b", obs.images["front"], self.pixels)
         z = z + words.sum(1) + obs.state @ self.joints
         return Sample(jnp.stack([z, z**2], -1)[:, None], {}, {})

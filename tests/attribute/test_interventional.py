@@ -29,7 +29,7 @@ def test_replacing_an_object_has_the_effect_of_its_pixels(linear, linear_obs, ke
     after = effects(
         linear, linear_obs, key, READOUT, regions, patch=(4, 4), baseline=Baseline("grey")
     )
-    parts = inputs.images["front"] * linear.pixels
+    parts = inputs.images["front"] * linear.pixels[None]
     removed = jnp.stack([parts[0, :, :4].sum(), parts[1, :, 4:].sum()])
     before = linear.sample(linear_obs, key).actions[:, 0, 0]
     np.testing.assert_allclose(after[0], before - removed, rtol=1e-4)

@@ -19,9 +19,9 @@ def truth(policy, obs, baseline):
     end = Inputs.of(policy, obs)
     start = baseline.inputs(policy, obs, end)
     away = jax.tree.map(lambda x, b: x - b, end, start)
-    front = patch_sums(away.images["front"] * policy.pixels, (4, 4))
-    text = away.text.sum(-1) * obs.tokenized_prompt_mask
-    return front, text, away.state * policy.joints
+    front = patch_sums(away.images["front"] * policy.pixels[None], (4, 4))
+    text = jnp.where(obs.tokenized_prompt_mask, away.text.sum(-1), 0.0)
+    return front, text, away.state * policy.joints[None]
 
 
 @pytest.mark.parametrize("name", OF_ANY_POLICY)

@@ -45,5 +45,5 @@ def test_leaving_a_word_out_takes_its_contribution_away(linear, linear_obs, toke
     np.testing.assert_allclose(got, expected, atol=1e-4)
     by_gradient = attribute("integrated_gradients", linear, linear_obs, key, readout)
     sums = span_sums(by_gradient.text, spans)
-    padding = linear.table[0].sum()
+    padding = float(linear.table[0].sum())
     np.testing.assert_allclose(sums, expected - padding * spans.sum(-1), atol=1e-4)

@@ -48,7 +48,7 @@ def test_rms_norm_with_a_condition_scales_shifts_and_gates():
     kernel, bias = normal(4, 12), normal(12)
     variables = {"params": {"Dense_0": {"kernel": kernel, "bias": bias}}}
     out, gate = RMSNorm().apply(variables, x, condition)
-    scale, shift, expected_gate = jnp.split((condition @ kernel + bias)[:, None], 3, axis=-1)
+    scale, shift, expected_gate = jnp.split((condition @ kernel + bias[None])[:, None], 3, axis=-1)
     normed = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(out, normed * (1 + scale) + shift, atol=1e-5)
     np.testing.assert_allclose(gate, expected_gate, atol=1e-5)

@@ -34,6 +34,7 @@ def by_auc(rows: Sequence[Row]) -> list[Row]:
 
 
 def scored(rows: Sequence[Row]) -> list[Row]:
+    """Those of detectors that could be fitted and judged."""
     return [row for row in rows if row["status"] == "scored"]
 
 

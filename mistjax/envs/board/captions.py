@@ -79,8 +79,7 @@ def _directions(total: Float[np.ndarray, "3"], closed: bool) -> list[str]:
 
 
 def _level(words: list[str], closed: bool, height: float) -> list[str]:
-    """ "low" or "high" for a stone carried at a height that the instruction's words would ask
-    for."""
+    """Words for a stone carried at a height that an instruction would call "low" or "high"."""
     if not closed or {"raise", "lower"} & set(words):
         return []
     return ["low"] if height < _LOW else ["high"] if height > _HIGH else []

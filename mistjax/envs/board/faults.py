@@ -85,7 +85,9 @@ class FaultyBoard(gym.Wrapper):
         super().__init__(env)
         self.fault = fault
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Start an episode; see `BoardEnv.reset`."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._asked: list[Action] = []
@@ -94,7 +96,7 @@ class FaultyBoard(gym.Wrapper):
         self._held = info["held"] is not None
         return observation, {**info, "fault_onset": None, "fault_active": False}
 
-    def step(self, action: Shaped[np.ndarray, "4"]):
+    def step(self, action: Shaped[np.ndarray, "4"]) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Take a step with the corrupted action."""
         self._asked.append(np.asarray(action, np.float64))
         now, fault = len(self._asked) - 1, self.fault

@@ -13,6 +13,7 @@ FAR = 1e6
 
 
 def dot(a, b) -> jax.Array:
+    """Inner product."""
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
@@ -22,11 +23,13 @@ def into(rotation: jax.Array, v) -> Triple:
 
 
 def unit(v) -> Triple:
+    """The vector at length 1."""
     k = jax.lax.rsqrt(dot(v, v) + 1e-20)
     return (v[0] * k, v[1] * k, v[2] * k)
 
 
 def inverse(x: jax.Array) -> jax.Array:
+    """1 / x, finite at 0."""
     return 1 / jnp.where(jnp.abs(x) < 1e-9, 1e-9, x)
 
 
@@ -38,6 +41,7 @@ def _first_root(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
 
 
 def hit_box(o, d, size) -> jax.Array:
+    """Where a ray from `o` along `d` meets a box; see the module."""
     near, far = jnp.float32(-FAR), jnp.float32(FAR)
     for i in range(3):
         inv = inverse(d[i])
@@ -47,6 +51,7 @@ def hit_box(o, d, size) -> jax.Array:
 
 
 def hit_ellipsoid(o, d, size) -> jax.Array:
+    """Where a ray from `o` along `d` meets an ellipsoid; see the module."""
     o = tuple(o[i] / size[i] for i in range(3))
     d = tuple(d[i] / size[i] for i in range(3))
     return _first_root(dot(d, d), dot(o, d), dot(o, o) - 1)
@@ -59,6 +64,7 @@ def _hit_side(o, d, size) -> jax.Array:
 
 
 def hit_cylinder(o, d, size) -> jax.Array:
+    """Where a ray from `o` along `d` meets a cylinder; see the module."""
     t = (-jnp.sign(d[2]) * size[1] - o[2]) * inverse(d[2])
     x, y = o[0] + t * d[0], o[1] + t * d[1]
     cap = jnp.where((x * x + y * y < size[0] ** 2) & (t > 1e-5), t, FAR)
@@ -66,6 +72,7 @@ def hit_cylinder(o, d, size) -> jax.Array:
 
 
 def hit_capsule(o, d, size) -> jax.Array:
+    """Where a ray from `o` along `d` meets a capsule; see the module."""
     t, dd = _hit_side(o, d, size), dot(d, d)
     for end in (-size[1], size[1]):
         e = (o[0], o[1], o[2] - end)
@@ -74,16 +81,19 @@ def hit_capsule(o, d, size) -> jax.Array:
 
 
 def normal_box(p, size) -> Triple:
+    """The outward normal at a point of the surface, of length 1."""
     r = [jnp.abs(p[i]) / size[i] for i in range(3)]
     top = jnp.maximum(jnp.maximum(r[0], r[1]), r[2]) - 1e-5
     return tuple(jnp.where(r[i] >= top, jnp.sign(p[i]), 0.0) for i in range(3))  # type: ignore[return-value]
 
 
 def normal_ellipsoid(p, size) -> Triple:
+    """The outward normal at a point of the surface, of any length."""
     return tuple(p[i] / (size[i] * size[i]) for i in range(3))  # type: ignore[return-value]
 
 
 def normal_cylinder(p, size) -> Triple:
+    """The outward normal at a point of the surface, of any length."""
     cap = jnp.abs(p[2]) > size[1] * (1 - 1e-4)
     return (
         jnp.where(cap, 0.0, p[0]),
@@ -93,4 +103,5 @@ def normal_cylinder(p, size) -> Triple:
 
 
 def normal_capsule(p, size) -> Triple:
+    """The outward normal at a point of the surface, of any length."""
     return (p[0], p[1], p[2] - jnp.clip(p[2], -size[1], size[1]))

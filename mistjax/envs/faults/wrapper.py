@@ -98,7 +98,9 @@ class Faulty(gym.Wrapper):
         rig.check(mixture)
         self.rig, self.mixture, self.look_every = rig, mixture, look_every
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Starts an episode; ValueError without a seed, which decides the fault."""
         if seed is None:
             raise ValueError("reset(seed=...): the seed decides the episode's fault; give one.")
@@ -113,7 +115,7 @@ class Faulty(gym.Wrapper):
             observation = self._change_scene()
         return self._deliver(observation), self._info(info)
 
-    def step(self, action: np.ndarray):
+    def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Takes a step; what the actuators do, and what is seen of it, may be wrong."""
         action = np.asarray(action, np.float64)
         self._asked.append(action)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -147,7 +148,7 @@ def _same_scene(a: Problem, b: Problem) -> bool:
     )
 
 
-def draw(rng: Rng, choices: Sequence, otherwise: str):
+def draw(rng: Rng, choices: Sequence[Any], otherwise: str) -> Any:
     """One of the choices; ValueError says `otherwise` when there is none."""
     if not choices:
         raise ValueError(otherwise)

@@ -1,6 +1,6 @@
-"""Demonstrations of LIBERO tasks by the scripted expert, for behaviour cloning.
+r"""Demonstrations of LIBERO tasks by the scripted expert, for behaviour cloning.
 
-    python -m mistjax.envs.libero.demos --suite libero_object --tasks 0 2 --episodes 40 \\
+    python -m mistjax.envs.libero.demos --suite libero_object --tasks 0 2 --episodes 40 \
         --out data/libero_demos
 
 Starts are drawn from each task's regions, so that its fixed start states stay for evaluation. Most

@@ -140,9 +140,10 @@ def test_bfloat16_stays_close_to_float32(policy, goldens, obs, sample):
 
 
 def _half(goldens):
-    from interop.openvla.recordings import read_arrays, recorded_model
+    from interop.openvla.recordings import recorded_model
+    from mistjax.untrusted import read_npz
 
-    weights = {k: torch.tensor(v) for k, v in read_arrays(goldens / "weights.npz").items()}
+    weights = {k: torch.tensor(v) for k, v in read_npz(goldens / "weights.npz").items()}
     empty = checkpoints.empty_model(recorded_model(goldens).config)
     return checkpoints.install(empty, weights, dtype=torch.bfloat16)
 

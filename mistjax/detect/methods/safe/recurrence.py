@@ -19,7 +19,7 @@ Carry = tuple[Array, Array]
 
 def dense(p: dict[str, Any], x: Array) -> Array:
     """x @ kernel + bias."""
-    return x @ p["kernel"] + p["bias"]
+    return x @ p["kernel"] + p["bias"][(None,) * (x.ndim - 1)]
 
 
 def lstm_cell(cell: dict[str, Any], carry: Carry, x: Float[Array, "b d"]) -> Carry:

@@ -12,6 +12,7 @@ from mistjax.untrusted import reading as named
 
 
 def import_rollouts(source: str, out: str, policy: str | None, pool: list[str]) -> None:
+    """See `import_safe`; runs in a process of its own."""
     layout = reading.find_layout(Path(source))
     name = policy or layout.name
     config = None
@@ -37,4 +38,5 @@ def import_rollouts(source: str, out: str, policy: str | None, pool: list[str]) 
 
 
 def export_rollouts(source: str, out: str, feature: str, layout: str) -> None:
+    """See `export_safe`; runs in a process of its own."""
     writing.write(load_run(source), Path(out), feature, layout)

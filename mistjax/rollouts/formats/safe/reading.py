@@ -53,6 +53,8 @@ class Episode(NamedTuple):
 
 
 class Source(NamedTuple):
+    """A layout by name, and what reads its episodes."""
+
     name: str
     episodes: Callable[[Path, Sequence[str]], Iterator[Episode]]
 
@@ -73,6 +75,7 @@ def find_layout(folder: Path) -> Source:
 
 
 def read_openvla(folder: Path, commands: Sequence[str]) -> Iterator[Episode]:
+    """Episodes of the layout of OpenVLA: a pickle, a table and a video each."""
     for path in _natural(folder.glob("task*--ep*--succ*.pkl")):
         with reading(path, ROLLOUT):
             episode = _openvla(path, commands)
@@ -101,6 +104,7 @@ def _openvla(path: Path, commands: Sequence[str]) -> Episode:
 
 
 def read_pi0(folder: Path, commands: Sequence[str]) -> Iterator[Episode]:
+    """Episodes of the layout of pi0: environment and policy records apart."""
     records = iter(_natural((folder / "policy_records").glob("*meta.pkl")))
     for path in _natural((folder / "env_records").glob("*.pkl")):
         with reading(path, ROLLOUT):
