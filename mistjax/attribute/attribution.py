@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -39,7 +37,9 @@ class Attribution:
     patch: PatchSize = flax.struct.field(pytree_node=False)
 
     @classmethod
-    def signed(cls, parts: Regions, value: Array, baseline_value: Array, patch: PatchSize) -> Self:
+    def signed(
+        cls, parts: Regions, value: Array, baseline_value: Array, patch: PatchSize
+    ) -> Attribution:
         """Numbers that may sum to the change of the readout."""
         leaves = [*parts.images.values(), parts.text, parts.state]
         total = sum(leaf.reshape(len(value), -1).sum(axis=1) for leaf in leaves)
@@ -50,7 +50,7 @@ class Attribution:
     @classmethod
     def unsigned(
         cls, parts: Regions, value: Array, baseline_value: Array, patch: PatchSize
-    ) -> Self:
+    ) -> Attribution:
         """Numbers that say how much something matters, not in which direction."""
         error = jnp.full_like(value, jnp.nan)
         return cls(parts.images, parts.text, parts.state, value, baseline_value, error, patch)

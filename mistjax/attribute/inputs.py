@@ -175,7 +175,9 @@ def replaced(inputs: Inputs, baseline: Inputs, regions: Regions, patch: PatchSiz
     )
 
 
-def each_region(policy: Policy, obs: Observation, patch: PatchSize):
+def each_region(
+    policy: Policy, obs: Observation, patch: PatchSize
+) -> tuple[Callable[[Array], Regions], int]:
     """(vector -> `Regions` of one row, the length of the vector)."""
     shapes = jax.eval_shape(lambda: Inputs.of(policy, obs))
     flat, unravel = ravel_pytree(Regions.full(shapes, patch))

@@ -67,14 +67,14 @@ def _see(kind, memory, now, strength, key, active, picture):
 
 
 @jax.jit
-def noisy_picture(picture, seed, step, camera):
+def noisy_picture(picture, seed, step, camera) -> jax.Array:
     """A picture as the sensor shows it at a control step of an episode."""
     key = jax.random.fold_in(jax.random.fold_in(inputs.key_of(seed), step), camera)
     return inputs.as_pixels(inputs.picture_noise(picture, key)).astype(np.uint8)
 
 
 @functools.partial(jax.jit, static_argnames="opening")
-def noisy_state(state, seed, step, opening):
+def noisy_state(state, seed, step, opening) -> jax.Array:
     """A state as the sensor shows it at a control step of an episode."""
     key = jax.random.fold_in(jax.random.fold_in(inputs.key_of(seed), step), 99)
     return inputs.state_noise(state, key, opening)
