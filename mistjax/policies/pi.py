@@ -297,7 +297,7 @@ class PiPolicy(Policy):
         state = self.state_normalizer.normalize(self._raw_state(raw))
         images, masks = self._cameras(self._absent_mask).batch(raw, len(state))
         if (writer := self._writer) is not None:
-            words = writer.write(words, state)
+            words = writer.write(words, jnp.asarray(state))
         return Observation(images, masks, self._padded(state), *words)
 
     def _padded(self, state: Any) -> Any:
