@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.policies.protocol import Policy, Sample
-from mistjax.policies.wrapper import traceable
+from mistjax.policies.wrapper import Wrapper, traceable
 from mistjax.rollouts.recorder import MONITOR
 
 AXIS = "env"
@@ -426,6 +426,11 @@ class CompiledRollouts:
                 f"num_envs is {num_envs}: expected a multiple of the {len(devices)} devices."
             )
         traceable(policy)
+        if type(policy).begin not in (Policy.begin, Wrapper.begin):
+            raise ValueError(
+                f"{type(policy).__name__} is told something of each episode when it "
+                "begins: that is not traced. Use `run_episodes`."
+            )
         self.policy, self.num_envs = policy, num_envs
         mesh = Mesh(np.array(devices), (AXIS,))
         self._program = _Program(env, policy.spec.execute_steps, rounds, recording, mesh)
