@@ -13,6 +13,12 @@ _INSTALLED = _PACKAGE / "checkpoints"
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "checkpoints"
 """The shipped checkpoints: inside an installed package, beside it in a clone."""
 
+
+def shipped_subject() -> dict[str, Path]:
+    """The shipped board policy with all that a study of it needs; fields of `StudyPlan`."""
+    return {"policy": SHIPPED / "board_pi0", "mist": SHIPPED / "board_mist"}
+
+
 PERTURBATION = {"table_texture": 0.4}
 
 

@@ -98,6 +98,7 @@ PLAN = {
         "9 3 --fault front_dimmed 0.5",
     ),
     "--sensor-noise": ("maybe",),
+    "--compiled": ("maybe",),
 }
 PRESET = ("hexapod", "")
 UNNORM = ("nope",)
@@ -260,6 +261,27 @@ COMMANDS = {
             "--stratum": ("nope",),
             "--preset": PRESET,
             "--unnorm-key": UNNORM,
+        },
+    ),
+    "study": (
+        "full_mist --out {out} --episodes 2 --policy {policy} --mist {mist} --robust {policy} "
+        "--robust-mist {mist} --arms bare mist robust robust_mist --conditions nominal",
+        {
+            0: ("nope", ""),
+            "--out": NEW_FOLDER,
+            "--episodes": PLAN["--episodes"],
+            "--first-seed": (*WHOLE, "2147483647", "22500000"),
+            "--policy": CHECKPOINT,
+            "--mist": (*DETECTOR, "{detector}"),
+            "--arms": ("best", "bare bare", "mist bare", "bare always_nose", ""),
+            "--conditions": ("nope", "nominal nominal", "{empty}", "{file}", ""),
+            "--robust": CHECKPOINT,
+            "--robust-mist": DETECTOR,
+            "--tuning": POSITIVE,
+            "--preset": PRESET,
+            "--num-envs": POSITIVE,
+            "--videos": WHOLE,
+            "--retry-errors": ("maybe",),
         },
     ),
     "report": ("{run} --out {out}.html", {0: RUN, 1: RUN, "--out": NEW_FILE}),

@@ -22,6 +22,7 @@ FLOORS = (
     "steer",
     "recover",
     "report",
+    "studies",
     "interop",
     "conformance",
     "demo",

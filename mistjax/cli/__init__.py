@@ -32,7 +32,7 @@ from mistjax.cli.detectors import (
     import_safe,
     train_detector,
 )
-from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, memory, report
+from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, memory, report, study
 from mistjax.cli.installation import cite, conformance, doctor, fetch
 from mistjax.cli.remedies import explain, fit_imputer, remedy, vectors
 
@@ -55,6 +55,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "remedy": remedy,
     "explain": explain,
     "eval": evaluate,
+    "study": study,
     "report": report,
     "export-lerobot": export_lerobot,
     "fetch": fetch,

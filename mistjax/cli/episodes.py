@@ -222,6 +222,87 @@ def evaluate(
     return tell_crashes(runs)
 
 
+def study(
+    name: Positional[str],
+    /,
+    *,
+    out: Path,
+    episodes: int = 200,
+    first_seed: int = 23_200_000,
+    policy: str | None = None,
+    mist: Path | None = None,
+    arms: tuple[str, ...] = (),
+    conditions: tuple[str, ...] = (),
+    robust: str | None = None,
+    robust_mist: Path | None = None,
+    tuning: int = 100,
+    preset: str | None = None,
+    num_envs: int = 16,
+    videos: int = 0,
+    retry_errors: bool = False,
+) -> int:
+    """Play a study by name: paired arms under faults, table.json and a page.
+
+    Args:
+        name: full_mist, baselines, steering_only or ablations.
+        out: folder of the runs and the page; the same command goes on where it was interrupted.
+        episodes: of each arm under each condition.
+        first_seed: of the episodes.
+        policy: a policy of your own in place of the shipped board policy.
+        mist: folder of its monitor and remedies; needed with a policy of your own.
+        arms: only these, bare first, or others of the registry, e.g. bare mist always_state.
+        conditions: only these, or others: nominal, mixture, unseen_strengths, unseen_kinds, a fault
+            such as front_frozen, or a JSON file with a mixture.
+        robust: a policy trained to do without a camera, for the arms robust and robust_mist.
+        robust_mist: folder of its monitor and remedies, for robust_mist.
+        tuning: episodes of each remedy, on seeds of their own, to find the best one always on.
+        preset: robot preset; the checkpoint's own by default.
+        num_envs: environments in lock-step.
+        videos: of each arm's first episodes.
+        retry_errors: run seeds again that crashed in an earlier call.
+    """
+    from mistjax.demo import shipped_subject
+    from mistjax.report.study import format_table
+    from mistjax.studies.page import table_rows
+    from mistjax.studies.run import StudyPlan, run_study
+
+    whole("tuning", tuning, 1)
+    refuse_file(out)
+    if policy is not None and mist is None:
+        raise ValueError(
+            f"a study of {policy} needs the folder of its monitor and remedies: --mist."
+        )
+    subject = shipped_subject() if policy is None else {"policy": policy}
+    given = {"mist": mist, "robust": robust, "robust_mist": robust_mist}
+    found = run_study(
+        StudyPlan(
+            name,
+            out=out,
+            episodes=episodes,
+            first_seed=first_seed,
+            arms=arms or None,
+            conditions=conditions or None,
+            tuning=tuning,
+            preset=preset,
+            num_envs=num_envs,
+            videos=videos,
+            retry_errors=retry_errors,
+            **subject | {key: value for key, value in given.items() if value is not None},
+        )
+    )
+    for where in dict.fromkeys(row.condition for row in found.rows):
+        print(f"\n{where}\n")
+        print(format_table(table_rows([row for row in found.rows if row.condition == where])))
+    print(f"\nTable: {out / 'table.json'}. Page: {out / 'report.html'}")
+    crashed = sum(row.crashed for row in found.rows)
+    if crashed:
+        print(
+            f"{crashed} episodes crashed and are in no rate; the same command with --retry-errors "
+            "runs them again."
+        )
+    return int(crashed > 0)
+
+
 def report(
     baseline: Positional[Path],
     others: Positional[tuple[Path, ...]] = (),

@@ -1,4 +1,6 @@
-"""The score's plot under a video frame: threshold and alarm zone from the start, score as known."""
+"""The score's plot under a video frame: threshold and alarm zone from the start, score as known; a
+dashed line where a fault began.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +29,7 @@ class Strip:
         alarm: the inference of the first alarm.
         text: score and threshold at each inference, to be read.
         unit: how much larger than at a width of 560 pixels everything is drawn.
+        name: of the score.
     """
 
     background: Image.Image
@@ -34,14 +37,16 @@ class Strip:
     alarm: int | None
     text: tuple[tuple[str, str], ...]
     unit: float
+    name: str
 
     @classmethod
     def of(cls, trace: Trace, width: int, unit: float) -> Strip | None:
         """The plot of an episode; None if its policy has no monitor."""
-        if trace.score is None or not len(trace.score):
+        name, score, level, alarms = watched(trace)
+        if score is None or not len(score):
             return None
-        score = np.asarray(trace.score, float)
-        level = np.full_like(score, np.inf) if trace.threshold is None else trace.threshold
+        score = np.asarray(score, float)
+        level = np.full_like(score, np.inf) if level is None else level
         known = np.concatenate([score[np.isfinite(score)], level[np.isfinite(level)], [0.0]])
         low, high = known.min(), max(known.max(), known.min() + 1e-6)
         pad, head, plot = (size * unit * _SMOOTH for size in (_PAD, _HEAD, _PLOT))
@@ -62,15 +67,18 @@ class Strip:
             zone = [(line[0][0], head), *line, (right, head)]
             draw.polygon(zone, fill=(255, 116, 104, 30))
             draw.line(line, DARK["threshold"], round(3 * unit), joint="curve")
-        alarm = None
-        if trace.alarm is not None and trace.alarm.any():
-            alarm = int(np.argmax(trace.alarm))
+        onset = trace.info.get("fault_onset")
+        if onset is not None and onset < len(trace.actions):
+            at = left + onset / len(trace.actions) * (right - left)
+            for y in range(round(head), round(bottom), round(8 * unit)):
+                draw.line([(at, y), (at, y + 4 * unit)], DARK["ink"], round(2 * unit))
+        alarm = None if alarms is None or not alarms.any() else int(np.argmax(alarms))
         text = tuple(
             (f"{s:.2f}", f"{b:.2f}" if np.isfinite(b) else "none")
             for s, b in zip(score, level, strict=True)
         )
         y = np.where(np.isfinite(score), height(score), head)
-        return cls(background, np.stack([x, y], -1), alarm, text, unit)
+        return cls(background, np.stack([x, y], -1), alarm, text, unit, name)
 
     def until(self, count: int) -> Image.Image:
         """The plot as known after the first `count` inferences."""
@@ -96,13 +104,25 @@ class Strip:
         draw, letters = ImageDraw.Draw(picture), font(13 * self.unit)
         x = _PAD * self.unit
         for word, role in (
-            ("failure score ", "muted"),
+            (f"{self.name} ", "muted"),
             (f"{score}   ", "score"),
             ("threshold ", "muted"),
             (level, "threshold"),
         ):
             draw.text((x, _HEAD * self.unit / 2), word, DARK[role], letters, anchor="lm")
             x += draw.textlength(word, letters)
+
+
+Watch = tuple[str, np.ndarray | None, np.ndarray | None, np.ndarray | None]
+
+
+def watched(trace: Trace) -> Watch:
+    """(name, score, threshold, alarms) of the monitor of failures, or of inputs where there is none
+    of failures.
+    """
+    if trace.score is None and trace.input_score is not None:
+        return "input score", trace.input_score, trace.input_threshold, trace.unsound
+    return "failure score", trace.score, trace.threshold, trace.alarm
 
 
 @cache

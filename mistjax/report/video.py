@@ -1,7 +1,7 @@
-"""Episodes as video: the instruction above, the cameras, the failure score and its threshold below.
+"""Episodes as video: the instruction above, the cameras, the score and its threshold below.
 
-What the monitor is doing is written on a label: watching, ALARM, steering; at the end, how the
-episode came out.
+What the monitor is doing is written on a label: watching, ALARM, steering or repairing; at the end,
+how the episode came out. Another label says what was broken on purpose, from its onset on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from mistjax.report.strip import Strip, font
+from mistjax.report.strip import Strip, font, watched
 from mistjax.report.style import DARK
 from mistjax.rollouts.mp4 import enlarge, write_mp4
 from mistjax.rollouts.trace import Trace
@@ -79,13 +79,15 @@ def _draw(
     room = width - 4 * pad - draw.textlength(clock, small)
     caption = _fit(f"“{trace.prompt}”", large, room)
     draw.text((pad, bar / 2), caption, DARK["ink"], large, anchor="lm")
-    word, role = status(trace, step)
-    if word:
-        bold = font(13.5 * unit, bold=True)
-        right, middle = pad + draw.textlength(word, bold) + 20 * unit, bar + pad + 13 * unit
-        box = [pad, middle - 13 * unit, right, middle + 13 * unit]
-        draw.rounded_rectangle(box, 13 * unit, fill=DARK[role])
-        draw.text((pad + 10 * unit, middle), word, DARK["paper"], bold, anchor="lm")
+    top = bar + pad
+    for word, role in (status(trace, step), (broken(trace, step), "ink")):
+        if word:
+            bold = font(13.5 * unit, bold=True)
+            right, middle = pad + draw.textlength(word, bold) + 20 * unit, top + 13 * unit
+            box = [pad, middle - 13 * unit, right, middle + 13 * unit]
+            draw.rounded_rectangle(box, 13 * unit, fill=DARK[role])
+            draw.text((pad + 10 * unit, middle), word, DARK["paper"], bold, anchor="lm")
+            top += 32 * unit
     if plot is not None:
         canvas.paste(plot, (0, bar + height))
     return np.asarray(canvas)
@@ -100,11 +102,21 @@ def status(trace: Trace, step: int) -> tuple[str, str]:
             return "success", "good"
         return f"failed: {(trace.failure_cause or 'task not done').replace('_', ' ')}", "alarm"
     now = int(np.searchsorted(trace.inference_step, step, side="right")) - 1
-    if trace.alarm is None or now < 0:
+    name, _, _, alarms = watched(trace)
+    if alarms is None or now < 0:
         return "", "muted"
     if trace.edited is not None and trace.edited[now]:
-        return ("ALARM · steering" if trace.alarm[now] else "steering"), "steer"
-    return ("ALARM", "alarm") if trace.alarm[now] else ("watching", "good")
+        doing = "steering" if name == "failure score" else "repairing"
+        return (f"ALARM · {doing}" if alarms[now] else doing), "steer"
+    return ("ALARM", "alarm") if alarms[now] else ("watching", "good")
+
+
+def broken(trace: Trace, step: int) -> str:
+    """What is broken on purpose at an env step; "" while nothing is."""
+    onset = trace.info.get("fault_onset")
+    if onset is None or step < onset:
+        return ""
+    return f"fault: {trace.info['fault'].replace('_', ' ')}"
 
 
 def _fit(text: str, letters: ImageFont.FreeTypeFont, width: float) -> str:

@@ -26,6 +26,7 @@ def collect(
     env_options: Mapping[str, Any] | None = None,
     taps: Sequence[Tap] = (),
     aux: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
     **options: Any,
 ) -> Run:
     """Runs the episodes of a plan and records them; goes on where it stopped.
@@ -37,6 +38,7 @@ def collect(
         env_options: further options of the environment, such as a preset's.
         taps: activations to record.
         aux: outputs of the policy to record, besides what it always `reports`.
+        seeds: in place of the plan's, of episodes on the host.
         **options: fields of the plan that are given here, e.g. `episodes=20`.
 
     Raises:
@@ -64,7 +66,7 @@ def collect(
     return run_episodes(
         policy,
         make,
-        plan.seeds(),
+        plan.seeds() if seeds is None else seeds,
         plan,
         out=out,
         taps=taps,

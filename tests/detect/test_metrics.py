@@ -11,7 +11,7 @@ from mistjax.detect.metrics import (
     roc_auc,
     time_weighted_accuracy,
 )
-from mistjax.stats import bootstrap, mcnemar, wilson
+from mistjax.stats import bootstrap, holm, mcnemar, wilson
 
 ALARMS = np.array([[0, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]], bool)
 
@@ -54,6 +54,14 @@ def test_wilson_covers_and_survives_no_data():
     assert low < 0.9 < high < 1
     assert wilson(0, 0) == (0.0, 1.0)
     assert wilson(0, 10).low == pytest.approx(0.0, abs=1e-12)
+
+
+def test_holm_corrects_each_test_for_those_that_are_still_in_question():
+    corrected = holm({"a": 0.04, "b": 0.01, "c": 0.02, "d": 0.5})
+    assert corrected == pytest.approx({"a": 0.08, "b": 0.04, "c": 0.06, "d": 0.5})
+    assert holm({"a": 0.3, "b": 0.9}) == pytest.approx({"a": 0.6, "b": 0.9})
+    assert holm({"a": 0.02, "b": 0.019}) == pytest.approx({"a": 0.038, "b": 0.038})
+    assert holm({}) == {}
 
 
 def test_mcnemar_looks_at_disagreements_only():

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mistjax.report.video import overlay, status, write_overlay
+from mistjax.report.video import broken, overlay, status, write_overlay
 from mistjax.rollouts.mp4 import read_mp4
 
 
@@ -18,6 +18,26 @@ def test_the_label_follows_the_monitor(trace):
     assert status(trace(succeeded=True), 8)[0] == "success"
     assert status(trace(success=None, error="Traceback"), 8)[0] == "crashed"
     assert status(trace(monitored=False), 3)[0] == ""
+
+
+def test_a_fault_is_marked_from_its_onset_on(trace):
+    inputs = {
+        "input_score": np.array([0.1, 0.2, 3.0, 3.0]),
+        "input_threshold": np.full(4, 1.4),
+        "unsound": np.array([False, False, True, True]),
+        "edited": np.array([False, False, False, True]),
+        "info": {"fault": "front_frozen", "fault_onset": 3},
+    }
+    watched = trace(monitored=False, **inputs)
+    assert [broken(watched, step) for step in (2, 3)] == ["", "fault: front frozen"]
+    assert [status(watched, step)[0] for step in (2, 4, 6)] == [
+        "watching", "ALARM", "ALARM · repairing",
+    ]  # fmt: skip
+    frames = np.full((9, 64, 128, 3), 90, np.uint8)
+    later = dataclasses.replace(watched, info={"fault": "front_frozen", "fault_onset": 5})
+    assert (overlay(watched, frames)[2] != overlay(later, frames)[2]).any()
+    clean = dataclasses.replace(watched, info={})
+    assert (overlay(clean, frames)[2] != overlay(later, frames)[2]).any()
 
 
 def test_the_score_is_drawn_only_as_far_as_it_is_known(trace):

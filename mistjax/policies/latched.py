@@ -1,0 +1,95 @@
+"""`LatchedPrompt`: the instruction of an episode is the one that it began with.
+
+This is preparation of an input, not a remedy: it needs no monitor and decides nothing. Where the
+instruction does not change in mid-episode, the actions are bit for bit those of the policy inside;
+so it costs nothing, and belongs before every monitor that it would otherwise have to be named by.
+It is for policies that are told once what to do. One that is corrected while it acts must not have
+it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from mistjax.hooks.edits import Edit
+from mistjax.hooks.sites import Tap
+from mistjax.models.observation import Observation
+from mistjax.policies.fast import FastPolicy
+from mistjax.policies.pi import PiPolicy
+from mistjax.policies.protocol import Policy, Sample
+from mistjax.policies.wrapper import Wrapper
+
+
+@flax.struct.dataclass
+class LatchedState:
+    """Of each row's episode: the policy's own state, and the first prompt once there is one."""
+
+    policy: Any
+    tokens: Int[Array, "b l"]
+    valid: Bool[Array, "b l"]
+    begun: Bool[Array, " b"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LatchedPrompt(Wrapper):
+    """See the module.
+
+    Attributes:
+        policy: what acts; its prompt holds words only.
+        length: tokens of a prompt, padding included.
+    """
+
+    policy: Any
+    length: int
+
+    @classmethod
+    def around(cls, policy: Policy, bare: Policy) -> Policy:
+        """The policy with its prompt kept; as it is, where its prompt holds the state too (pi0.5,
+        pi0-FAST) and so changes all the time.
+
+        Args:
+            policy: what acts, monitored or not.
+            bare: what it is made of.
+        """
+        if not isinstance(bare, PiPolicy) or isinstance(bare, FastPolicy) or bare.config.pi05:
+            return policy
+        return cls(policy, bare.config.max_token_len)
+
+    def initial_state(self, batch: int) -> LatchedState:
+        return self._fresh(self.policy.initial_state(batch), batch)
+
+    def begin(self, seeds: Sequence[int]) -> LatchedState:
+        """See `Policy.begin`."""
+        return self._fresh(self.policy.begin(seeds), len(seeds))
+
+    def _fresh(self, state: Any, batch: int) -> LatchedState:
+        words = jnp.zeros((batch, self.length), jnp.int32)
+        return LatchedState(state, words, words > 0, jnp.zeros(batch, bool))
+
+    def sample(
+        self,
+        obs: Observation,
+        key: Array,
+        *,
+        state: Any = (),
+        edits: Sequence[Edit] = (),
+        taps: Sequence[Tap] = (),
+        prefix: Any = None,
+    ) -> Sample:
+        """See `Policy.sample`; `state` is `initial_state` or the last sample's."""
+        state = self.initial_state(obs.batch_size) if isinstance(state, tuple) else state
+        kept = state.begun[:, None]
+        tokens = jnp.where(kept, state.tokens, obs.tokenized_prompt)
+        valid = jnp.where(kept, state.valid, obs.tokenized_prompt_mask)
+        obs = dataclasses.replace(obs, tokenized_prompt=tokens, tokenized_prompt_mask=valid)
+        sample = self.policy.sample(
+            obs, key, state=state.policy, edits=edits, taps=taps, prefix=prefix
+        )
+        begun = jnp.ones_like(state.begun)
+        return dataclasses.replace(sample, state=LatchedState(sample.state, tokens, valid, begun))

@@ -1,0 +1,71 @@
+"""What can go wrong in a study's episodes, by name: nothing, one fault in each, or a mixture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mistjax.envs.faults.battery import FAULTS, Mixture, read_mixture
+from mistjax.envs.faults.splits import strengths
+
+MIXTURES = {
+    "mixture": "board",
+    "unseen_strengths": "board_unseen_strengths",
+    "unseen_kinds": "board_unseen_kinds",
+}
+"""Condition -> shipped mixture."""
+
+CHOSEN = (
+    "front_frozen",
+    "front_colour_cast",
+    "front_salt_and_pepper",
+    "wrist_frozen",
+    "wrist_colour_cast",
+    "wrist_salt_and_pepper",
+    "state_offset",
+    "state_frozen",
+    "instruction_swapped_word",
+    "push",
+)
+"""Faults with a condition of their own: what does not move and what changes colour or detail of
+each camera, both kinds of a wrong state, a wrong word; and a push, which is none of the inputs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """Where episodes are played.
+
+    Attributes:
+        name: in tables, and of the folder.
+        faults: which fault happens in which episode.
+        plan: the fields of an `EpisodePlan` that ask for it.
+    """
+
+    name: str
+    faults: Mixture
+    plan: Mapping[str, Any]
+
+
+def condition(name: str) -> Condition:
+    """`nominal`, a mixture of `MIXTURES`, a fault by name at the greatest of the strengths that may
+    be looked at, or a JSON file with a mixture. All but a file's own have ordinary sensor noise.
+
+    Raises:
+        ValueError: none of these.
+    """
+    if name == "nominal":
+        return Condition(name, Mixture(), {"sensor_noise": True})
+    if name in FAULTS:
+        strength = max(strengths(name) or (1.0,))
+        plan = {"fault": (name, strength), "sensor_noise": True}
+        return Condition(name, Mixture.single(name, strength), plan)
+    source = MIXTURES.get(name, name)
+    try:
+        return Condition(Path(name).stem, read_mixture(source), {"faults": source})
+    except FileNotFoundError:
+        raise ValueError(
+            f"no condition is called {name!r}: expected nominal, {', '.join(MIXTURES)}, a fault "
+            f"such as {CHOSEN[0]}, or a JSON file with a mixture."
+        ) from None

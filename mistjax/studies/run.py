@@ -1,0 +1,270 @@
+"""`run_study`: a study by name, on seeds of one's own; goes on where it was interrupted.
+
+Episodes in which an arm does nothing are not played again where the arm `monitor` has played them:
+without an alarm, or without an input to repair, the actions are the same bit for bit.
+
+<out>/<condition>/<arm>/   a run folder, see `rollouts.store`
+<out>/tuning/<arm>/        single remedies always on, on tuning seeds: which one is the best
+<out>/table.json           a list of `Row`s, written anew whenever an arm is done
+<out>/study.json           what was asked, targets, and which link lost the failures
+<out>/report.html          the page
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mistjax.envs.faults.splits import SEEDS
+from mistjax.files import atomic
+from mistjax.policies.latched import LatchedPrompt
+from mistjax.policies.load import load_policy
+from mistjax.rollouts.collect import collect
+from mistjax.rollouts.plan import EpisodePlan
+from mistjax.studies.arms import Subject, find_arm, make_arm
+from mistjax.studies.conditions import Condition, condition
+from mistjax.studies.page import write_page
+from mistjax.studies.registry import STUDIES, Study
+from mistjax.studies.table import Outcomes, Row, check_targets, losses, outcomes, rows
+
+BEST = "always_best"
+TUNING = SEEDS["tuning"].start + 500_000
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyPlan:
+    """What is asked.
+
+    Attributes:
+        name: key of `STUDIES`.
+        policy: checkpoint of the bare policy.
+        mist: folder of its monitors and remedies.
+        out: see the module.
+        episodes: of each arm under each condition.
+        first_seed: of all conditions: they pair arms, not conditions.
+        arms, conditions: some of the study's, or others of the registries; None takes all of its.
+        sizes: condition -> episodes, where they differ.
+        robust, robust_mist: see `Subject`.
+        tuning: episodes of each remedy to find the best single one.
+        preset: robot preset; None is the checkpoint's own.
+        num_envs: environments in lock-step; the same in all arms.
+        videos: of each arm's first episodes.
+        retry_errors: run seeds again that crashed in an earlier call.
+
+    Raises:
+        ValueError: an unknown study, arm or condition, or seeds that overlap those of tuning.
+    """
+
+    name: str
+    policy: str | Path
+    mist: Path
+    out: Path
+    episodes: int = 200
+    first_seed: int = SEEDS["test"].start + 200_000
+    arms: tuple[str, ...] | None = None
+    conditions: tuple[str, ...] | None = None
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    robust: str | Path | None = None
+    robust_mist: Path | None = None
+    tuning: int = 100
+    preset: str | None = None
+    num_envs: int = 16
+    videos: int = 0
+    retry_errors: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name not in STUDIES:
+            raise ValueError(
+                f"no study is called {self.name!r}: expected one of {', '.join(STUDIES)}."
+            )
+        for what, given in (("arms", self.chosen_arms), ("conditions", self.chosen_conditions)):
+            if not given or len(set(given)) < len(given):
+                raise ValueError(f"{what} are {list(given)}: expected at least one, each once.")
+        if self.chosen_arms[0] != "bare":
+            raise ValueError("the first arm is what the others are compared with: expected bare.")
+        for arm in self.chosen_arms:
+            if arm != BEST:
+                find_arm(arm)
+        for name in self.chosen_conditions:
+            condition(name)
+            plan = self.plan(condition(name))
+            used = range(plan.first_seed, plan.first_seed + plan.episodes)
+            if max(used.start, TUNING) < min(used.stop, TUNING + self.tuning):
+                raise ValueError(
+                    f"seeds {used.start} to {used.stop - 1} overlap those that the best single "
+                    f"remedy is chosen on, from {TUNING} on: give another first seed."
+                )
+
+    @property
+    def study(self) -> Study:
+        return STUDIES[self.name]
+
+    @property
+    def chosen_arms(self) -> tuple[str, ...]:
+        return self.study.arms if self.arms is None else self.arms
+
+    @property
+    def chosen_conditions(self) -> tuple[str, ...]:
+        return self.study.conditions if self.conditions is None else self.conditions
+
+    def plan(self, where: Condition) -> EpisodePlan:
+        """The episodes under a condition."""
+        return EpisodePlan(
+            episodes=self.sizes.get(where.name, self.episodes),
+            first_seed=self.first_seed,
+            num_envs=self.num_envs,
+            videos=self.videos,
+            retry_errors=self.retry_errors,
+            **where.plan,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a study found.
+
+    Attributes:
+        rows: one an arm and condition.
+        best: the single remedy that did best always on; None where it was not asked for.
+        targets: see `check_targets`.
+        losses: condition -> link -> failures of the arm `mist`.
+        preparation: whether the first prompt is kept in every arm.
+    """
+
+    rows: list[Row]
+    best: str | None
+    targets: list[dict[str, Any]]
+    losses: dict[str, dict[str, int]]
+    preparation: bool
+
+    def to_json(self) -> dict[str, Any]:
+        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "rows"}
+        return {**rest, "rows": [row.to_json() for row in self.rows]}
+
+
+def run_study(config: StudyPlan) -> Found:
+    """Plays every arm under every condition, conditions one after the other.
+
+    Every arm is made before any is played, so that one that cannot be is known at once.
+
+    Raises:
+        ValueError, FileNotFoundError, FingerprintError: see `make_arm`, `collect`.
+    """
+    bare = load_policy(config.policy, config.preset)
+    subject = Subject(bare, config.mist, config.robust, config.robust_mist)
+    where = [condition(name) for name in config.chosen_conditions]
+    for arm in config.chosen_arms:
+        if arm != BEST:
+            make_arm(arm, subject, where[0].faults)
+    best = find_best(config, subject) if BEST in config.chosen_arms else None
+    found: dict[str, dict[str, Outcomes]] = {}
+    crashed: dict[str, dict[str, int]] = {}
+    result = None
+    for place in where:
+        found[place.name], crashed[place.name] = {}, {}
+        for arm in config.chosen_arms:
+            arms = found[place.name]
+            arms[arm], crashed[place.name][arm] = _play(
+                config, subject, place, arm, best, arms.get("monitor", {})
+            )
+            result = _write(config, subject, found, crashed, best)
+    assert result is not None
+    return result
+
+
+def find_best(config: StudyPlan, subject: Subject) -> str:
+    """The remedy with the most successes always on, alone, in the mixture on tuning seeds."""
+    successes = {}
+    for where in subject.inputs:
+        arm = f"always_{where}"
+        mixture = condition("mixture")
+        plan = dataclasses.replace(
+            config.plan(mixture), episodes=config.tuning, first_seed=TUNING, videos=0
+        )
+        policy = make_arm(arm, subject, mixture.faults)
+        print(f"tuning, {arm}:", flush=True)
+        run = collect(
+            policy, config.out / "tuning" / arm, plan, env_options=subject.bare.preset.env_options
+        )
+        successes[where] = sum(bool(row["success"]) for row in run.finished)
+    return max(successes, key=lambda where: successes[where])  # the first of equal ones
+
+
+def _play(
+    config: StudyPlan,
+    subject: Subject,
+    place: Condition,
+    arm: str,
+    best: str | None,
+    watched: Outcomes,
+) -> tuple[Outcomes, int]:
+    """(the finished episodes of an arm, how many crashed).
+
+    Args:
+        config, subject, place, arm, best: what is played.
+        watched: episodes of the arm `monitor`, which stand for those in which this arm does nothing
+            else; {} plays all.
+    """
+    name = f"always_{best}" if arm == BEST else arm
+    kept = {
+        seed: {**row, "median_ms": None}
+        for seed, row in watched.items()
+        if find_arm(name).idle(subject, place.faults, seed, row["named_step"] is not None)
+    }
+    seeds = [seed for seed in config.plan(place).seeds() if seed not in kept]
+    if not seeds:
+        return kept, 0
+    same = f", {len(kept)} more are those of monitor" if kept else ""
+    print(f"{place.name}, {arm}: {len(seeds)} episodes{same}", flush=True)
+    run = collect(
+        make_arm(name, subject, place.faults),
+        config.out / place.name / arm,
+        config.plan(place),
+        env_options=subject.bare.preset.env_options,
+        seeds=seeds,
+    )
+    played = outcomes(run, seeds)
+    return dict(sorted((kept | played).items())), len(seeds) - len(played)
+
+
+def _write(
+    config: StudyPlan,
+    subject: Subject,
+    found: Mapping[str, Mapping[str, Outcomes]],
+    crashed: Mapping[str, Mapping[str, int]],
+    best: str | None,
+) -> Found:
+    always = BEST if BEST in config.chosen_arms else None
+    execute = subject.bare.spec.execute_steps
+    result = Found(
+        rows=[row for name in found for row in rows(name, found[name], crashed[name], always)],
+        best=best,
+        targets=check_targets(config.study.targets, found),
+        losses={
+            name: losses(arms["mist"], subject.inputs, execute)
+            for name, arms in found.items()
+            if "mist" in arms
+        },
+        preparation=LatchedPrompt.around(subject.bare, subject.bare) is not subject.bare,
+    )
+    asked = {
+        "study": config.name,
+        "policy": subject.bare.spec.fingerprint,
+        "episodes": config.episodes,
+        "sizes": dict(config.sizes),
+        "first_seed": config.first_seed,
+        "tuning_seeds": [TUNING, config.tuning] if best else None,
+        "num_envs": config.num_envs,
+    }
+    about = {key: value for key, value in result.to_json().items() if key != "rows"}
+    for name, document in (
+        ("table.json", [row.to_json() for row in result.rows]),
+        ("study.json", asked | about),
+    ):
+        with atomic(config.out / name) as temporary:
+            temporary.write_text(json.dumps(document, indent=1) + "\n")
+    write_page(config.out / "report.html", config, result)
+    return result
