@@ -19,20 +19,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mistjax.hooks.edits import Edit
-from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
 from mistjax.models.sampling import Prefix
 from mistjax.models.stacks import token_layouts
 from mistjax.policies.protocol import Policy, Sample
-from mistjax.policies.wrapper import Wrapper, flow_of
+from mistjax.policies.wrapper import Reporting, flow_of
 
 DIAGNOSTICS = ("sensitivity", "entropy", "efficiency")
 """Of each modality; after those of all, the modality bias."""
@@ -66,7 +65,7 @@ def ablated(
 
 
 @dataclasses.dataclass(frozen=True)
-class Grounded(Wrapper):
+class Grounded(Reporting):
     """Adds `aux["grounding"]` [B,3M+1]: `DIAGNOSTICS` of each of M modalities (the cameras in the
     model's order, then the words), and the modality bias, log sensitivity to pictures minus to
     words.
@@ -80,54 +79,26 @@ class Grounded(Wrapper):
     policy: Policy
     share: float = 0.1
 
+    adds: ClassVar[str] = "grounding"
+
     def __post_init__(self) -> None:
         flow_of(self.policy)  # says what is wrong
         if not 0 < self.share <= 1:
             raise ValueError(f"share is {self.share}: expected a part of the tokens, up to 1.")
 
-    @property
-    def reports(self) -> tuple[str, ...]:
-        """See `Wrapper.reports`."""
-        return (*super().reports, "grounding")
-
-    def sample(
+    def report(
         self,
+        first: Sample,
         obs: Observation,
         key: Array,
-        *,
-        state: Any = (),
-        edits: Sequence[Edit] = (),
-        taps: Sequence[Tap] = (),
-        prefix: Any = None,
-    ) -> Sample:
-        """See `Policy.sample`."""
-        if prefix is None:
-            prefix = self.policy.prefill(obs, edits=edits, taps=taps)
-        first = self.policy.sample(obs, key, state=state, edits=edits, taps=taps, prefix=prefix)
-        return self._with_grounding(first, obs, edits, prefix)
-
-    def objective(
-        self,
-        obs: Observation,
-        key: Array,
-        readout: Callable[[Sample], Float[Array, " b"]],
-        *,
-        taps: Sequence[Tap] = (),
-        edits: Sequence[Edit] = (),
-    ) -> Float[Array, " b"]:
-        """The inner policy's, of a sample that has the diagnostics too."""
-
-        def read(first: Sample) -> Float[Array, " b"]:
-            prefix = self.policy.prefill(obs, edits=edits)
-            return readout(self._with_grounding(first, obs, edits, prefix))
-
-        return self.policy.objective(obs, key, read, taps=taps, edits=edits)
-
-    def _with_grounding(self, first: Sample, obs, edits, prefix) -> Sample:
+        state: Any,
+        edits: Sequence[Edit],
+        prefix: Any,
+    ) -> Array:
+        """See `Reporting.report`."""
         flow = flow_of(self.policy)
         noise = first.actions + first.aux["velocity"].mean(1)
-        values = _diagnostics(flow, obs, noise, prefix, tuple(edits), self.share)
-        return dataclasses.replace(first, aux={**first.aux, "grounding": values})
+        return _diagnostics(flow, obs, noise, prefix, tuple(edits), self.share)
 
 
 @functools.partial(jax.jit, static_argnames="share")

@@ -47,7 +47,7 @@ def _action_rows(variables: Any, spec: PolicySpec) -> tuple[Array, tuple[str, ..
     """Signed action dimensions in the env's units; the sampler subtracts the velocity, hence -."""
     names, unit = spec.action_names, jnp.asarray(spec.action_scale)
     kernel = variables["params"]["action_out_proj"]["kernel"][:, : len(names)]
-    raised = -(kernel * unit).T
+    raised = -(kernel * unit[None]).T
     signed = tuple(f"{sign}{name}" for sign in "+-" for name in names)
     return jnp.concatenate([raised, -raised]), signed
 
@@ -62,5 +62,5 @@ def _action_scale(config: Pi0Config, variables: Any) -> Float[Array, " d"]:
     state, times = jnp.zeros((steps, config.action_dim)), 1 - jnp.arange(steps) / steps
     *_, condition = Pi0(config).apply(variables, state, x_t, times, method=Pi0.embed_suffix)
     dense = norm["Dense_0"]
-    scale, _, _ = jnp.split(condition @ dense["kernel"] + dense["bias"], 3, axis=-1)
+    scale, _, _ = jnp.split(condition @ dense["kernel"] + dense["bias"][None], 3, axis=-1)
     return 1 + scale.mean(0)

@@ -8,22 +8,21 @@ share one prefill.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from mistjax.hooks.edits import Edit
-from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy, Sample
-from mistjax.policies.wrapper import Wrapper
+from mistjax.policies.wrapper import Reporting
 
 
 @dataclasses.dataclass(frozen=True)
-class Resampled(Wrapper):
+class Resampled(Reporting):
     """Adds `aux["sampled_actions"]` [B,samples,H,A] in model units, the executed chunk first.
 
     Attributes:
@@ -38,50 +37,22 @@ class Resampled(Wrapper):
     samples: int
     dim: int | None = None
 
+    adds: ClassVar[str] = "sampled_actions"
+
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"samples are {self.samples}: expected at least 1 chunk an inference.")
 
-    @property
-    def reports(self) -> tuple[str, ...]:
-        """See `Wrapper.reports`."""
-        return (*super().reports, "sampled_actions")
-
-    def sample(
+    def report(
         self,
+        first: Sample,
         obs: Observation,
         key: Array,
-        *,
-        state: Any = (),
-        edits: Sequence[Edit] = (),
-        taps: Sequence[Tap] = (),
-        prefix: Any = None,
-    ) -> Sample:
-        """See `Policy.sample`."""
-        if prefix is None and self.samples > 1:
-            prefix = self.policy.prefill(obs, edits=edits, taps=taps)
-        first = self.policy.sample(obs, key, state=state, edits=edits, taps=taps, prefix=prefix)
-        return self._with_others(first, obs, key, state, edits, prefix)
-
-    def objective(
-        self,
-        obs: Observation,
-        key: Array,
-        readout: Callable[[Sample], Float[Array, " b"]],
-        *,
-        taps: Sequence[Tap] = (),
-        edits: Sequence[Edit] = (),
-    ) -> Float[Array, " b"]:
-        """The inner policy's, of a sample that has the other chunks too."""
-
-        def read(first: Sample) -> Float[Array, " b"]:
-            return readout(self._with_others(first, obs, key, (), edits, None))
-
-        return self.policy.objective(obs, key, read, taps=taps, edits=edits)
-
-    def _with_others(self, first: Sample, obs, key: Array, state, edits, prefix) -> Sample:
-        if prefix is None and self.samples > 1:
-            prefix = self.policy.prefill(obs, edits=edits)
+        state: Any,
+        edits: Sequence[Edit],
+        prefix: Any,
+    ) -> Array:
+        """See `Reporting.report`."""
         draws = [first.actions]
         for number in range(1, self.samples):
             fold = lambda k, n=number: jax.random.fold_in(k, n)  # noqa: E731
@@ -89,5 +60,4 @@ class Resampled(Wrapper):
             sample = self.policy.sample(obs, other, state=state, edits=edits, prefix=prefix)
             draws.append(sample.actions)
         dim = self.spec.action_dim if self.dim is None else self.dim
-        chunks = jnp.stack(draws, axis=1)[..., :dim]
-        return dataclasses.replace(first, aux={**first.aux, "sampled_actions": chunks})
+        return jnp.stack(draws, axis=1)[..., :dim]

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mistjax.hooks.edits import Edit
-from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy, Sample
-from mistjax.policies.wrapper import Wrapper, flow_of
+from mistjax.policies.wrapper import Reporting, flow_of
 
 
 def directional_sensitivity(
@@ -39,7 +38,7 @@ def directional_sensitivity(
 
 
 @dataclasses.dataclass(frozen=True)
-class Sensitive(Wrapper):
+class Sensitive(Reporting):
     """Adds `aux["sensitivity"]` [B]: at the last flow step, along the velocity there.
 
     Attributes:
@@ -49,48 +48,21 @@ class Sensitive(Wrapper):
 
     policy: Policy
 
+    adds: ClassVar[str] = "sensitivity"
+
     def __post_init__(self) -> None:
         flow_of(self.policy)  # says what is wrong
 
-    @property
-    def reports(self) -> tuple[str, ...]:
-        """See `Wrapper.reports`."""
-        return (*super().reports, "sensitivity")
-
-    def sample(
+    def report(
         self,
+        first: Sample,
         obs: Observation,
         key: Array,
-        *,
-        state: Any = (),
-        edits: Sequence[Edit] = (),
-        taps: Sequence[Tap] = (),
-        prefix: Any = None,
-    ) -> Sample:
-        """See `Policy.sample`."""
-        if prefix is None:
-            prefix = self.policy.prefill(obs, edits=edits, taps=taps)
-        first = self.policy.sample(obs, key, state=state, edits=edits, taps=taps, prefix=prefix)
-        return self._with_sensitivity(first, obs, edits, prefix)
-
-    def objective(
-        self,
-        obs: Observation,
-        key: Array,
-        readout: Callable[[Sample], Float[Array, " b"]],
-        *,
-        taps: Sequence[Tap] = (),
-        edits: Sequence[Edit] = (),
-    ) -> Float[Array, " b"]:
-        """The inner policy's, of a sample that has the sensitivity too."""
-
-        def read(first: Sample) -> Float[Array, " b"]:
-            prefix = self.policy.prefill(obs, edits=edits)
-            return readout(self._with_sensitivity(first, obs, edits, prefix))
-
-        return self.policy.objective(obs, key, read, taps=taps, edits=edits)
-
-    def _with_sensitivity(self, first: Sample, obs, edits, prefix) -> Sample:
+        state: Any,
+        edits: Sequence[Edit],
+        prefix: Any,
+    ) -> Array:
+        """See `Reporting.report`."""
         flow = flow_of(self.policy)
         steps, last = first.aux["velocity"].shape[1], first.aux["velocity"][:, -1]
         before = first.actions + last / steps
@@ -98,5 +70,4 @@ class Sensitive(Wrapper):
         def velocity(noisy: Array) -> Array:
             return flow.velocity(obs, noisy, prefix, step=steps - 1, edits=edits)
 
-        value = directional_sensitivity(velocity, before, last)
-        return dataclasses.replace(first, aux={**first.aux, "sensitivity": value})
+        return directional_sensitivity(velocity, before, last)

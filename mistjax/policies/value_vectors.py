@@ -39,5 +39,6 @@ class ValueVectors:
 
     def decode(self, directions: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
         """How much each name is written per unit of a direction; float32, all names at once."""
-        scaled = (directions * self.scale).astype(self.rows.dtype)
+        scale = self.scale[(None,) * (directions.ndim - 1)]
+        scaled = (directions * scale).astype(self.rows.dtype)
         return jnp.matmul(scaled, self.rows.T, preferred_element_type=jnp.float32)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -81,6 +82,67 @@ class Wrapper(Policy):
     ) -> Float[Array, " b"]:
         """The inner policy's."""
         return self.policy.objective(obs, key, readout, taps=taps, edits=edits)
+
+
+class Reporting(Wrapper):
+    """Base of policies that act as the one inside, bit for bit, and say more of it: a subclass
+    names what it `adds` to `Sample.aux`, and finds it in `report`.
+    """
+
+    adds: ClassVar[str]
+
+    def report(
+        self,
+        first: Sample,
+        obs: Observation,
+        key: Array,
+        state: Any,
+        edits: Sequence[Edit],
+        prefix: Any,
+    ) -> Array:
+        """What is added to a sample of the policy inside; `prefix` is of `obs` under the edits."""
+        raise NotImplementedError
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        return (*self.policy.reports, self.adds)
+
+    def sample(
+        self,
+        obs: Observation,
+        key: Array,
+        *,
+        state: Any = (),
+        edits: Sequence[Edit] = (),
+        taps: Sequence[Tap] = (),
+        prefix: Any = None,
+    ) -> Sample:
+        """See `Policy.sample`."""
+        if prefix is None:
+            prefix = self.policy.prefill(obs, edits=edits, taps=taps)
+        first = self.policy.sample(obs, key, state=state, edits=edits, taps=taps, prefix=prefix)
+        return self._reported(first, obs, key, state, edits, prefix)
+
+    def objective(
+        self,
+        obs: Observation,
+        key: Array,
+        readout: Callable[[Sample], Float[Array, " b"]],
+        *,
+        taps: Sequence[Tap] = (),
+        edits: Sequence[Edit] = (),
+    ) -> Float[Array, " b"]:
+        """The inner policy's, of a sample with the report."""
+
+        def read(first: Sample) -> Float[Array, " b"]:
+            prefix = self.policy.prefill(obs, edits=edits)
+            return readout(self._reported(first, obs, key, (), edits, prefix))
+
+        return self.policy.objective(obs, key, read, taps=taps, edits=edits)
+
+    def _reported(self, first: Sample, obs, key, state, edits, prefix) -> Sample:
+        found = self.report(first, obs, key, state, edits, prefix)
+        return dataclasses.replace(first, aux={**first.aux, self.adds: found})
 
 
 def language(policy: Policy) -> LanguagePolicy:

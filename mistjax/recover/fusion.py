@@ -16,7 +16,7 @@ from __future__ import annotations
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from mistjax.policies.protocol import PolicySpec
 
@@ -89,14 +89,21 @@ def fuse(
     """
     weight = jnp.where(jnp.isfinite(weight), weight, 0.0)[:, None, None]
     step = weight * (steered - original)
-    step = jnp.clip(jnp.where(jnp.isfinite(step), step, 0.0), -limits.cap, limits.cap)
-    low, high = jnp.minimum(limits.low, original), jnp.maximum(limits.high, original)
-    blended = jnp.where(step != 0, jnp.clip(original + step, low, high), original)
+    cap, low, high = (_wide(x) for x in (limits.cap, limits.low, limits.high))
+    step = jnp.clip(jnp.where(jnp.isfinite(step), step, 0.0), -cap, cap)
+    lowest, highest = jnp.minimum(low, original), jnp.maximum(high, original)
+    blended = jnp.where(step != 0, jnp.clip(original + step, lowest, highest), original)
     command = jnp.where(jnp.isfinite(steered), steered, original)
-    command = jnp.clip(command, limits.low, limits.high)
-    taken = (weight > 0.5) & (limits.cap > 0)
+    command = jnp.clip(command, low, high)
+    taken = (weight > 0.5) & (cap > 0)
     switched = jnp.where(taken, latch_gripper(command, _middle(limits)), original)
-    return jnp.where(limits.gripper, switched, blended)
+    return jnp.where(_wide(limits.gripper), switched, blended)
+
+
+def _wide(value: ArrayLike) -> Array:
+    """A number, or one of each dimension as [1,1,A]."""
+    array = jnp.asarray(value)
+    return array[(None,) * (3 - array.ndim)] if array.ndim else array
 
 
 def _middle(limits: FusionLimits) -> Float[Array, "..."]:
@@ -113,7 +120,7 @@ def latch_gripper(
     It is open or closed by the side of `middle` that it is on: after the first change of side the
     new value holds to the end of the chunk.
     """
-    side = command >= middle
+    side = command >= _wide(middle)
     switched = jnp.cumsum(side != side[:, :1], axis=1) > 0
     first = jnp.argmax(switched, axis=1)[:, None]
     return jnp.where(switched, jnp.take_along_axis(command, first, axis=1), command)

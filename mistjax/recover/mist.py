@@ -179,7 +179,7 @@ def _sample(
         aux["edited"] = jnp.zeros_like(lost)
         return Sample(original, seen, aux, state.replace(monitor=monitor))  # type: ignore[attr-defined]
 
-    running = remedy.schedule.at(state.since + 1) * (state.since >= 0) > 0
+    running = (state.since >= 0) & (remedy.schedule.at(state.since + 1) > 0)
     begins = reading.alarm & ~running & ~lost
     cause, why = _find_cause(mist, obs, key, state, begins)
     since = jnp.where(running, state.since + 1, jnp.where(begins & (cause >= 0), 0, -1))

@@ -236,8 +236,9 @@ def _round(
     def execute(carry: Any, action: Array) -> Any:
         state, steps = carry
         now = jax.vmap(env.step)(state, action)
-        seen = robot_state(env.observe(state)[0]) if recording.actions else ()
-        return (now, steps + ~state.done), seen  # pictures that nobody uses are not drawn
+        steps = steps + (~state.done).astype(jnp.int32)
+        # Pictures that nobody uses are not drawn.
+        return (now, steps), robot_state(env.observe(state)[0]) if recording.actions else ()
 
     (state, steps), seen = jax.lax.scan(execute, (state, rows.steps), actions)
     ended, executed = rows.busy & state.done, jnp.where(rows.busy, steps - rows.steps, 0)

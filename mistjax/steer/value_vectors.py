@@ -72,7 +72,7 @@ def top_names(values: ValueVectors, k: int = 10, *, max_bytes: int = 2**28) -> T
 
 @functools.partial(jax.jit, static_argnames="k")
 def _top(vectors, scale, rows, *, k):
-    scaled = (vectors * scale).astype(rows.dtype)
+    scaled = (vectors * scale[None]).astype(rows.dtype)
     logits = jnp.matmul(scaled, rows.T, preferred_element_type=jnp.float32)
     best, ids = jax.lax.top_k(logits, k)
     spread = jnp.maximum(jnp.std(logits, axis=-1, keepdims=True), 1e-12)

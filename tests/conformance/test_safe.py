@@ -20,7 +20,7 @@ def groups():
         yield pytest.param(files, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("files", list(groups()))
 def test_the_originals_numbers_are_reproduced(files):
     assert all((GOLDENS / name).is_file() for name in files)

@@ -244,7 +244,7 @@ def test_the_executed_chunk_is_the_bare_policys(board):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_every_detector_but_the_u_nets_runs_on_a_real_policy(board, tmp_path, capsys):
     """The U-Nets take minutes to compile and train; `test_zoo` fits them."""
     out, u_nets = tmp_path / "zoo", {"rnd", "logpzo"}

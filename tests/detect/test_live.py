@@ -84,14 +84,14 @@ def fast_runs(board_fast, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ON_THE_BOARD)
 def test_live_scores_are_those_of_the_recorded_episode(name, board_runs, board_pi0, tmp_path):
     check_in_an_episode(name, board_runs, tmp_path, board_pi0)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", OF_TOKENS)
 def test_live_scores_of_tokens_are_those_of_the_recorded_episode(
     name, fast_runs, board_fast, tmp_path

@@ -83,7 +83,7 @@ def made(request, episodes):
     return request.param, data, fit_detector(request.param, data, **CONFIG.get(request.param, {}))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_every_detector_scores_has_a_gradient_and_survives_the_disk(made, tmp_path):
     _, data, detector = made
     assert isinstance(detector, Detector)
@@ -99,7 +99,7 @@ def test_every_detector_scores_has_a_gradient_and_survives_the_disk(made, tmp_pa
     np.testing.assert_array_equal(score_episodes(loaded, data.features, data.mask), scores)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_broken_inference_alarms_once_whatever_the_detector_makes_of_it(made):
     """And the later scores are those of an episode without it."""
     _, data, detector = made
@@ -114,7 +114,7 @@ def test_a_broken_inference_alarms_once_whatever_the_detector_makes_of_it(made):
         np.testing.assert_allclose(kept, without[number], rtol=1e-5)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_scores_do_not_depend_on_the_x64_flag(made):
     name, data, detector = made
     scores = score_episodes(detector, data.features, data.mask)

@@ -14,7 +14,11 @@ from mistjax.policies.memory import config_of, infer, memory, variable_shapes
 TAPS = (Tap("vlm.mlp_neurons", (1,)), Tap("action.resid", None, "action", "mean"))
 
 
-@pytest.mark.parametrize("config", [TINY, TINY_FAST], ids=["pi0", "pi0-FAST"])
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(TINY, marks=pytest.mark.slow), TINY_FAST],
+    ids=["pi0", "pi0-FAST"],
+)
 def test_the_memory_is_what_an_inference_returns(config):
     variables = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), variable_shapes(config))
     keys = jax.random.split(jax.random.key(0), 3)

@@ -311,7 +311,7 @@ for race in range(40):
         )
         for arm in ("a", "b")
     ]
-    told = [racer.communicate(timeout=120)[0].splitlines() for racer in racers]
+    told = [racer.communicate(timeout=600)[0].splitlines() for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0]
     for race, pair in enumerate(zip(*told, strict=True)):
         assert sorted(pair) == [f"{race} admitted", f"{race} refused"]

@@ -67,6 +67,7 @@ def test_a_prefix_is_refused(steered, obs, key):
         steered.sample(obs, key, prefix=())
 
 
+@pytest.mark.slow
 def test_the_command_line_collects_under_a_shipped_direction(tmp_path, capsys):
     options = ["--out", str(tmp_path / "run"), "--episodes", "2", "--onset", "1"]
     command = [

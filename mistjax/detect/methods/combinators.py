@@ -35,7 +35,7 @@ class Standardised:
         return frames.mean(0).astype(np.float32), scale.astype(np.float32)
 
     def _scaled(self, features: Array) -> Array:
-        return (features - self.mean) / self.scale
+        return (features - self.mean[None]) / self.scale[None]
 
     def init_state(self, batch: int) -> PyTree:
         return self.detector.init_state(batch)

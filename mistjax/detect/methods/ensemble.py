@@ -50,7 +50,9 @@ class Ensemble:
         )
 
     def _mean(self, values: list[Array]) -> Array:
-        return jnp.mean((jnp.stack(values, axis=-1) - self.centre) / self.scale, axis=-1)
+        return jnp.mean(
+            (jnp.stack(values, axis=-1) - self.centre[None]) / self.scale[None], axis=-1
+        )
 
 
 def combine(detectors: Sequence[Any], episodes: Episodes) -> Ensemble:

@@ -64,7 +64,7 @@ class LinearProbe:
     def logit(self, state: PyTree, features: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The score of this step."""
         _, x = self._advance(state, features)
-        clock = jnp.minimum(state["steps"] / max(self.horizon, 1), 1.0) * bool(self.horizon)
+        clock = jnp.minimum(state["steps"] / self.horizon, 1.0) if self.horizon else jnp.float32(0)
         return self.bias + x @ self.weights + clock * (self.tempo + x @ self.drift)
 
     def step(

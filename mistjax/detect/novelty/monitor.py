@@ -66,7 +66,7 @@ class Novelty:
         self, value: Float[Array, "b c f"], context: Float[Array, "b x"]
     ) -> Float[Array, "b c f"]:
         """In standard deviations."""
-        return (value - jnp.einsum("bx,cxf->bcf", context, self.weights)) / self.scale
+        return (value - jnp.einsum("bx,cxf->bcf", context, self.weights)) / self.scale[None]
 
     def distance(
         self, value: Float[Array, "b c f"], context: Float[Array, "b x"]
@@ -74,8 +74,8 @@ class Novelty:
         """Mahalanobis distance."""
         left = self.residual(value, context)
         parts = jnp.einsum("bcf,cfk->bck", left, self.directions)
-        total = jnp.square(parts) * self.gain
-        return jnp.sqrt(total.sum(-1) + self.rest * jnp.square(left).sum(-1))
+        total = jnp.square(parts) * self.gain[None]
+        return jnp.sqrt(total.sum(-1) + self.rest[None] * jnp.square(left).sum(-1))
 
 
 @flax.struct.dataclass
@@ -204,20 +204,20 @@ class InputMonitor:
         camera = camera_features(reading)
         reckoned = self.motion.predict(m.state[:, 0], m.command)
         move = jnp.where(started[:, None], reckoned - m.state[:, 0], 0.0)
-        left = jnp.where(started[:, None], (state - reckoned) / self.motion.scale, 0.0)
+        left = jnp.where(started[:, None], (state - reckoned) / self.motion.scale[None], 0.0)
         drift = LEAK * m.drift + left
         grid = reading.grid.reshape(*reading.grid.shape[:2], -1)
         words = jnp.where(started[:, None], m.prompt != reading.prompt, False)
         strange = ~self.vocabulary[reading.prompt] & (reading.prompt != 0)
 
-        moving = jnp.max(jnp.abs(move) / self.motion.scale, axis=1) > 3
+        moving = jnp.max(jnp.abs(move) / self.motion.scale[None], axis=1) > 3
         change = self.change.distance(camera - m.camera, change_context(m.state[:, 0], move))
         cameras = (
             self.level.distance(camera, self.level_context(m.command, started)),
             jnp.where(started[:, None], change, 0.0),
             jnp.where(moving[:, None], self._repeated(m, grid), 0.0),
         )
-        off = state - self.state_mean
+        off = state - self.state_mean[None]
         states = (
             jnp.sqrt(jnp.einsum("bs,st,bt->b", off, self.state_precision, off)),
             jnp.linalg.norm(left, axis=1),
@@ -226,7 +226,7 @@ class InputMonitor:
         text = (strange.sum(1), words.sum(1), jnp.zeros_like(m.looks))
         rows = [*(jnp.stack(cameras, -1)[:, i] for i in range(camera.shape[1]))]
         rows += [jnp.stack(states, -1), jnp.stack(text, -1).astype(jnp.float32)]
-        ratios = jnp.stack(rows, axis=1) / self.scale
+        ratios = jnp.stack(rows, axis=1) / self.scale[None]
         score = ratios.max((1, 2))
         unsound = self.threshold.alarm(m.looks, score)
         if excused is None:
@@ -295,7 +295,7 @@ class InputMonitor:
         """How much nearer than usual the nearest remembered picture is, in logarithms."""
         away = jnp.abs(m.grid - grid[:, None]).mean(-1)
         away = jnp.where(jnp.arange(LOOKS)[None, :, None] < m.looks[:, None, None], away, jnp.inf)
-        return jnp.maximum(jnp.log(self.nearest / (away.min(1) + 1e-6)), 0.0)
+        return jnp.maximum(jnp.log(self.nearest[None] / (away.min(1) + 1e-6)), 0.0)
 
     def _sides(
         self, m: InputMemory, reading: Reading, reckoned: Float[Array, "b s"]
@@ -338,7 +338,7 @@ def motion_errors(
     known = jnp.minimum(m.looks, LOOKS)
     sensor, reckoning = 0.0, 0.0
     for look in range(LOOKS):
-        there = (look < known)[:, None, None] / jnp.maximum(known, 1)[:, None, None]
+        there = jnp.where(look < known, 1 / jnp.maximum(known, 1), 0.0)[:, None, None]
         seen = odometer.moved(now, m.tokens[:, look], m.state[:, look])
         sensor += there * (seen - (reading.state - m.state[:, look])[:, None])
         reckoning += there * (seen - (reckoned - m.state[:, look])[:, None])

@@ -36,7 +36,7 @@ class MotionModel:
         self, state: Float[Array, "b s"], command: Float[Array, "b e a"]
     ) -> Float[Array, "b f"]:
         """1, the state, the command in sum, and the gripper's signs, alone and with the state."""
-        command = jnp.clip(command, self.low, self.high)
+        command = jnp.clip(command, self.low[None, None], self.high[None, None])
         parts = [jnp.ones_like(state[:, :1]), state, command.sum(axis=1)]
         if self.gripper is not None:
             sign = self.signs(command)

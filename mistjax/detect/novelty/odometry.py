@@ -46,14 +46,16 @@ class Odometer:
             before: at the earlier look.
             state: at the earlier look.
         """
-        codes = [jnp.einsum("bct,ctk->bck", x - self.mean, self.directions) for x in (now, before)]
+        codes = [
+            jnp.einsum("bct,ctk->bck", x - self.mean[None], self.directions) for x in (now, before)
+        ]
         states = jnp.broadcast_to(state[:, None], (*codes[0].shape[:2], state.shape[-1]))
         return _network(self.layers, jnp.concatenate([*codes, states], axis=-1))
 
 
 def _network(layers, x: Float[Array, "b c i"]) -> Float[Array, "b c o"]:
     for number, (weights, bias) in enumerate(layers):
-        x = jnp.einsum("bci,cio->bco", x, weights) + bias
+        x = jnp.einsum("bci,cio->bco", x, weights) + bias[None]
         if number + 1 < len(layers):
             x = jax.nn.gelu(x)
     return x
@@ -127,7 +129,8 @@ def fit_odometer(
         def loss(layers):
             return jnp.abs(_network(layers, x) - target[:, None]).mean()
 
-        updates, memory = optimiser.update(jax.grad(loss)(layers), memory, layers)
+        with jax.numpy_dtype_promotion("standard"):  # optax divides by integers
+            updates, memory = optimiser.update(jax.grad(loss)(layers), memory, layers)
         return optax.apply_updates(layers, updates), memory
 
     memory, key = optimiser.init(layers), jax.random.key(seed)

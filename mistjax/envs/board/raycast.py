@@ -198,7 +198,7 @@ def render(
     """
     eye, view = poses.camera_position[camera], poses.camera_rotation[camera]
     half = jnp.tan(jnp.deg2rad(appearance.fovy[camera]) / 2)
-    steps = ((jnp.arange(size) + 0.5) / size * 2 - 1) * half
+    steps = ((jnp.arange(size, dtype=jnp.float32) + 0.5) / size * 2 - 1) * half
     x, y = jnp.meshgrid(steps, -steps)
     light = appearance.light / jnp.linalg.norm(appearance.light)
     frame, world = _frame(poses, eye, view, light), _ray(view, x, y)
@@ -236,7 +236,7 @@ def render(
         facing = facing * _lit(poses, appearance, tuple(above), light)  # type: ignore[arg-type]
     back = unit(d)
     halfway = unit([toward[k] - back[k] for k in range(3)])
-    shine = jnp.maximum(dot(n, halfway), 0.0) ** SHININESS * (facing > 0)
+    shine = jnp.maximum(dot(n, halfway), 0.0) ** SHININESS * (facing > 0).astype(jnp.float32)
     shine = _seen(ids, 0.0, appearance.specular) * shine
     head = jnp.maximum(dot(n, up), 0.0)
     energy = appearance.ambient + appearance.diffuse * facing + appearance.headlight * head
@@ -256,7 +256,7 @@ def render(
 
 
 def _frame(poses: Poses, eye: jax.Array, view: jax.Array, light: jax.Array) -> _Frame:
-    away = eye - poses.position
+    away = eye[None] - poses.position
     if poses.rotation is None:
         return _Frame(away, view, light)
     precise = functools.partial(jnp.einsum, precision="highest")

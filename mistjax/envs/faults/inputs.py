@@ -140,7 +140,7 @@ def dimmed(view: View, strength: Strength, key: Array) -> Float[Array, "h w 3"]:
 def colour_cast(view: View, strength: Strength, key: Array) -> Float[Array, "h w 3"]:
     """One channel up and another down, by up to a factor of 2.2."""
     tilt = jax.random.permutation(key, jnp.array([-1.0, 0.0, 1.0]))
-    return view.now * jnp.exp(0.8 * strength * tilt)
+    return view.now * jnp.exp(0.8 * strength * tilt)[None, None]
 
 
 def blurred(view: View, strength: Strength, key: Array) -> Float[Array, "h w 3"]:
@@ -149,7 +149,8 @@ def blurred(view: View, strength: Strength, key: Array) -> Float[Array, "h w 3"]
     sigma = jnp.maximum(strength * height / 16, 1e-3)
 
     def blur(size: int) -> Float[Array, "n n"]:
-        distance = jnp.arange(size)[:, None] - jnp.arange(size)[None]
+        place = jnp.arange(size, dtype=jnp.float32)
+        distance = place[:, None] - place[None]
         weight = jnp.exp(-0.5 * jnp.square(distance / sigma))
         return weight / weight.sum(axis=1, keepdims=True)
 
@@ -171,7 +172,7 @@ def patch_place(
 ) -> tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""]]:
     """(top, left, side) of the square of `patch`, in pixels."""
     side = jnp.round(0.5 * height * jnp.asarray(strength)).astype(int)
-    at = _uniform(key, (2,)) * (jnp.array([height, width]) - side + 1)
+    at = _uniform(key, (2,)) * (jnp.array([height, width]) - side + 1).astype(jnp.float32)
     top, left = jnp.floor(at).astype(int)
     return top, left, side
 
@@ -219,7 +220,7 @@ def scaled(view: View, strength: Strength, key: Array) -> Float[Array, " s"]:
 
 def drifting(view: View, strength: Strength, key: Array) -> Float[Array, " s"]:
     """One coordinate moves away by up to 8 mm at every look."""
-    return view.now.at[:3].add(8e-3 * strength * (view.looks + 1) * _axis(key))
+    return view.now.at[:3].add(8e-3 * strength * (view.looks + 1).astype(jnp.float32) * _axis(key))
 
 
 PICTURES: dict[str, Kind] = {
@@ -243,7 +244,8 @@ STATES: dict[str, Kind] = {f.__name__: f for f in (offset, scaled, frozen, drift
 @_same_draws
 def picture_noise(picture: Num[Array, "h w 3"], key: Array) -> Float[Array, "h w 3"]:
     """A picture with ordinary sensor noise."""
-    return picture + PICTURE_NOISE * jax.random.normal(key, picture.shape, jnp.float32)
+    noise = jax.random.normal(key, picture.shape, jnp.float32)
+    return picture.astype(jnp.float32) + PICTURE_NOISE * noise
 
 
 @_same_draws

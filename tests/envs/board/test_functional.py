@@ -131,7 +131,7 @@ def test_a_fault_changes_the_same_actions_in_the_same_way(name, trigger):
             progress=progress,
             gripper_asked=queue,
             triggered=triggered,
-            faulty_steps=state.faulty_steps + now,
+            faulty_steps=state.faulty_steps + now.astype(int),
         )
         return state, (done, now)
 

@@ -48,7 +48,7 @@ def test_every_trained_weight_gets_a_gradient(demos, tmp_path, decoding):
     assert all(any(part in name for part in unused) for name in still)
 
 
-@pytest.mark.parametrize("decoding", ["oft", "token"])
+@pytest.mark.parametrize("decoding", [pytest.param("oft", marks=pytest.mark.slow), "token"])
 def test_it_learns_a_handful_of_frames_by_heart(demos, tmp_path, decoding):
     training = Training(config(demos, tmp_path, decoding=decoding, steps=60))
     losses = [float(training.update()["action"]) for _ in range(60)]

@@ -82,10 +82,16 @@ def class_weights(success: Bool[Array, " n"], config: LossConfig) -> Float[Array
     )
 
 
+def _mean_of(values: Float[Array, " b"], chosen: Bool[Array, " b"]) -> Float[Array, ""]:
+    """The mean of the chosen ones; 0 of none."""
+    return jnp.sum(jnp.where(chosen, values, 0.0)) / jnp.maximum(chosen.sum(), 1)
+
+
 def time_weights(mask: Bool[Array, "b t"]) -> Float[Array, "b t"]:
     """5 exp(-3 t / L) + 1 on valid steps, rescaled to mean 1 over them; 0 elsewhere."""
     length = mask.sum(1, keepdims=True, dtype=jnp.float32)
-    w = (5 * jnp.exp(-3 * jnp.arange(mask.shape[1], dtype=jnp.float32) / length) + 1) * mask
+    steps = jnp.arange(mask.shape[1], dtype=jnp.float32)[None]
+    w = jnp.where(mask, 5 * jnp.exp(-3 * steps / length) + 1, 0.0)
     return w * length / w.sum(1, keepdims=True)
 
 
@@ -211,8 +217,8 @@ def sequence_loss(
     parts = {
         "monitor": monitor + hinge,
         "reg": reg,
-        "success_avg": jnp.sum(per_episode * success) / jnp.maximum(success.sum(), 1),
-        "fail_avg": jnp.sum(per_episode * ~success) / jnp.maximum((~success).sum(), 1),
+        "success_avg": _mean_of(per_episode, success),
+        "fail_avg": _mean_of(per_episode, ~success),
         "hard_negative": hinge,
     }
     return monitor + hinge + reg, parts

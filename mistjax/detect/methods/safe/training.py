@@ -49,7 +49,7 @@ def earliest_stop_auc(
     """ROC-AUC of the largest score before the earliest stop, by comparing every pair; jittable. NaN
     with one class.
     """
-    early = jnp.arange(scores.shape[1]) < earliest_stop[:, None]
+    early = jnp.arange(scores.shape[1])[None] < earliest_stop[:, None]
     peak = jnp.max(jnp.where(early, scores, -jnp.inf), axis=1)
     above = jnp.sign(peak[:, None] - peak[None, :]) / 2 + 0.5
     pairs = (~success[:, None] & success[None, :]).astype(above.dtype)
@@ -71,7 +71,8 @@ def _epoch(
         loss, grads = loss_and_gradient(
             head, b, weights, config.loss, hyper["l2"], sub, config.group
         )
-        updates, opt_state = rule.update(grads, opt_state, head)
+        with jax.numpy_dtype_promotion("standard"):  # optax divides by integers
+            updates, opt_state = rule.update(grads, opt_state, head)
         head = jax.tree.map(lambda p, u: p + rate * u, head, updates)
         return (head, opt_state, key), loss * index.shape[0] / n
 
