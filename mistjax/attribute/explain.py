@@ -20,7 +20,7 @@ from mistjax.policies.wrapper import language
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """Why a readout is what it is, one row an observation.
+    """Why a readout is what it is, one entry an observation.
 
     Attributes:
         obs: what the model saw.
@@ -53,7 +53,7 @@ def explain(
 
     Args:
         policy: one with words, see `LanguagePolicy`.
-        raw: one raw observation a row, for example at a recorded alarm.
+        raw: raw observations, for example at a recorded alarm.
         key: of the sampling noise; the key of that inference explains exactly that action.
         readout: what to explain, for example `FailureScore`.
         method: key of `ATTRIBUTIONS`.

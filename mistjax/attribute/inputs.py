@@ -178,14 +178,14 @@ def replaced(inputs: Inputs, baseline: Inputs, regions: Regions, patch: PatchSiz
 def each_region(
     policy: Policy, obs: Observation, patch: PatchSize
 ) -> tuple[Callable[[Array], Regions], int]:
-    """(vector -> `Regions` of one row, the length of the vector)."""
+    """(vector -> `Regions` of one observation, the length of the vector)."""
     shapes = jax.eval_shape(lambda: Inputs.of(policy, obs))
     flat, unravel = ravel_pytree(Regions.full(shapes, patch))
     return unravel, flat.size
 
 
 def per_row(unravel: Callable[[Array], Regions], vectors: Float[Array, "b n"]) -> Regions:
-    """One vector a row -> `Regions` with the batch as leading axis."""
+    """One vector an observation -> `Regions` with the batch as leading axis."""
     return jax.tree.map(lambda leaf: leaf[:, 0], jax.vmap(unravel)(vectors))
 
 

@@ -55,8 +55,8 @@ class Cause:
 
 
 def localise(attribution: Attribution, top: int = 3) -> Cause:
-    """The cause of each row; `top` regions, words and dimensions of each modality (fewer if there
-    are no more). What is NaN or infinite in the attribution counts as nothing.
+    """The cause of each element; `top` regions, words and dimensions of each modality (fewer if
+    there are no more). What is NaN or infinite in the attribution counts as nothing.
 
     Raises:
         ValueError: `top` is below 1.
@@ -119,7 +119,7 @@ def describe(
     what: str = "failure score",
     state_names: Sequence[str] = (),
 ) -> list[str]:
-    """One sentence a row: the modality, then the strongest regions, words and state dimensions.
+    """One sentence each: the modality, then the strongest regions, words and state dimensions.
 
     Args:
         cause: of the same batch.
@@ -135,7 +135,7 @@ def describe(
 def named_words(
     cause: Cause, obs: Observation, tokenizer: Pieces, row: int, state_names: Sequence[str] = ()
 ) -> list[tuple[str, float]]:
-    """(word, share) of one row's strongest tokens, strongest first; tokens of one word add up.
+    """(word, share) of one element's strongest tokens, strongest first; tokens of one word add up.
 
     A number of the state that the prompt holds goes by its dimension's name.
     """

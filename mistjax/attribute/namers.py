@@ -40,7 +40,7 @@ class Moment:
 
     Attributes:
         obs: what the policy saw.
-        key: of the sampling noise, one a row.
+        key: of the sampling noise, one an observation.
         readout: what attributions explain, for example a `FailureScore`.
         memory: what the monitor of the inputs remembers of the looks before; None before the
             first one.
@@ -73,7 +73,7 @@ class Naming:
         return jnp.where(anything, jnp.argmax(self.evidence, axis=1), len(self.inputs))
 
     def names(self) -> list[str]:
-        """One of `inputs` or `NONE` for each row."""
+        """One of `inputs` or `NONE` for each batch element."""
         return [(*self.inputs, NONE)[int(i)] for i in np.asarray(self.named)]
 
 

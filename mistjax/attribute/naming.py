@@ -19,7 +19,7 @@ EVIDENCE = tuple(field.name for field in dataclasses.fields(InputEvidence))
 def describe_inputs(
     monitor: InputMonitor, evidence: InputEvidence, row: int, state_names: tuple[str, ...] = ()
 ) -> str:
-    """One sentence about one look of one row.
+    """One sentence about one observation of a batch.
 
     Args:
         monitor: what said it.

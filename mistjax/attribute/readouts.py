@@ -1,4 +1,4 @@
-"""What is explained: a `Readout` turns a sample into one number a row.
+"""What is explained: a `Readout` turns a sample into one number for each observation.
 
 Readouts are pytrees: a detector's weights and its state of the episode are leaves, so explaining
 the next step compiles nothing.

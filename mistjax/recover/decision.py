@@ -78,7 +78,7 @@ def always(*inputs: str) -> Decision:
 
 @flax.struct.dataclass
 class Script:
-    """What a decision is told of each row's episode.
+    """What a decision is told of each element's episode.
 
     Attributes:
         input: by its place in `InputMonitor.inputs`; -1 for none of them.

@@ -1,6 +1,6 @@
 """`MistPolicy`: detect -> attribute -> steer -> fuse, around any JAX policy, as one jitted program.
 
-Every inference runs the bare policy once and scores it. Only when a row alarms does the program
+Every inference runs the bare policy once and scores it. Only at an alarm does the program
 (under `lax.cond`) ask what the score relies on, look up the edit for that cause, sample again with
 it from the same noise, and fuse the two chunks within limits. The prefix is computed once unless an
 edit touches it.
@@ -74,7 +74,7 @@ class Remedy:
 
 @flax.struct.dataclass
 class MistState:
-    """Of each row's episode: the monitor's memory, and when and why the remedy began.
+    """Of each element's episode: the monitor's memory, and when and why the remedy began.
 
     Attributes:
         monitor: see `MonitorState`.
@@ -93,7 +93,7 @@ class MistPolicy(Wrapper):
 
     `objective` is the bare policy's: a remedy is a decision, and has no gradient.
 
-    `Sample.aux` holds of each row the monitor's `score`, `threshold` and `alarm`, whether the
+    `Sample.aux` holds of each element the monitor's `score`, `threshold` and `alarm`, whether the
     `fallback` goes out (the actions are then 0 until `finish` makes them the robot's), whether the
     chunk was `edited`, the `cause` (row of the steering table, -1 for none) and, at an alarm that
     begins a remedy, the attribution of the score as `why/<camera>`, `why/text` and `why/state`
@@ -207,7 +207,7 @@ def _is_finite(obs: Observation) -> Bool[Array, " b"]:
 def _find_cause(
     mist: MistPolicy, obs: Observation, key: Array, state: MistState, begins: Bool[Array, " b"]
 ) -> tuple[Int[Array, " b"], Regions]:
-    """(row of the table, attribution) where a remedy begins; the other rows keep their cause."""
+    """(row of the table, attribution) where a remedy begins; the others keep their cause."""
     remedy, monitor = mist.remedy, mist.monitor
     assert remedy is not None
     readout = FailureScore(monitor.detector, state.monitor.detector, monitor.reads)

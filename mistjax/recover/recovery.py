@@ -45,7 +45,7 @@ class Notes:
 
 @flax.struct.dataclass
 class RepairMemory:
-    """Of each row's episode.
+    """Of each element's episode.
 
     Attributes:
         notes: of each input that has a remedy.

@@ -39,7 +39,7 @@ class WatchedState:
 class Watched(Wrapper):
     """A policy, bare or a `MistPolicy`, and the monitor of its inputs; itself a `Policy`.
 
-    `Sample.aux` holds of each row `unsound`, `named` (the input named at the first alarm by its
+    `Sample.aux` holds of each element `unsound`, `named` (the input named at the first alarm by its
     place in `spec.inputs`, their number for none of them, -1 before), `input_score` and
     `input_threshold`, and the evidence as `evidence/<field of InputEvidence>`.
 

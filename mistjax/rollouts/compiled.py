@@ -2,14 +2,14 @@
 
 The batch lies inside the scan (a `vmap` of it would turn `MistPolicy`'s `lax.cond` into a select
 that always attributes). A round is one inference and the actions that follow; pictures are drawn
-only where the policy looks. A row whose episode ended takes the next one before the next round.
+only where the policy looks. A slot whose episode ended takes the next one before the next round.
 Episodes are rows of a `Table` of arrays, so one program runs any study of the same sizes.
 
 An episode depends on its seed alone, as in `run_episodes`: inference i of seed s uses the key
-fold_in(key(s), i), and each row has its own policy state. What acts and what counts are the host
+fold_in(key(s), i), and each slot has its own policy state. What acts and what counts are the host
 loop's own functions; the physics are those of the functional environment.
 
-Several devices each run their own rows and their own share of the table: there is no communication
+Several devices each run their own slots and their own share of the table: there is no communication
 between them, and an episode is the same on any number of them (but for rounding).
 """
 
@@ -77,8 +77,8 @@ class Table:
 
 
 @flax.struct.dataclass
-class Rows:
-    """The rows of the batch between two rounds.
+class Slots:
+    """The slots of the batch between two rounds.
 
     Attributes:
         episode: row of the table, where `busy`.
@@ -98,16 +98,16 @@ class Rows:
 
 
 class Round(NamedTuple):
-    """What one round reports, on the device or as NumPy arrays, of each row [b].
+    """What one round reports, on the device or as NumPy arrays, of each slot [b].
 
     Attributes:
-        episode: row of the table; -1 for an idle row.
+        episode: row of the table; -1 for an idle slot.
         inference: which of the episode.
         ended: whether the episode ended in this round; then `success`, `cause` and `steps` hold.
         success: how.
         cause: index of the environment's `causes`, of a failure.
         steps: so far.
-        executed: of them, in this round; 0 in an idle row.
+        executed: of them, in this round; 0 in an idle slot.
         monitor: what `recorder.MONITOR` names, of a policy that has it.
         taps: `str(tap)` -> values, batch axis first.
         aux: what was asked for of `Sample.aux`, batch axis first.
@@ -164,15 +164,15 @@ def shares(episodes: int, devices: int) -> Int[np.ndarray, " devices"]:
     return np.array([len(range(d, episodes, devices)) for d in range(devices)], np.int32)
 
 
-def _first_rows(env: FunctionalEnv, policy: Policy, table: Table, rows: int) -> Rows:
-    """Idle rows, to be filled by the first round."""
-    zeros = jnp.zeros(rows, jnp.int32)
-    start = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], (rows, *leaf.shape[1:])), table)
-    return Rows(
+def _first_slots(env: FunctionalEnv, policy: Policy, table: Table, slots: int) -> Slots:
+    """Idle slots, to be filled by the first round."""
+    zeros = jnp.zeros(slots, jnp.int32)
+    start = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], (slots, *leaf.shape[1:])), table)
+    return Slots(
         episode=zeros,
-        busy=jnp.zeros(rows, bool),
+        busy=jnp.zeros(slots, bool),
         state=jax.vmap(env.reset)(start.start),
-        memory=jax.tree.map(jnp.asarray, policy.initial_state(rows)),
+        memory=jax.tree.map(jnp.asarray, policy.initial_state(slots)),
         inferences=zeros,
         steps=zeros,
         next=jnp.zeros(1, jnp.int32),
@@ -187,23 +187,23 @@ def _choose(fresh: Array, new: Any, old: Any) -> Any:
 
 
 def _refill(
-    env: FunctionalEnv, policy: Policy, table: Table, count: Int[Array, "1"], rows: Rows
-) -> Rows:
-    """The next episodes of the table in the rows that are free."""
-    free = ~rows.busy
-    waiting = rows.next[0] + jnp.cumsum(free) - 1
+    env: FunctionalEnv, policy: Policy, table: Table, count: Int[Array, "1"], slots: Slots
+) -> Slots:
+    """The next episodes of the table in the slots that are free."""
+    free = ~slots.busy
+    waiting = slots.next[0] + jnp.cumsum(free) - 1
     fresh = free & (waiting < count[0])
-    episode = jnp.where(fresh, waiting, rows.episode)
+    episode = jnp.where(fresh, waiting, slots.episode)
     start = jax.tree.map(lambda leaf: leaf[episode], table.start)
     first = policy.initial_state(len(free))
-    return Rows(
+    return Slots(
         episode=episode,
-        busy=rows.busy | fresh,
-        state=_choose(fresh, jax.vmap(env.reset)(start), rows.state),
-        memory=_choose(fresh, first, rows.memory),
-        inferences=jnp.where(fresh, 0, rows.inferences),
-        steps=jnp.where(fresh, 0, rows.steps),
-        next=rows.next + fresh.sum(),
+        busy=slots.busy | fresh,
+        state=_choose(fresh, jax.vmap(env.reset)(start), slots.state),
+        memory=_choose(fresh, first, slots.memory),
+        inferences=jnp.where(fresh, 0, slots.inferences),
+        steps=jnp.where(fresh, 0, slots.steps),
+        next=slots.next + fresh.sum(),
     )
 
 
@@ -213,20 +213,20 @@ def _round(
     edits: tuple[Edit, ...],
     table: Table,
     count: Int[Array, "1"],
-    rows: Rows,
-) -> tuple[Rows, Round]:
+    slots: Slots,
+) -> tuple[Slots, Round]:
     env, recording = program.env, program.recording
-    rows = _refill(env, policy, table, count, rows)
-    seeds, before = table.seed[rows.episode], rows.state
+    slots = _refill(env, policy, table, count, slots)
+    seeds, before = table.seed[slots.episode], slots.state
     raw, state = env.observe(before)
     raw, read = dict(raw), 0
     if "prompt" in raw:
         read = raw.pop("prompt")
-    words = jax.tree.map(lambda w: w[rows.episode, read], table.words)
+    words = jax.tree.map(lambda w: w[slots.episode, read], table.words)
     sample: Sample = policy.sample(
         traceable(policy).observe(raw, words),
-        _keys(seeds, rows.inferences),
-        state=rows.memory,
+        _keys(seeds, slots.inferences),
+        state=slots.memory,
         edits=edits,
         taps=recording.taps,
     )
@@ -240,11 +240,11 @@ def _round(
         # Pictures that nobody uses are not drawn.
         return (now, steps), robot_state(env.observe(state)[0]) if recording.actions else ()
 
-    (state, steps), seen = jax.lax.scan(execute, (state, rows.steps), actions)
-    ended, executed = rows.busy & state.done, jnp.where(rows.busy, steps - rows.steps, 0)
+    (state, steps), seen = jax.lax.scan(execute, (state, slots.steps), actions)
+    ended, executed = slots.busy & state.done, jnp.where(slots.busy, steps - slots.steps, 0)
     report = Round(
-        episode=jnp.where(rows.busy, rows.episode, -1),
-        inference=rows.inferences,
+        episode=jnp.where(slots.busy, slots.episode, -1),
+        inference=slots.inferences,
         ended=ended,
         success=state.success,
         cause=jax.vmap(env.failure_cause)(state),
@@ -255,15 +255,15 @@ def _round(
         aux={name: sample.aux[name] for name in recording.aux},
         kept={"chunks": chunk, "state": jnp.swapaxes(seen, 0, 1)} if recording.actions else {},
     )
-    rows = dataclasses.replace(
-        rows,
-        busy=rows.busy & ~state.done,
+    slots = dataclasses.replace(
+        slots,
+        busy=slots.busy & ~state.done,
         state=state,
         memory=sample.state,
-        inferences=rows.inferences + 1,
+        inferences=slots.inferences + 1,
         steps=steps,
     )
-    return rows, report
+    return slots, report
 
 
 def robot_state(raw: Mapping[str, Array]) -> Float[Array, "b s"]:
@@ -275,35 +275,35 @@ def _keys(seeds: Int[Array, " b"], inferences: Int[Array, " b"]) -> Array:
     return jax.vmap(lambda seed, i: jax.random.fold_in(jax.random.key(seed), i))(seeds, inferences)
 
 
-@functools.partial(jax.jit, static_argnames=("program", "rows"))
-def _begin(program: _Program, policy: Any, table: Table, rows: int) -> Rows:
-    """Idle rows on every device."""
+@functools.partial(jax.jit, static_argnames=("program", "slots"))
+def _begin(program: _Program, policy: Any, table: Table, slots: int) -> Slots:
+    """Idle slots on every device."""
     mesh = program.mesh
 
     def local(policy, table):
-        return _first_rows(program.env, policy, table, rows // mesh.size)
+        return _first_slots(program.env, policy, table, slots // mesh.size)
 
     return jax.shard_map(
         local, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS), check_vma=False
     )(policy, table)
 
 
-@functools.partial(jax.jit, static_argnames="program", donate_argnames="rows")
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="slots")
 def _advance(
     program: _Program,
     policy: Any,
     edits: tuple[Edit, ...],
     table: Table,
     counts: Int[Array, " devices"],
-    rows: Rows,
-) -> tuple[Rows, Round]:
-    """Some rounds of all rows; reports have a leading axis of rounds."""
+    slots: Slots,
+) -> tuple[Slots, Round]:
+    """Some rounds of all slots; reports have a leading axis of rounds."""
 
-    def local(policy, edits, table, count, rows):
-        def turn(rows, _):
-            return _round(program, policy, edits, table, count, rows)
+    def local(policy, edits, table, count, slots):
+        def turn(slots, _):
+            return _round(program, policy, edits, table, count, slots)
 
-        return jax.lax.scan(turn, rows, None, length=program.rounds)
+        return jax.lax.scan(turn, slots, None, length=program.rounds)
 
     each = P(AXIS)
     return jax.shard_map(
@@ -312,7 +312,7 @@ def _advance(
         in_specs=(P(), P(), each, each, each),
         out_specs=(each, P(None, AXIS)),
         check_vma=False,
-    )(policy, edits, table, counts, rows)
+    )(policy, edits, table, counts, slots)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,7 +366,7 @@ class Run:
 
     def describe(self) -> str:
         """One line: what `advance` does, and the memory that it takes."""
-        rows = len(self._owner)
+        slots = len(self._owner)
         plan = self.compiled.memory_analysis()
         held = (
             ""
@@ -377,7 +377,7 @@ class Run:
             )
         )
         return (
-            f"{rows} environments on {self._devices} device{'s' * (self._devices > 1)}, "
+            f"{slots} environments on {self._devices} device{'s' * (self._devices > 1)}, "
             f"{self.rounds} inferences between two visits to the host: {held}"
             f"{self.reported_bytes / 1e6:,.1f} MB of records at each."
         )
@@ -413,13 +413,13 @@ class CompiledRollouts:
         Args:
             policy: what acts. It must be traceable: a JAX policy, or `MistPolicy` around one.
             env: where.
-            num_envs: rows of the batch, over all devices.
+            num_envs: slots of the batch, over all devices.
             rounds: of one call of the program.
             devices: to run on; None is the first.
             recording: what to keep.
 
         Raises:
-            ValueError: the policy cannot be traced, or the rows do not divide among the devices.
+            ValueError: the policy cannot be traced, or the slots do not divide among the devices.
         """
         devices = list(devices or jax.devices()[:1])
         if num_envs < 1 or num_envs % len(devices):
@@ -512,8 +512,8 @@ def tally(found: Outcomes, reported: Round) -> None:
     found.inferences[done] = reported.inference[ended] + 1
     if "alarm" in reported.monitor:
         alarms = reported.monitor["alarm"] & (at >= 0)
-        for turn, row in zip(*np.nonzero(alarms), strict=True):
-            if found.alarm[at[turn, row]] < 0:
-                found.alarm[at[turn, row]] = reported.inference[turn, row]
+        for turn, slot in zip(*np.nonzero(alarms), strict=True):
+            if found.alarm[at[turn, slot]] < 0:
+                found.alarm[at[turn, slot]] = reported.inference[turn, slot]
         edited = reported.monitor["edited"] & (at >= 0)
         np.add.at(found.edited, at[edited], 1)

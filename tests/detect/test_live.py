@@ -32,7 +32,6 @@ TINY = {
 WIDE = ("action_rotation_var", "action_gripper_var")  # read seven dimensions, the board has four
 OF_TOKENS = [name for name in DETECTORS if "_token_" in name]
 ON_THE_BOARD = [name for name in DETECTORS if name not in (*OF_TOKENS, *WIDE)]
-QUICK = ("cosine_knn", "stac", "stac_single", "sensitivity_gate", "trajectory_length")
 
 
 def deployed(name, runs, folder, policy):

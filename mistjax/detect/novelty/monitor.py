@@ -80,7 +80,7 @@ class Novelty:
 
 @flax.struct.dataclass
 class InputMemory:
-    """What is remembered of each row's episode; newest look first.
+    """What is remembered of each element's episode; newest look first.
 
     Attributes:
         tokens, grid, state: of the last looks.

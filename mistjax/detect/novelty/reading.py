@@ -29,7 +29,7 @@ TOKENS = Tap("vision.resid", (-1,), "image")
 
 @flax.struct.dataclass
 class Reading:
-    """Of each row (C cameras in the model's order).
+    """Of each batch element (C cameras in the model's order).
 
     Attributes:
         tokens: the vision tower's output, averaged to at most 4 by 4 patches a camera.

@@ -244,7 +244,7 @@ def _action_fault(fault: Injection | None) -> Fault | None:
 def _see(
     kinds: Sequence[inputs.Kind], memory: Any, now: Array, start: Start, steps: Array
 ) -> tuple[Array, inputs.Memory]:
-    """One observation of a batch: each row's own kind."""
+    """One observation of a batch: each element's own kind."""
 
     def one(memory, now, kind, strength, seed, steps, onset):
         def chosen(view, strength, key):

@@ -63,5 +63,5 @@ class DeadReckoning:
 
 
 def _largest(values: Float[Array, "b s"]) -> Float[Array, " b"]:
-    """Of each row; Inf where one is not a number."""
+    """Of each batch element; Inf where one is not a number."""
     return jnp.where(jnp.isnan(values), jnp.inf, values).max(axis=1)
