@@ -56,8 +56,8 @@ class Repaired(Watched):
 
     `Sample.aux` also holds of each element, with one column an input, `repaired` (whether the
     policy acted on something else than the sensor), `repairing` (whether it would have, had the
-    remedy known) and `residual` (see `Proposal`; 0 where nothing is repaired); `edited` says whether any
-    input was repaired, or the policy inside edited.
+    remedy known) and `residual` (see `Proposal`; 0 where nothing is repaired); `edited` says
+    whether any input was repaired, or the policy inside edited.
 
     Attributes:
         remedies: input -> remedy, by the monitor's names.
