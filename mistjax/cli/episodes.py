@@ -66,6 +66,15 @@ def tell_crashes(runs: Mapping[str, Run]) -> int:
     return code
 
 
+def tell_unsound(runs: Mapping[str, Run]) -> None:
+    """Says of each run whose inputs were watched what was named, with the first one's sentence."""
+    from mistjax.report.unsound import said
+
+    for name, run in runs.items():
+        if run.config.get("inputs"):
+            print(f"{name}: {said(run)}")
+
+
 def collect(
     policy: Positional[str],
     /,
@@ -142,6 +151,7 @@ def collect(
         f"Success {summarize(run).success} of the finished ones, with its 95% Wilson interval.\n"
         f"Next: mistjax train-detector {out} --out DETECTOR"
     )
+    tell_unsound({str(out): run})
     return tell_crashes({str(out): run})
 
 
@@ -215,6 +225,7 @@ def evaluate(
             plan=plan,
         )
     )
+    tell_unsound(runs)
     folders = " ".join(str(out / arm) for arm in runs)
     print(
         f"Next: mistjax report {folders}, or mistjax export-lerobot {out / arms[0]} --out DATASET"

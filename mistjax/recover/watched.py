@@ -59,6 +59,11 @@ class Watched(Wrapper):
         return dataclasses.replace(spec.wrapped(spec.name, self.inputs), inputs=names)
 
     @property
+    def reports(self) -> tuple[str, ...]:
+        """See `Wrapper.reports`: what a sentence about an alarm is made of."""
+        return (*self.policy.reports, *(f"evidence/{name}" for name in EVIDENCE))
+
+    @property
     def monitor(self) -> Any:
         """Of failures, where the policy has one."""
         return self.policy.monitor

@@ -24,6 +24,7 @@ from mistjax.report.blocks import (
     Words,
 )
 from mistjax.report.html import Section, write_report
+from mistjax.report.unsound import unsound
 from mistjax.report.video import write_overlay
 from mistjax.rollouts.mp4 import read_mp4
 from mistjax.rollouts.run import Run, load_run
@@ -60,6 +61,7 @@ def build_report(
         sections = [
             results(loaded),
             *scores(loaded),
+            *unsound(loaded),
             *episodes(loaded, Path(folder)),
             *extra,
             latency(loaded),

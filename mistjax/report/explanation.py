@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -20,11 +19,9 @@ from mistjax.policies.protocol import Policy, RawObs
 from mistjax.policies.wrapper import language
 from mistjax.report.build import Explanation, explanations
 from mistjax.report.html import write_report
+from mistjax.report.unsound import STATE_NAMES
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace
-
-_BOARD = ("x", "y", "z", "opening", "last gripper command")
-STATE_NAMES: Mapping[str, tuple[str, ...]] = {"board": _BOARD, "board_fast": _BOARD}
 
 
 def raw_observation(policy: Policy, trace: Trace, inference: int) -> RawObs:

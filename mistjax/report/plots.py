@@ -23,8 +23,8 @@ _HEAT = LinearSegmentedColormap.from_list(
 )
 
 
-def score_curve(trace: Trace) -> Figure:
-    """One episode: failure score, threshold, first alarm, and where the action was steered.
+def score_curve(trace: Trace, name: str = "failure score") -> Figure:
+    """One episode: score, threshold, first alarm, and where the action was steered.
 
     Raises:
         ValueError: the episode has no scores.
@@ -32,7 +32,7 @@ def score_curve(trace: Trace) -> Figure:
     score = _score(trace)
     figure, axes = new_axes(6.4, 2.6)
     _threshold(axes, [trace])
-    axes.plot(trace.inference_step, score, color=LIGHT["score"], linewidth=2, label="failure score")
+    axes.plot(trace.inference_step, score, color=LIGHT["score"], linewidth=2, label=name)
     if trace.edited is not None and trace.edited.any():
         low = axes.get_ylim()[0]
         steered = np.where(trace.edited, low, np.nan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -92,6 +92,7 @@ class Recorder:
         self.seed = seed
         self._cameras = cameras
         self._prompt = str(raw["prompt"])
+        self._prompts: list[str] = []
         task = info.get("task", self._prompt)
         self._task = task if isinstance(task, str) else to_json(task)
         self._info: Mapping[str, Any] = info
@@ -120,6 +121,7 @@ class Recorder:
         if self._inferences:
             _check_alike(values, self._inferences[0][1])
         self._inferences.append((self.steps, values))
+        self._prompts.append(str(raw["prompt"]))
         return batch.chunks[element]
 
     def step(
@@ -179,7 +181,7 @@ class Recorder:
             "perturbation": dict(perturbation),
             "info": {
                 **{name: v for name, v in self._info.items() if is_scalar(v)},
-                **_first_named(tensors, spec.inputs),
+                **_first_named(tensors, spec.inputs, self._prompts),
             },
         }
         trace = Trace.from_parts(row, tensors)
@@ -194,14 +196,21 @@ def _check_alike(values: Mapping[str, np.ndarray], first: Mapping[str, np.ndarra
             )
 
 
-def _first_named(tensors: Mapping[str, np.ndarray], inputs: tuple[str, ...]) -> dict[str, Json]:
-    """The input that was named first, None for none of them, and at which step; {} for nothing."""
+def _first_named(
+    tensors: Mapping[str, np.ndarray], inputs: tuple[str, ...], prompts: Sequence[str]
+) -> dict[str, Json]:
+    """The input that was named first, None for none of them, at which step, and the instruction
+    there; {} for nothing.
+    """
     named = tensors.get("named", np.zeros(0, int))
     if not (named >= 0).any():
         return {}
     first = int(np.argmax(named >= 0))
-    name = [*inputs, None][named[first]]
-    return {"named_input": name, "named_step": int(tensors["inference_step"][first])}
+    return {
+        "named_input": [*inputs, None][named[first]],
+        "named_step": int(tensors["inference_step"][first]),
+        "named_prompt": prompts[first],
+    }
 
 
 def robot_state(raw: RawObs) -> np.ndarray:

@@ -115,6 +115,7 @@ def run_episodes(
             "taps": [str(tap) for tap in taps],
             "aux": list(aux),
             "max_steps": plan.max_steps,
+            **({"inputs": list(policy.spec.inputs)} if policy.spec.inputs else {}),
             **(settings or {}),
         }
         traces: dict[int, Trace] = {}

@@ -59,7 +59,6 @@ SCORE = (
     "gradient_x_input",
     "integrated_gradients",
     "occlusion",
-    "iss",
     "whole_occlusion",
     "chance",
 )
@@ -79,6 +78,7 @@ class Config:
         episodes: of each fault.
         clean: moments of clean episodes that explanations are measured against.
         samples: random masks of ISS.
+        steps: of integrated gradients.
         kinds: of `FAULTS`; all by default.
         moments: what is kept of each kind.
         out: the results.
@@ -87,8 +87,9 @@ class Config:
     policy: str = "checkpoints/board_pi0"
     mist: Path = Path("checkpoints/board_mist")
     episodes: int = 8
-    clean: int = 64
+    clean: int = 48
     samples: int = 128
+    steps: int = 16
     kinds: tuple[str, ...] = tuple(FAULTS)
     moments: Path = Path("runs/fault_explanations")
     out: Path = Path("experiments/results/fault_explanations.json")
@@ -157,7 +158,11 @@ def played(config: Config, watched: Any, kind: str) -> tuple[list[Case], dict[st
 
 def asked(config: Config, watched: Any) -> dict[str, tuple[str, Namer]]:
     """Name in the table -> (what is explained, who is asked)."""
-    namers = {**NAMERS, "iss": by_share("iss", samples=config.samples)}
+    namers = {
+        **NAMERS,
+        "integrated_gradients": by_share("integrated_gradients", steps=config.steps),
+        "iss": by_share("iss", samples=config.samples),
+    }
     found: dict[str, tuple[str, Namer]] = {NOVELTY: ("score", novelty(watched.inputs))}
     found |= {name: ("score", namers[name]) for name in SCORE}
     return found | {f"{name}, action": ("action", namers[name]) for name in ACTION}
