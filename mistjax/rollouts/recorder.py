@@ -121,7 +121,7 @@ class Recorder:
         if self._inferences:
             _check_alike(values, self._inferences[0][1])
         self._inferences.append((self.steps, values))
-        self._prompts.append(str(raw["prompt"]))
+        self._prompts.append(str(raw.get("prompt", self._prompt)))
         return batch.chunks[element]
 
     def step(

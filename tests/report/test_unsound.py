@@ -73,7 +73,8 @@ def test_the_sentence_names_the_input_the_evidence_and_the_place(run):
     sentences = [alarm_sentence(run.trace(seed), INPUTS) for seed in run.seeds]
     assert sentences[0] == (
         "Unsound: camera observation/image (level 4.3 times its 95% limit in clean episodes, alarm "
-        "above 1.2; next camera wrist with 0.3), most in 4 of 64 cells: rows 3 to 4, columns 6 to 7."
+        "above 1.2; next camera wrist with 0.3), most in 4 of 64 cells: rows 3 to 4, columns 6 "
+        "to 7."
     )
     assert sentences[1].endswith("“zzz” in place of “<black>”.")
     assert "by 2.5 standard deviations" in sentences[2]
