@@ -16,6 +16,8 @@ import numpy as np
 from mistjax.detect.novelty.monitor import STREAMS, InputEvidence, InputMonitor
 from mistjax.envs.faults.battery import input_name
 
+UNUSUAL = 3.0
+"""From how many standard deviations on a cell of a picture is pointed at."""
 EVIDENCE = tuple(field.name for field in dataclasses.fields(InputEvidence))
 
 
@@ -90,7 +92,7 @@ def _where(
     """Within the input: cells of a picture, an entry of the state, words."""
     if kind == "camera":
         cells = at["cells"][named]
-        rows, columns = np.nonzero(cells >= max(cells.max() / 2, 3.0))
+        rows, columns = np.nonzero(cells >= max(cells.max() / 2, UNUSUAL))
         if not len(rows):
             return ""
         return (

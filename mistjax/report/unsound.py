@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from mistjax.attribute.naming import sentence
-from mistjax.envs.faults.battery import INPUTS
+from mistjax.attribute.naming import UNUSUAL, sentence
+from mistjax.envs.faults.battery import INPUTS, input_name
 from mistjax.report import plots
 from mistjax.report.blocks import Block, Picture, Plot, Quote, Row, Table, Text
 from mistjax.report.html import Section
@@ -142,14 +142,18 @@ def _alarm(trace: Trace, inputs: Sequence[str]) -> list[Block]:
     step = int(trace.inference_step[first])
     blocks: list[Block] = [Quote(words, f"Seed {trace.seed}, at step {step}; in truth: {truth}.")]
     pictures: list[Block] = []
-    for number, (key, frames) in enumerate(trace.images.items()):
-        seen, cells = frames[first], trace.aux["evidence/cells"][first][number]
-        if seen.shape[0] % cells.shape[0] or seen.shape[1] % cells.shape[1]:
+    cameras = {input_name(key): frames[first] for key, frames in trace.images.items()}
+    for number, name in enumerate(inputs):
+        if name not in cameras:
             continue
-        factor, name = max(1, 384 // seen.shape[0]), key.rpartition("/")[2].replace("_", " ")
-        pictures.append(Picture(seen.repeat(factor, 0).repeat(factor, 1), title=name))
-        title = f"{name}: cells up to {cells.max():.0f} sd from clean episodes"
-        pictures.append(Picture(plots.heatmap(seen, cells), title=title))
+        seen, cells = cameras[name], trace.aux["evidence/cells"][first][number]
+        factor = max(1, 384 // seen.shape[0])
+        pictures.append(Picture(seen.repeat(factor, 0).repeat(factor, 1), title=f"camera {name}"))
+        fits = not (seen.shape[0] % cells.shape[0] or seen.shape[1] % cells.shape[1])
+        if fits and cells.max() >= UNUSUAL:
+            title = f"{name}: cells up to {cells.max():.0f} standard deviations from clean episodes"
+            heat = plots.heatmap(seen, np.where(cells >= UNUSUAL, cells, 0))
+            pictures.append(Picture(heat, title=title))
     if pictures:
         blocks.append(Row(pictures, least=210))
     watched = dataclasses.replace(

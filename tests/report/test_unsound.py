@@ -28,7 +28,7 @@ def test_a_changed_instruction_is_told_in_words(now, says):
     assert changed_words("place the black stone", now) == says
 
 
-INPUTS = ["observation/image", "wrist", "state", "instruction"]
+INPUTS = ["front", "wrist", "state", "instruction"]
 
 
 def watched(trace, seed, named, ratios, info):
@@ -72,7 +72,7 @@ def run(trace, memory):
 def test_the_sentence_names_the_input_the_evidence_and_the_place(run):
     sentences = [alarm_sentence(run.trace(seed), INPUTS) for seed in run.seeds]
     assert sentences[0] == (
-        "Unsound: camera observation/image (level 4.3 times its 95% limit in clean episodes, alarm "
+        "Unsound: camera front (level 4.3 times its 95% limit in clean episodes, alarm "
         "above 1.2; next camera wrist with 0.3), most in 4 of 64 cells: rows 3 to 4, columns 6 "
         "to 7."
     )
@@ -92,7 +92,7 @@ def test_the_section_counts_who_was_named_rightly(run):
     }
     assert rows["push"]["named"] == "state 1" and rows["front"]["delay, steps"] == "1"
     assert page.count("<blockquote>") == 3
-    assert "cells up to 9 sd" in page
+    assert "front: cells up to 9 standard deviations" in page
     assert "<code>front_patch</code> at strength 1 from step 3 on" in page
 
 
