@@ -12,6 +12,7 @@ from mistjax.attribute.inputs import Baseline, Regions
 from mistjax.attribute.localiser import Cause, describe, localise
 from mistjax.attribute.readouts import (
     ActionChange,
+    ActionContrast,
     ActionValue,
     FailureScore,
     Function,
@@ -22,6 +23,7 @@ from mistjax.attribute.registry import ATTRIBUTIONS, attribute
 __all__ = [
     "ATTRIBUTIONS",
     "ActionChange",
+    "ActionContrast",
     "ActionValue",
     "Attribution",
     "Baseline",

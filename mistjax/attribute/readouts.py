@@ -102,6 +102,40 @@ class ActionChange:
 
 
 @flax.struct.dataclass
+class ActionKept(ActionChange):
+    """Minus that distance: what keeps the chunk as it is counts as positive, as elsewhere."""
+
+    def __call__(self, sample: Sample) -> Float[Array, " b"]:
+        return -super().__call__(sample)
+
+
+@flax.struct.dataclass
+class ActionContrast:
+    """How far the chunk is on the way from another one to its own: (a - a') . d / |d|, with a' the
+    `reference` and d the `direction` from it, [B,H,A] in model units.
+
+    With a' and d from another prompt on the same noise, it says what makes the policy do what this
+    prompt asks rather than the other one; there it is |d|, and it has a gradient.
+    """
+
+    reference: Float[Array, "b h a"]
+    direction: Float[Array, "b h a"]
+
+    @property
+    def name(self) -> str:
+        return "difference of the actions"
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        return ()
+
+    def __call__(self, sample: Sample) -> Float[Array, " b"]:
+        length = jnp.sqrt(jnp.square(self.direction).sum((1, 2)))
+        along = ((sample.actions - self.reference) * self.direction).sum((1, 2))
+        return along / jnp.maximum(length, 1e-12)
+
+
+@flax.struct.dataclass
 class Function:
     """Any function of a sample. Compiled once for each function object."""
 

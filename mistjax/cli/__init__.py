@@ -34,7 +34,7 @@ from mistjax.cli.detectors import (
 )
 from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, memory, report, study
 from mistjax.cli.installation import cite, conformance, doctor, fetch
-from mistjax.cli.remedies import explain, fit_imputer, remedy, vectors
+from mistjax.cli.remedies import explain, fit_imputer, patch, remedy, vectors
 
 DEBUG = "--debug"
 FOUND, REFUSED, BUG, INTERRUPTED = 1, 2, 70, 130
@@ -54,6 +54,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "vectors": vectors,
     "remedy": remedy,
     "explain": explain,
+    "patch": patch,
     "eval": evaluate,
     "study": study,
     "report": report,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -16,52 +17,142 @@ def explain(
     /,
     *,
     policy: str,
-    detector: Path,
-    seed: int,
-    inference: int | None = None,
-    method: str = "integrated_gradients",
+    detector: Path | None = None,
+    seed: int | None = None,
+    inference: int | Literal["all"] | None = None,
+    method: tuple[str, ...] = ("integrated_gradients",),
+    of: str = "score",
+    prompt: str | None = None,
     memory: int | None = None,
     out: Path = Path("explanation.html"),
     preset: str | None = None,
     unnorm_key: str | None = None,
 ) -> None:
-    """Say what the failure score of a recorded episode relies on, in a sentence and pictures.
+    """Say what a recorded moment, episode or run relies on, in sentences and pictures.
 
     Args:
-        run: run folder with the episode, recorded as video.
+        run: run folder, with episodes recorded as video.
         policy: checkpoint folder, gs://BUCKET/PATH, hf://OWNER/REPOSITORY@COMMIT, or
             MODULE:FUNCTION for one of your own.
-        detector: a calibrated detector.
-        seed: which episode.
-        inference: which inference; the first alarm by default, else the highest score.
-        method: integrated_gradients, gradient_x_input, saliency, occlusion or iss.
+        detector: a calibrated detector, whose failure score is explained.
+        seed: which episode; all of the run by default.
+        inference: which inference, or all; the first alarm by default, else the highest score (the
+            first inference without a detector).
+        method: one or several, side by side: integrated_gradients, gradient_x_input, saliency,
+            occlusion, iss, attention_mass, token_norm or cache_ablation.
+        of: score; action (how far it moves); an action dimension, such as dz; or prompt (the
+            difference to the action under another prompt).
+        prompt: that other prompt.
         memory: MiB of temporary memory to stay within; 8 runs at a time by default.
         out: page to write.
         preset: robot preset; the checkpoint's own by default.
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
     """
+    from mistjax.attribute.questions import SCORE, Question
     from mistjax.attribute.registry import ATTRIBUTIONS
     from mistjax.policies.load import load_policy
-    from mistjax.report.explanation import explain_episode
+    from mistjax.recover.artifact import load_monitor
+    from mistjax.report.methods import explain_run
+    from mistjax.rollouts.run import load_run
+
+    recorded = load_run(run)
+    if seed is not None and seed not in recorded.seeds:
+        raise ValueError(f"{run} has no episode with seed {seed}: it has {_few(recorded.seeds)}.")
+    if isinstance(inference, int):
+        whole("inference", inference, 0)
+    budget = None if memory is None else whole("memory", memory, 1) * 2**20
+    unknown = [name for name in method if name not in ATTRIBUTIONS]
+    if unknown or not method or len(set(method)) < len(method):
+        raise ValueError(f"methods are {method}: choose some of {', '.join(ATTRIBUTIONS)}.")
+    refuse_file(out.parent)
+    bare = load_policy(policy, preset, unnorm_key=unnorm_key)
+    monitor = None if detector is None else load_monitor(detector, bare)
+    question = Question(of, prompt)
+    print(
+        explain_run(
+            bare,
+            recorded,
+            question,
+            method,
+            out,
+            monitor=monitor,
+            seed=seed,
+            inference=inference,
+            memory=budget,
+        )
+    )
+    then = f"mistjax vectors {policy} --run {run} --out {detector}"
+    if of != SCORE:
+        then = f"mistjax eval {policy} --out STUDY"
+    print(
+        f"{out}: the same in pictures. Shares are of what raises the readout: what it rests on, "
+        f"which need not be what made the episode fail.\nNext: {then}"
+    )
+
+
+def patch(
+    run: Positional[Path],
+    /,
+    *,
+    policy: str,
+    seed: int,
+    inference: int = 0,
+    corrupt: str = "word",
+    prompt: str | None = None,
+    restore: tuple[str, ...] = ("stacks", "layers", "heads", "tokens"),
+    chunk: int = 8,
+    out: Path = Path("patching.html"),
+    preset: str | None = None,
+    unnorm_key: str | None = None,
+) -> None:
+    """Corrupt a recorded moment, restore it unit by unit, and draw what carries the action.
+
+    Args:
+        run: run folder with the episode, recorded as video.
+        policy: checkpoint folder, gs://BUCKET/PATH, hf://OWNER/REPOSITORY@COMMIT, or
+            MODULE:FUNCTION for one of your own.
+        seed: which episode.
+        inference: which inference.
+        corrupt: word or patch (the one that moves the action most), a camera by name, text or
+            state.
+        prompt: in place of that, another prompt.
+        restore: stacks, layers, heads, tokens.
+        chunk: restored runs at a time.
+        out: page to write.
+        preset: robot preset; the checkpoint's own by default.
+        unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
+    """
+    from mistjax.attribute.restoration import UNITS
+    from mistjax.policies.load import load_policy
+    from mistjax.report.restoration import patch_run
     from mistjax.rollouts.run import load_run
 
     recorded = load_run(run)
     if seed not in recorded.seeds:
         raise ValueError(f"{run} has no episode with seed {seed}: it has {_few(recorded.seeds)}.")
-    if inference is not None:
-        whole("inference", inference, 0)
-    budget = None if memory is None else whole("memory", memory, 1) * 2**20
-    if method not in ATTRIBUTIONS:
-        raise ValueError(
-            f"no method is called {method!r}; choose one of {', '.join(ATTRIBUTIONS)}."
-        )
+    whole("inference", inference, 0)
+    whole("chunk", chunk, 1)
+    if set(restore) - set(UNITS) or not restore or len(set(restore)) < len(restore):
+        raise ValueError(f"what is restored is {restore}: choose some of {', '.join(UNITS)}.")
     refuse_file(out.parent)
     bare = load_policy(policy, preset, unnorm_key=unnorm_key)
-    print(explain_episode(bare, detector, recorded, seed, out, inference, method, budget))
     print(
-        f"{out}: the same in pictures. Shares are of what raises the score by {method}: what the "
-        "score rests on, which need not be what made the episode fail.\n"
-        f"Next: mistjax vectors {policy} --run {run} --out {detector}"
+        patch_run(
+            bare,
+            recorded,
+            seed,
+            inference,
+            corrupt,
+            out,
+            prompt=prompt,
+            units=restore,
+            chunk=chunk,
+        )
+    )
+    print(
+        f"{out}: heat maps. That a unit restores the action says that it is enough, given the rest "
+        f"of the corrupted run, not that it is needed.\nNext: mistjax explain {run} --policy "
+        f"{policy} --seed {seed} --of action --method cache_ablation"
     )
 
 

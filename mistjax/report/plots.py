@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -59,6 +59,52 @@ def score_curve(trace: Trace, name: str = "failure score") -> Figure:
     axes.margins(x=0.01)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(axes)
+    return figure
+
+
+def share_lines(
+    steps: Int[np.ndarray, " n"], shares: Mapping[str, Float[np.ndarray, " n"]]
+) -> Figure:
+    """The share of each input against the env step, one line an input."""
+    figure, axes = new_axes(6.4, 2.6)
+    for (name, values), color in zip(shares.items(), ARMS[1:], strict=False):
+        axes.plot(steps, values, "o-", color=color, linewidth=1.8, markersize=3.5, label=name)
+    axes.set_ylim(-0.02, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    label(axes, "env step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend(axes)
+    return figure
+
+
+def grid(
+    values: Float[np.ndarray, "rows columns"],
+    x: str,
+    y: str = "layer",
+    groups: Mapping[str, tuple[int, int]] | None = None,
+) -> Figure:
+    """A heat map with the first row at the bottom; `groups` names runs of columns. Colours run from
+    0 to the larger of 1 and the largest value; what is below 0 is drawn as 0.
+    """
+    rows, columns = values.shape
+    figure, axes = new_axes(min(1.6 + 0.16 * columns, 9.6), 1.5 + 0.24 * rows)
+    shown = np.clip(np.nan_to_num(values), 0, None)
+    mesh = axes.pcolormesh(shown, cmap=_HEAT, vmin=0, vmax=max(1.0, float(shown.max())))
+    axes.grid(visible=False)
+    label(axes, x, y)
+    axes.set_yticks(np.arange(rows) + 0.5, [str(i + 1) for i in range(rows)])
+    if groups is None:
+        step = max(1, columns // 12)
+        axes.set_xticks(
+            np.arange(0, columns, step) + 0.5, [str(i + 1) for i in range(0, columns, step)]
+        )
+    else:
+        axes.set_xticks([(a + b) / 2 for a, b in groups.values()], list(groups))
+        for start, _ in list(groups.values())[1:]:
+            axes.axvline(start, color=LIGHT["card"], linewidth=1.2)
+    bar = figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.02)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.tick_params(labelsize=FONT_SIZE - 1.5, colors=LIGHT["muted"], length=0)
     return figure
 
 

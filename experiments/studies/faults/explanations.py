@@ -7,7 +7,7 @@ A few episodes of every fault of the battery, the strongest that may be looked a
 the only one). An explanation is asked twice: as it is (the input with the largest share, which is
 never "none"), and against clean episodes (in units of what it says at clean moments, and "none"
 where it says no more than there). Explained is the shipped failure score, and for some methods the
-action (how far the chunk moves). Within an input: is the strongest patch inside of the occluding
+action (what keeps the chunk as it is). Within an input: is the strongest patch inside of the dark
 square, the strongest state entry the displaced one, the strongest word one that was changed?
 
 The moments are those of the monitor, so it is not asked about faults that it has missed; they are
@@ -38,7 +38,7 @@ from mistjax.attribute.namers import (
     by_share,
     novelty,
 )
-from mistjax.attribute.readouts import ActionChange, FailureScore
+from mistjax.attribute.readouts import ActionKept, FailureScore
 from mistjax.attribute.text import words_of
 from mistjax.compilation import enable_cache
 from mistjax.envs.faults import inputs
@@ -174,7 +174,7 @@ def moment(policy: Any, monitor: Any, cases: Sequence[Case], what: str) -> Momen
     key = jnp.concatenate([case.key for case in cases])
     state = jax.tree.map(lambda *x: jnp.concatenate(x), *(case.state for case in cases))
     if what == "action":
-        readout: Any = ActionChange(policy.sample(obs, key).actions)
+        readout: Any = ActionKept(policy.sample(obs, key).actions)
     else:
         readout = FailureScore(monitor.detector, state.policy.monitor.detector, monitor.reads)
     return Moment(obs, key, readout, state.inputs)

@@ -1,0 +1,175 @@
+"""What is asked of a recorded episode: the readout of any of its inferences.
+
+- `score`      the failure score of a detector
+- `action`     what keeps the chunk as it is; for methods that intervene, as it has no gradient
+- an action dimension by name, such as `dz`: its mean over the steps that are executed
+- `prompt`     the difference to the chunk under another prompt, on the same noise
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from mistjax.attribute.readouts import (
+    ActionContrast,
+    ActionKept,
+    ActionValue,
+    FailureScore,
+    Readout,
+)
+from mistjax.detect.detector import observe
+from mistjax.detect.monitor import Monitor
+from mistjax.models.observation import Observation
+from mistjax.policies.protocol import Policy, PolicySpec, RawObs
+from mistjax.rollouts.trace import Trace
+
+SCORE, ACTION, PROMPT = "score", "action", "prompt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """See the module.
+
+    Attributes:
+        of: what is explained.
+        prompt: the other prompt, for `prompt` alone.
+    """
+
+    of: str = SCORE
+    prompt: str | None = None
+
+    def check(self, spec: PolicySpec, methods: Sequence[str], monitored: bool) -> None:
+        """ValueError for what cannot be asked of a policy, with these methods, with or without a
+        detector."""
+        known = (SCORE, ACTION, PROMPT, *spec.action_names)
+        if self.of not in known:
+            raise ValueError(f"nothing is called {self.of!r}: explain one of {', '.join(known)}.")
+        if (self.of == PROMPT) != (self.prompt is not None):
+            raise ValueError(
+                f"what is explained is {self.of!r} and the other prompt {self.prompt!r}: the "
+                "difference to another prompt needs one, and nothing else does."
+            )
+        if self.of == SCORE and not monitored:
+            raise ValueError(
+                "a failure score is a detector's: give its folder, or explain something else, "
+                f"such as {ACTION!r} or {spec.action_names[0]!r}."
+            )
+        flat = ("saliency", "gradient_x_input", "integrated_gradients")
+        if self.of == ACTION and (wrong := [name for name in methods if name in flat]):
+            raise ValueError(
+                f"{', '.join(wrong)}: how far a chunk moves has no gradient where it is; "
+                "choose occlusion or iss, or an action dimension."
+            )
+
+    def readout(
+        self,
+        policy: Policy,
+        raw: Sequence[RawObs],
+        obs: Observation,
+        key: Array,
+        detector: tuple[Monitor, Any] | None,
+    ) -> Readout:
+        """Of a batch of moments.
+
+        Args:
+            policy: the policy.
+            raw: its raw observations.
+            obs: the same, prepared.
+            key: of the sampling noise.
+            detector: monitor, and its detector's state before each of them [B,...].
+        """
+        if self.of == SCORE:
+            assert detector is not None  # see `check`
+            return FailureScore(detector[0].detector, detector[1], detector[0].reads)
+        if self.of in policy.spec.action_names:
+            spec = policy.spec
+            weights = np.zeros((spec.action_horizon, policy.chunk_width), np.float32)
+            weights[: spec.execute_steps, spec.action_names.index(self.of)] = 1 / spec.execute_steps
+            return ActionValue(jnp.asarray(weights), self.of)
+        own = policy.sample(obs, key).actions
+        if self.of == ACTION:
+            return ActionKept(own)
+        other = policy.prepare([{**row, "prompt": self.prompt} for row in raw])
+        reference = policy.sample(other, key).actions
+        return ActionContrast(reference, own - reference)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A detector run over a recorded episode.
+
+    Attributes:
+        trace: the episode with its scores, thresholds and alarms.
+        states: the detector's state before each inference.
+    """
+
+    trace: Trace
+    states: list[Any]
+
+    @property
+    def moment(self) -> int:
+        """The first alarm, or the highest score where there is none."""
+        assert self.trace.alarm is not None and self.trace.score is not None
+        alarm = self.trace.alarm
+        return int(np.argmax(alarm) if alarm.any() else np.argmax(self.trace.score))
+
+
+def scored(monitor: Monitor, trace: Trace) -> Scored:
+    """Runs a detector over an episode that was recorded with its taps, by any policy.
+
+    Raises:
+        ValueError: it was recorded without.
+    """
+    features = jnp.asarray(monitor.reads.recorded(trace))
+    state, states, scores = monitor.initial_state(1).detector, [], []
+    for row in features:
+        states.append(state)
+        state, score = observe(monitor.detector, state, row[None])
+        scores.append(score)
+    score = jnp.concatenate(scores)
+    steps = jnp.arange(len(score))
+    found = dataclasses.replace(
+        trace,
+        score=np.asarray(score),
+        threshold=np.asarray(monitor.threshold.at(steps)),
+        alarm=np.asarray(monitor.threshold.alarm(steps, score)),
+        edited=np.zeros(len(score), bool),
+    )
+    return Scored(found, states)
+
+
+def joined(states: Sequence[Any]) -> Any:
+    """States of single rows as one of a batch."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states)
+
+
+def raw_observation(policy: Policy, trace: Trace, inference: int) -> RawObs:
+    """What the policy saw at an inference of an episode recorded with pictures.
+
+    Raises:
+        ValueError: the episode has no pictures or no such inference, or the preset joins its state
+            from several keys.
+    """
+    preset = policy.preset
+    if not trace.images:
+        raise ValueError(
+            f"episode {trace.seed} was recorded without pictures: collect it with --videos."
+        )
+    if not 0 <= inference < len(trace.inference_step):
+        last = len(trace.inference_step) - 1
+        raise ValueError(f"episode {trace.seed} has inferences 0 to {last}, not {inference}.")
+    if not isinstance(preset.state_key, str):
+        raise ValueError(
+            f"preset {preset.name!r} joins its state from {preset.state_key}, and an episode holds "
+            "it as one vector: its observations cannot be shown to the policy again."
+        )
+    images: Mapping[str, Any] = {key: frames[inference] for key, frames in trace.images.items()}
+    state = trace.state[trace.inference_step[inference]]
+    return {**images, preset.state_key: state, "prompt": trace.prompt}
