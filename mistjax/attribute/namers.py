@@ -161,7 +161,7 @@ def whole_ablation(policy: Policy, moment: Moment) -> Naming:
 def _changes(intervene: Callable[..., Array], policy: Policy, moment: Moment) -> Naming:
     regions = _whole_inputs(policy, moment.obs)
     values = intervene(policy, moment.obs, moment.key, moment.readout, regions, patch=policy.patch)
-    change = jnp.abs(values[:-1] - values[-1]).T
+    change = jnp.abs(values[:-1] - values[-1:]).T
     evidence = jnp.concatenate([change, jnp.zeros_like(change[:, :1])], axis=1)
     return Naming(evidence, None, inputs_of(moment.obs))
 
@@ -232,6 +232,6 @@ class Clean:
         """The evidence in units of clean episodes; none of the inputs where none is above the
         limit.
         """
-        scaled = naming.evidence[:, :-1] / self.scale
+        scaled = naming.evidence[:, :-1] / self.scale[None]
         none = jnp.broadcast_to(self.limit, (len(scaled), 1))
         return dataclasses.replace(naming, evidence=jnp.concatenate([scaled, none], axis=1))

@@ -83,7 +83,7 @@ def action_attention(
     """
     velocity = jnp.moveaxis(sample.aux["velocity"], 1, 0)
     count = len(velocity)
-    noisy = sample.actions + jnp.cumsum(velocity[::-1], axis=0)[::-1] / count
+    noisy = sample.actions[None] + jnp.cumsum(velocity[::-1], axis=0)[::-1] / count
     config, layers = policy.config, policy.variables["params"]["PaliGemma"]["llm"]["layers"]
     expert = config.action_expert
     heads, groups = expert.num_heads, expert.num_heads // expert.num_kv_heads
@@ -150,7 +150,7 @@ def token_norm(
     sample = policy.sample(obs, key, taps=(*readout.taps, *parts, *own))
     lengths = [jnp.linalg.norm(sample.taps[str(tap)][0], axis=-1) for tap in parts]
     state = [jnp.linalg.norm(sample.taps[str(tap)], axis=-1).mean((0, 1, 3)) for tap in own]
-    text = lengths[-1] * jnp.asarray(obs.tokenized_prompt_mask)
+    text = jnp.where(jnp.asarray(obs.tokenized_prompt_mask), lengths[-1], 0.0)
     tokens = jnp.concatenate([*lengths[:-1], text], axis=1)
     none = jnp.zeros(obs.batch_size)
     return _unsigned(obs, tokens, state[0] if state else none, readout(sample), patch)
@@ -182,7 +182,7 @@ def cache_ablation(
     unravel, size = each_region(policy, obs, patch)
     masks = jnp.eye(size + 2, size, dtype=jnp.float32).at[size + 1].set(1.0)
     values = ablated(policy, obs, key, readout, jax.vmap(unravel)(masks), patch=patch, chunk=chunk)
-    changes, value, start = values[size] - values[:size], values[size], values[size + 1]
+    changes, value, start = values[size, None] - values[:size], values[size], values[size + 1]
     return Attribution.signed(per_row(unravel, changes.T), value, start, patch)
 
 

@@ -60,11 +60,12 @@ def evidence(monitor, ratios, named, threshold=2.0):
     rows = len(ratios)
     cells = jnp.zeros((rows, 2, 8, 8))
     return InputEvidence(
-        ratios=jnp.asarray(ratios, jnp.float32)[:, :, None] * jnp.array([1.0, 0.5, 0.0]),
+        ratios=jnp.asarray(ratios, jnp.float32)[:, :, None] * jnp.array([[[1.0, 0.5, 0.0]]]),
         score=jnp.max(jnp.asarray(ratios), 1),
         threshold=jnp.full(rows, threshold),
         unsound=jnp.asarray(ratios).max(1) > threshold,
         suspect=jnp.argmax(jnp.asarray(ratios), 1),
+        blamed=jnp.asarray(named),
         named=jnp.asarray(named),
         sides=jnp.zeros(rows),
         cells=cells,
