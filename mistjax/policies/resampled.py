@@ -18,7 +18,7 @@ from jaxtyping import Array
 from mistjax.hooks.edits import Edit
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy, Sample
-from mistjax.policies.wrapper import Reporting
+from mistjax.policies.wrapper import Reporting, acting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Resampled(Reporting):
         prefix: Any,
     ) -> Array:
         """See `Reporting.report`."""
-        draws = [first.actions]
+        inner, draws = acting(self.policy), [first.actions]
         for number in range(1, self.samples):
             fold = lambda k, n=number: jax.random.fold_in(k, n)  # noqa: E731
             other = jax.vmap(fold)(key) if key.ndim else fold(key)
-            sample = self.policy.sample(obs, other, state=state, edits=edits, prefix=prefix)
+            sample = inner.sample(obs, other, state=state, edits=edits, prefix=prefix)
             draws.append(sample.actions)
         dim = self.spec.action_dim if self.dim is None else self.dim
         return jnp.stack(draws, axis=1)[..., :dim]

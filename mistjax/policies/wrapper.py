@@ -145,6 +145,13 @@ class Reporting(Wrapper):
         return dataclasses.replace(first, aux={**first.aux, self.adds: found})
 
 
+def acting(policy: Policy) -> Policy:
+    """The policy itself, without what is only reported of its samples."""
+    while isinstance(policy, Reporting):
+        policy = policy.policy
+    return policy
+
+
 def language(policy: Policy) -> LanguagePolicy:
     """The language side of a policy, or of the one that it is wrapped around.
 

@@ -1,12 +1,17 @@
 """A policy around another one answers for it."""
 
+import dataclasses
+from typing import ClassVar
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mistjax.hooks import Add
 from mistjax.policies import Policy
 from mistjax.policies.resampled import Resampled
-from mistjax.policies.wrapper import language
+from mistjax.policies.wrapper import Reporting, language
 from mistjax.steer import SteeredPolicy
 
 
@@ -44,3 +49,24 @@ def test_a_policy_without_words_says_what_it_lacks(bare):
 
     with pytest.raises(ValueError, match=r"Silent has no words .* lacks value_vectors"):
         language(Resampled(Silent(), 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted(Reporting):
+    policy: Policy
+    calls: list
+
+    adds: ClassVar[str] = "counted"
+
+    def report(self, first, obs, key, state, edits, prefix):
+        self.calls.append(None)
+        return first.actions[:, 0, 0]
+
+
+def test_further_chunks_are_drawn_of_the_policy_that_acts(pi_policy, raw):
+    obs, key, calls = pi_policy.prepare(raw), jax.random.key(3), []
+    sample = Resampled(Counted(pi_policy, calls), 3).sample(obs, key)
+    assert len(calls) == 1
+    assert sample.aux["sampled_actions"].shape[:2] == (len(raw), 3)
+    np.testing.assert_array_equal(sample.actions, pi_policy.sample(obs, key).actions)
+    np.testing.assert_array_equal(sample.aux["counted"], sample.actions[:, 0, 0])
