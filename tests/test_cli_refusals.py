@@ -253,6 +253,21 @@ COMMANDS = {
             "--unnorm-key": UNNORM,
         },
     ),
+    "nmr": (
+        "{run} --policy {policy}",
+        {
+            0: RUN,
+            "--policy": CHECKPOINT,
+            "--method": ("guess", ""),
+            "--of": ("guess", "", "score", "prompt"),
+            "--top": ("many", "nan", "inf", "-0.1", "0", "2"),
+            "--moments": POSITIVE,
+            "--episodes": POSITIVE,
+            "--out": ("{file}/below.json",),
+            "--preset": PRESET,
+            "--unnorm-key": UNNORM,
+        },
+    ),
     "patch": (
         "{run} --policy {policy} --seed 0 --out {out}.html",
         {

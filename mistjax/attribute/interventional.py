@@ -11,6 +11,7 @@ slope, see `iss`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -191,7 +192,7 @@ def nuisance_regions(
 
 
 def nuisance_mass_ratio(
-    attribution: Attribution, nuisance: Mapping[str, Float[Array, "b gy gx"]]
+    attribution: Attribution, nuisance: Mapping[str, Float[Array, "b gy gx"]], top: float = 1.0
 ) -> Float[Array, " b"]:
     """The share of the absolute attribution on images that lies on nuisance pixels; NaN if there
     is no attribution at all.
@@ -200,10 +201,14 @@ def nuisance_mass_ratio(
         attribution: by any method.
         nuisance: camera (at least one) -> share of each patch that is nuisance; other cameras do
             not count.
+        top: share of the patches that counts, the strongest ones: 0.1 gives NMR@10.
 
     Raises:
-        ValueError: no camera, one that the attribution does not have, or shares that do not fit.
+        ValueError: no camera, one that the attribution does not have, shares that do not fit, or
+            no patch at all.
     """
+    if not 0 < top <= 1:
+        raise ValueError(f"top is {top}: expected a share of the patches, above 0 and up to 1.")
     if unknown := sorted(set(nuisance) - set(attribution.images)):
         raise ValueError(
             f"no attribution on cameras {unknown}: there are {sorted(attribution.images)}."
@@ -214,6 +219,10 @@ def nuisance_mass_ratio(
             f"nuisance has shapes {wrong}: expected those of the attribution's images."
         )
     check_shares("nuisance regions", dict(nuisance))
-    mass = jnp.stack([jnp.abs(attribution.images[name]) for name in nuisance])
-    share = jnp.stack([nuisance[name] for name in nuisance])
-    return (mass * share).sum(axis=(0, 2, 3)) / mass.sum(axis=(0, 2, 3))
+    rows = len(attribution.value)
+    mass = [jnp.abs(attribution.images[name]).reshape(rows, -1) for name in nuisance]
+    share = [nuisance[name].reshape(rows, -1) for name in nuisance]
+    mass, share = jnp.concatenate(mass, axis=1), jnp.concatenate(share, axis=1)
+    strongest = jax.lax.top_k(mass, math.ceil(top * mass.shape[1]))[0][:, -1:]
+    mass = jnp.where(mass >= strongest, mass, 0.0)
+    return (mass * share).sum(axis=1) / mass.sum(axis=1)

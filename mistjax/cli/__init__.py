@@ -34,7 +34,7 @@ from mistjax.cli.detectors import (
 )
 from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, memory, report, study
 from mistjax.cli.installation import cite, conformance, doctor, fetch
-from mistjax.cli.remedies import explain, fit_imputer, patch, remedy, vectors
+from mistjax.cli.remedies import explain, fit_imputer, nmr, patch, remedy, vectors
 
 DEBUG = "--debug"
 FOUND, REFUSED, BUG, INTERRUPTED = 1, 2, 70, 130
@@ -55,6 +55,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "remedy": remedy,
     "explain": explain,
     "patch": patch,
+    "nmr": nmr,
     "eval": evaluate,
     "study": study,
     "report": report,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from mistjax.files import refuse_file
+from mistjax.files import atomic, refuse_file
 from mistjax.ranges import whole
 
 
@@ -153,6 +153,87 @@ def patch(
         f"{out}: heat maps. That a unit restores the action says that it is enough, given the rest "
         f"of the corrupted run, not that it is needed.\nNext: mistjax explain {run} --policy "
         f"{policy} --seed {seed} --of action --method cache_ablation"
+    )
+
+
+def nmr(
+    runs: Positional[tuple[Path, ...]],
+    /,
+    *,
+    policy: str,
+    method: str = "iss",
+    of: str = "action",
+    top: float = 0.1,
+    moments: int = 3,
+    episodes: int | None = None,
+    out: Path | None = None,
+    preset: str | None = None,
+    unnorm_key: str | None = None,
+) -> None:
+    """Say how much of what a policy relies on has nothing to do with its task (NMR@k).
+
+    Args:
+        runs: run folders of the board; episodes are played again, so pictures need not be recorded.
+        policy: checkpoint folder, gs://BUCKET/PATH, hf://OWNER/REPOSITORY@COMMIT, or
+            MODULE:FUNCTION for one of your own.
+        method: attribution, see `explain`.
+        of: action, or an action dimension, such as dz.
+        top: share of the patches that counts, the strongest ones.
+        moments: of each episode.
+        episodes: of each run, the first ones; all by default.
+        out: JSON file to write, a row for each episode.
+        preset: robot preset; the checkpoint's own by default.
+        unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
+    """
+    import dataclasses
+    import json
+
+    from mistjax.attribute.questions import Question
+    from mistjax.attribute.registry import ATTRIBUTIONS
+    from mistjax.policies.load import load_policy
+    from mistjax.report.nuisance import correlation, ratios, summary
+    from mistjax.report.study import format_table
+    from mistjax.rollouts.run import load_run
+
+    if not runs:
+        raise ValueError("no run: give the folder of at least one.")
+    if method not in ATTRIBUTIONS:
+        raise ValueError(
+            f"no method is called {method!r}; choose one of {', '.join(ATTRIBUTIONS)}."
+        )
+    if not 0 < top <= 1:
+        raise ValueError(f"top is {top}: expected a share of the patches, above 0 and up to 1.")
+    whole("moments", moments, 1)
+    if episodes is not None:
+        whole("episodes", episodes, 1)
+    if out is not None:
+        refuse_file(out.parent)
+    loaded = {str(run): load_run(run) for run in runs}
+    bare = load_policy(policy, preset, unnorm_key=unnorm_key)
+    found = {
+        name: ratios(
+            bare,
+            run,
+            method=method,
+            question=Question(of),
+            moments=moments,
+            top=top,
+            episodes=episodes,
+        )
+        for name, run in loaded.items()
+    }
+    print(format_table([{"run": name} | summary(rows) for name, rows in found.items()]))
+    if len(found) > 2:
+        r, low, high = correlation(list(found.values()))
+        print(f"Correlation with success over {len(found)} runs: {r:.2f} [{low:.2f}, {high:.2f}].")
+    if out is not None:
+        rows = {name: [dataclasses.asdict(e) for e in some] for name, some in found.items()}
+        with atomic(out) as temporary:
+            temporary.write_text(json.dumps(rows, indent=1) + "\n")
+    print(
+        f"NMR@{100 * top:g}: what lies on nuisance of the strongest {top:.0%} of patches by "
+        f"{method}, with its 95% interval over episodes; chance is a map that knows nothing.\n"
+        f"Next: mistjax explain {runs[0]} --policy {policy} --of {of} --method {method}"
     )
 
 

@@ -55,16 +55,14 @@ CLEAN, BATCH = "clean", 8
 SCORE = (
     "attention_mass",
     "token_norm",
-    "saliency",
     "gradient_x_input",
     "integrated_gradients",
     "occlusion",
-    "whole_occlusion",
     "chance",
 )
 """Asked about the failure score."""
-ACTION = ("occlusion", "iss", "cache_ablation", "whole_occlusion", "whole_ablation")
-"""Asked about the action. A gradient of how far it moves is 0 where it has not moved."""
+ACTION = ("iss", "cache_ablation", "whole_ablation")
+"""Asked about the action, of which a gradient is 0 where it has not moved."""
 NOVELTY = "novelty"
 
 

@@ -43,6 +43,18 @@ def solid_ids() -> dict[str, int]:
     return {"sky": -1, "table": 0} | {name: i + 1 for i, name in enumerate(SOLIDS)}
 
 
+def nuisance_ids(goal: int) -> tuple[int, ...]:
+    """Ids of what a task has nothing to do with: sky, table, and the stones that it does not ask
+    for. The rest is what acts (the gripper), what is moved, and where it goes.
+
+    Args:
+        goal: index of the stone that the task asks for.
+    """
+    ids = solid_ids()
+    others = (i for i in range(s.MAX_STONES) if i != goal)
+    return (ids["sky"], ids["table"], *(ids[f"stone{i}"] for i in others))
+
+
 def board_appearance(scene: s.BoardScene, stones: Sequence[str]) -> Appearance:
     """Sizes, colours and light of a scene with stones of these colours."""
     shine = scene.board_reflectivity, 0.0, scene.stone_reflectivity
