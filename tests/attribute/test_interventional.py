@@ -35,6 +35,18 @@ def test_replacing_an_object_has_the_effect_of_its_pixels(linear, linear_obs, ke
     np.testing.assert_allclose(after[0], before - removed, rtol=1e-4)
 
 
+def test_nmr_at_k_counts_the_strongest_patches_only(explained):
+    """Of four patches the strongest two, one of which is nuisance."""
+    heat = jnp.array([[4.0, 3.0], [2.0, 1.0]])[None].repeat(2, 0)
+    shown = dataclasses.replace(explained, images={"front": heat})
+    nuisance = {"front": jnp.array([[0.0, 1.0], [1.0, 1.0]])[None].repeat(2, 0)}
+    np.testing.assert_allclose(nuisance_mass_ratio(shown, nuisance), 0.6)
+    np.testing.assert_allclose(nuisance_mass_ratio(shown, nuisance, top=0.5), 3 / 7)
+    np.testing.assert_allclose(nuisance_mass_ratio(shown, nuisance, top=0.1), 0)
+    with pytest.raises(ValueError, match="share of the patches"):
+        nuisance_mass_ratio(shown, nuisance, top=0)
+
+
 def test_a_patch_is_nuisance_by_its_share_of_irrelevant_pixels():
     segmentation = jnp.zeros((1, 4, 4), int).at[0, :2, :2].set(7).at[0, 0, 2].set(9)
     got = nuisance_regions(segmentation, jnp.array([7, 9]), (2, 2))

@@ -1,11 +1,15 @@
 """`mistjax explain` on the shipped policy: a moment, an episode, a run, by every method."""
 
+import dataclasses
+import json
 import re
 
 import pytest
 
 from mistjax.cli import main
 from mistjax.demo import SHIPPED
+from mistjax.rollouts.replay import replay
+from mistjax.rollouts.run import load_run, memory_run
 
 POLICY, MIST = str(SHIPPED / "board_pi0"), str(SHIPPED / "board_mist")
 METHODS = ("integrated_gradients", "occlusion", "attention_mass", "token_norm", "cache_ablation")
@@ -60,3 +64,46 @@ def test_a_run_is_a_row_for_each_episode(run, tmp_path, capsys):
     assert explain(run, page, "--detector", MIST, "--method", "token_norm") == 0
     assert "mean shares of 2 moments" in capsys.readouterr().out
     assert page.read_text().count('<th scope="row">0</th>') == 1
+
+
+@pytest.mark.parametrize("what", [("word",), ("front",), ("word", "--prompt", "move the stone")])
+def test_a_corrupted_moment_is_restored_by_all_of_the_vlm(what, run, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    command = ["patch", run, "--policy", POLICY, "--seed", "0", "--out", str(page)]
+    assert main([*command, "--corrupt", *what, "--restore", "stacks", "layers", "heads"]) == 0
+    said, html = capsys.readouterr().out, page.read_text()
+    assert "the chunk moves by" in said
+    found = re.search(r"all of vlm</th><td>(\d\.\d\d)", html)
+    assert found and float(found[1]) > 0.9
+    assert "Heads of action" in html
+
+
+def test_tokens_are_restored_one_by_one(run, tmp_path):
+    page = tmp_path / "page.html"
+    command = ["patch", run, "--policy", POLICY, "--seed", "0", "--out", str(page)]
+    assert main([*command, "--corrupt", "patch", "--restore", "tokens"]) == 0
+    html = page.read_text()
+    assert "Tokens of vlm" in html
+    assert re.search(r"vlm layer \d .*row \d column \d</th><td>0?\d\.\d\d", html)
+
+
+def test_the_nuisance_mass_of_a_run_stands_beside_chance(run, tmp_path, capsys):
+    out = tmp_path / "nmr.json"
+    command = ["nmr", run, "--policy", POLICY, "--method", "gradient_x_input", "--of", "dx"]
+    assert main([*command, "--moments", "2", "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())[run]
+    assert len(rows) == 2 and all(0 <= row["ratio"] <= 1 for row in rows)
+    assert all(0.3 < row["chance"] < 0.95 for row in rows)
+    assert re.search(r"\d\.\d\d \[\d\.\d\d, \d\.\d\d\] \(n = 2\)", capsys.readouterr().out)
+
+
+def test_an_episode_that_plays_otherwise_is_refused(run):
+    recorded = load_run(run)
+    seed = recorded.seeds[0]
+    inferences = [i for i, _, _ in replay(recorded, seed)]
+    assert inferences == list(range(len(recorded.trace(seed).inference_step)))
+    trace = recorded.trace(seed)
+    moved = dataclasses.replace(trace, actions=-trace.actions)
+    other = memory_run(dict(recorded.config), {seed: moved})
+    with pytest.raises(ValueError, match="does not play again"):
+        list(replay(other, seed))
