@@ -1,15 +1,17 @@
 # make demo     the whole path on a learned policy, ends with runs/demo/report.html
 # make test     lint-free quick tests; make test-all adds the slow ones and the PyTorch side
+# make test-lerobot   LeRobot's policies, in an environment of their own
 
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TEST_WORKERS ?= 2
+LEROBOT_VENV ?= .venv-lerobot
 # A file stays with one worker, so that fixtures and compiled programs are made once.
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
-.PHONY: demo test test-all test-openvla lint format bench libero clean
+.PHONY: demo test test-all test-openvla test-lerobot lint format bench libero clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mistjax demo
@@ -22,6 +24,9 @@ test-all: $(VENV)/.installed-dev $(VENV)/.installed-openvla
 
 test-openvla: $(VENV)/.installed-dev $(VENV)/.installed-openvla
 	$(PYTEST) -m "" --timeout 1800 tests/interop
+
+test-lerobot: $(LEROBOT_VENV)/.installed
+	$(LEROBOT_VENV)/bin/python -m pytest -m "" tests/interop/lerobot
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -55,5 +60,19 @@ $(VENV)/.installed-openvla: $(VENV)/.installed
 	$(INSTALL) -e '.[openvla]'
 	touch $@
 
+# LeRobot declares an older PyTorch than it runs on, and torchvision's index has CUDA builds alone: both
+# go in without their dependencies, those of them that it imports by name.
+LEROBOT_NEEDS := torch transformers huggingface-hub draccus einops datasets accelerate gymnasium \
+	jsonlines deepdiff termcolor packaging av diffusers num2words pillow imageio \
+	opencv-python-headless pyserial safetensors pytest pytest-timeout beartype
+
+$(LEROBOT_VENV)/.installed: pyproject.toml constraints-lerobot.txt
+	test -x $(LEROBOT_VENV)/bin/python || python3.11 -m venv $(LEROBOT_VENV)
+	$(LEROBOT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints-lerobot.txt -e . $(LEROBOT_NEEDS)
+	$(LEROBOT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints-lerobot.txt --no-deps lerobot torchvision
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LEROBOT_VENV) .pytest_cache .ruff_cache
