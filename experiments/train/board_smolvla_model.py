@@ -38,6 +38,8 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
+from interop.lerobot.smolvla import patch_positions
+
 PROMPT_LEN, HORIZON, SIDE = 20, 8, 64
 SPECIAL = {
     "image_token": "<image>",
@@ -158,7 +160,7 @@ class BoardSmolVLA(nn.Module):
             vlm.connector.modality_projection.proj.weight /= width**0.5
             vlm.text_model.embed_tokens.weight /= width**0.5
             self.layout.weight.zero_()
-        self.register_buffer("places", _places(vlm.vision_model), persistent=False)
+        self.register_buffer("places", patch_positions(vlm.vision_model), persistent=False)
 
     @property
     def flow(self) -> VLAFlowMatching:
@@ -246,16 +248,3 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight)
-
-
-def _places(tower: nn.Module) -> Tensor:
-    """Which position embedding the tower gives each patch of a whole picture."""
-    found: list[Tensor] = []
-    embeddings = tower.embeddings
-    hook = embeddings.position_embedding.register_forward_pre_hook(
-        lambda _, args: found.append(args[0])
-    )
-    side = embeddings.image_size
-    tower(torch.zeros(1, 3, side, side))
-    hook.remove()
-    return found[0][0]

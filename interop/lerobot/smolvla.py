@@ -13,8 +13,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+from jaxtyping import Int
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from torch import nn
+from torch import Tensor, nn
 
 from mistjax.hooks.sites import TokenLayout
 from mistjax.policies.protocol import StackSpec
@@ -116,6 +118,21 @@ class Network:
             stacks[name] = Stack(list(llama.layers), LLAMA_POINTS, spec)
         words = config.tokenizer_max_length
         return cls(stacks, tower, flow.action_in_proj, text.get_input_embeddings(), words)
+
+
+def patch_positions(tower: nn.Module) -> Int[Tensor, " patches"]:
+    """Which position embedding the tower gives each patch of a whole picture: not the same in every
+    release of transformers.
+    """
+    found: list[Tensor] = []
+    hook = tower.embeddings.position_embedding.register_forward_pre_hook(
+        lambda _, args: found.append(args[0])
+    )
+    weight = tower.embeddings.patch_embedding.weight
+    side = tower.embeddings.image_size
+    with hook, torch.no_grad():
+        tower(weight.new_zeros(1, 3, side, side))
+    return found[0][0]
 
 
 def pixels(policy: SmolVLAPolicy) -> tuple[int, int]:

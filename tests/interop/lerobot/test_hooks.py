@@ -105,6 +105,14 @@ def test_adding_to_the_residual_is_adding_to_what_the_mlp_returns(policy, obs):
     np.testing.assert_allclose(one, other, atol=2e-4)
 
 
+@pytest.mark.parametrize("stack", ["vlm", "action"])
+def test_an_edited_residual_is_what_the_next_layer_goes_on_from(policy, obs, stack):
+    edit = Add(f"{stack}.resid", vector=vectors(policy, stack, "resid"), gate=jnp.eye(3)[1])
+    sample = policy.sample(obs, KEY, taps=EVERY, edits=(edit,))
+    resid, attn, mlp = (at(sample, stack, p)[0] for p in ("resid", "attn_out", "mlp_out"))
+    np.testing.assert_allclose(resid[2] - attn[2] - mlp[2], resid[1], atol=1e-5)
+
+
 def test_a_residual_can_be_put_where_another_run_had_it(policy, obs, raw):
     """Patched at every layer and token, the second run acts as the first did."""
     tap = Tap("action.resid")
