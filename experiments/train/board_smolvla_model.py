@@ -15,6 +15,7 @@ import interop.lerobot  # noqa: F401 (goes before lerobot and transformers, see 
 # isort: split
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,6 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import (
     SmolVLAPolicy,
-    VLAFlowMatching,
     make_att_2d_masks,
 )
 from tokenizers import Regex, Tokenizer
@@ -102,7 +102,6 @@ def write_backbone(
         },
         scale_factor=1,
         image_token_id=names[SPECIAL["image_token"]],
-        pad_token_id=0,
     ).save_pretrained(folder)
     size = {"longest_edge": side}
     pictures = {"size": size, "max_image_size": size, "do_image_splitting": False}
@@ -163,7 +162,8 @@ class BoardSmolVLA(nn.Module):
         self.register_buffer("places", patch_positions(vlm.vision_model), persistent=False)
 
     @property
-    def flow(self) -> VLAFlowMatching:
+    def flow(self) -> Any:
+        """LeRobot's network."""
         return self.policy.model
 
     def loss(

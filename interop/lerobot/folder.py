@@ -7,7 +7,7 @@ inside the folder is taken first, then whatever `transformers` makes of it, whic
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
@@ -25,7 +25,7 @@ from mistjax.files import read_json
 KINDS: dict[str, type[PreTrainedPolicy]] = {"smolvla": SmolVLAPolicy}
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 
-Pipeline = PolicyProcessorPipeline[Any, Any]
+Pipeline: TypeAlias = "PolicyProcessorPipeline[Any, Any]"
 
 
 def read(

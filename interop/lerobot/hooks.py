@@ -115,13 +115,17 @@ class Hooks:
                 lambda _, args: (self._through(args[0], *site), *args[1:])
             )
         elif point.before is None:
-            hook = module.register_forward_hook(lambda _, args, out: self._through(out, *site))
+            hook = module.register_forward_hook(
+                lambda _, args, out: self._through(out, *site)  # pyright: ignore[reportArgumentType]
+            )
         else:
             keep = point.before(block).register_forward_pre_hook(
                 lambda _, args: self._before.update({site: args[0]})
             )
             handles.callback(keep.remove)
-            hook = module.register_forward_hook(lambda _, args, out: self._residual(out, site))
+            hook = module.register_forward_hook(
+                lambda _, args, out: self._residual(out, site)  # pyright: ignore[reportArgumentType]
+            )
         handles.callback(hook.remove)
 
     def _residual(self, added: Tensor, site) -> Tensor:

@@ -114,8 +114,9 @@ class LeRobotPolicy(Words, Policy):
         """The preset's camera -> the policy's feature, in the order in which it looks at them."""
         names = {}
         for name, key in self.preset.cameras.items():
-            feature = None if key is None else PICTURE + key.split("/")[-1]
-            names[self._renamed.get(feature, feature)] = name
+            if key is not None:
+                feature = PICTURE + key.split("/")[-1]
+                names[self._renamed.get(feature, feature)] = name
         return {names[f]: f for f in self.policy.config.image_features if f in names}
 
     @functools.cached_property
@@ -320,8 +321,8 @@ class LeRobotPolicy(Words, Policy):
     @functools.cached_property
     def _trimmed(self) -> bool:
         """Whether a batch is padded to its longest prompt, which rounds otherwise than more."""
-        (how,) = {s.padding for s in self.preprocessor.steps if hasattr(s, "tokenizer_name")}
-        return how == "longest"
+        steps: Sequence[Any] = self.preprocessor.steps
+        return any(getattr(step, "padding", None) == "longest" for step in steps)
 
     def _check_robot(self) -> None:
         config, preset = self.policy.config, self.preset

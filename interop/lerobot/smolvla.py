@@ -86,8 +86,8 @@ class Network:
     @classmethod
     def of(cls, policy: SmolVLAPolicy, cameras: Sequence[str]) -> Network:
         """Of a policy with these cameras, in the order of their pictures."""
-        flow, config = policy.model, policy.config
-        two = flow.vlm_with_expert
+        flow: Any = policy.model
+        config, two = policy.config, flow.vlm_with_expert
         vlm = two.get_vlm_model()
         tower, text, expert = vlm.vision_model, vlm.text_model, two.lm_expert
         height, width = _picture_size(config)
@@ -120,7 +120,7 @@ class Network:
         return cls(stacks, tower, flow.action_in_proj, text.get_input_embeddings(), words)
 
 
-def patch_positions(tower: nn.Module) -> Int[Tensor, " patches"]:
+def patch_positions(tower: Any) -> Int[Tensor, " patches"]:
     """Which position embedding the tower gives each patch of a whole picture: not the same in every
     release of transformers.
     """
@@ -137,7 +137,8 @@ def patch_positions(tower: nn.Module) -> Int[Tensor, " patches"]:
 
 def pixels(policy: SmolVLAPolicy) -> tuple[int, int]:
     """Height and width of one image token."""
-    vlm = policy.model.vlm_with_expert.get_vlm_model()
+    flow: Any = policy.model
+    vlm = flow.vlm_with_expert.get_vlm_model()
     side = vlm.vision_model.config.patch_size * vlm.connector.scale_factor
     return side, side
 
