@@ -2,9 +2,11 @@
 
     python -m experiments.bench.bench_mist --results experiments/results/bench_mist.json
 
-Arms: the bare policy; its inputs watched, without an alarm, and with a first alarm of a state in
-every row, so that the cameras are asked; the failure monitor without an alarm, and its remedy in
-every row, when it begins (attribution and a second sampling) and when it goes on (the latter only).
+Arms: the bare policy; its inputs watched and ready to be repaired, without an alarm, with a first
+alarm of a state in every batch element (the cameras are asked, and the state is dead-reckoned), and
+with a camera that goes on being imputed in every one, alone and within a cap that needs the bare
+chunk too; the failure monitor without an alarm, and its remedy, when it begins (attribution and a
+second sampling) in one batch element and in all, and when it goes on (the latter only).
 At the board's size, and with networks of width 512, at batch 1 and 8. Each arm takes its turns in
 random order; CPU time is the ratio that a busy machine disturbs least.
 """
@@ -33,7 +35,12 @@ from mistjax.models.config import Pi0Config
 from mistjax.models.pi0 import example_observation
 from mistjax.policies import BOARD, PiPolicy, random_policy
 from mistjax.recover.artifact import load_mist
+from mistjax.recover.fusion import FusionLimits
+from mistjax.recover.repaired import Repaired
 from mistjax.recover.watched import Watched
+from mistjax.steer.remedies.artifact import RepairConfig, load_repairs, make_remedies
+from mistjax.steer.remedies.fit_imputer import fit_imputer
+from mistjax.steer.remedies.imputer import Imputer
 
 SHIPPED = Path("checkpoints")
 
@@ -44,7 +51,7 @@ class Config:
 
     Attributes:
         widths: of the networks; 96 is the shipped board policy.
-        batches: rows of one inference.
+        batches: batch elements of one inference.
         turns: timed bursts of each arm.
         burst: calls of each.
         warm: calls before each, not timed.
@@ -93,45 +100,73 @@ def random_inputs(policy: Any) -> Any:
     return fit_inputs(policy, recorded, steps=2, components=128, hidden=(256, 128))
 
 
-def limited(inputs: Any, limit: float) -> Any:
-    upper = jnp.array([limit], jnp.float32)
-    return dataclasses.replace(inputs, threshold=dataclasses.replace(inputs.threshold, upper=upper))
+def random_imputer(policy: Any, inputs: Any) -> Imputer:
+    """An imputer of the right sizes, fitted to noise."""
+    rng, cameras = np.random.default_rng(0), policy.config.image_keys
+    width = policy.config.num_image_tokens // len(cameras) * policy.config.vlm.width
+    return fit_imputer(
+        cameras,
+        rng.normal(size=(400, len(cameras), width)).astype(np.float32),
+        rng.normal(size=(400, inputs.state_mean.shape[0])).astype(np.float32),
+        np.arange(400) // 10,
+        steps=2,
+    )[0]
 
 
-def arms(policy: Any, inputs: Any, batch: int, failure: bool) -> dict[str, Callable[[], Any]]:
+def limited(monitor: Any, limit: float) -> Any:
+    """With the same threshold at every inference."""
+    threshold = monitor.threshold
+    upper = jnp.full_like(threshold.upper, limit)
+    return dataclasses.replace(monitor, threshold=dataclasses.replace(threshold, upper=upper))
+
+
+def arms(
+    policy: Any, inputs: Any, remedies: Any, batch: int, failure: bool
+) -> dict[str, Callable[[], Any]]:
     """Each a call of one inference."""
     obs = jax.tree.map(jnp.asarray, example_observation(policy.config, batch))
+    shades = jnp.linspace(-1, 1, batch)[:, None, None, None]
+    obs = dataclasses.replace(obs, images={k: x + shades for k, x in obs.images.items()})
     keys = jax.random.split(jax.random.key(0), batch)
 
     def call(policy: Any, state: Any = ()) -> Callable[[], Any]:
         return lambda: policy.sample(obs, keys, state=state)
 
-    quiet, loud = Watched(policy, limited(inputs, 1e30)), Watched(policy, limited(inputs, -1.0))
+    def repaired(limit: float, cap: float = 1.0) -> Repaired:
+        limits = FusionLimits.of(policy.spec, cap, policy.chunk_width)
+        config = RepairConfig(cap=cap)
+        return Repaired(policy, limited(inputs, limit), remedies, limits, config)
+
+    quiet, loud = repaired(1e30), repaired(-1.0)
     first = quiet.sample(obs, keys).state
     moved = dataclasses.replace(first.inputs, state=first.inputs.state + 100.0)
+    imputed = dataclasses.replace(first.repair, active=first.repair.active.at[:, 0].set(True))
+    going_on = dataclasses.replace(first, repair=imputed)
     found = {
         "bare": call(policy),
         "bare again": call(policy),
         "inputs watched, no alarm": call(quiet, first),
-        "inputs watched, alarm in every row": call(loud, dataclasses.replace(first, inputs=moved)),
+        "a state alarms and is repaired, all": call(loud, dataclasses.replace(first, inputs=moved)),
+        "a camera goes on being repaired, all": call(quiet, going_on),
+        "a camera goes on being repaired, cap 0.5, all": call(repaired(1e30, 0.5), going_on),
     }
     if not failure:
         return found
     mist = load_mist(SHIPPED / "board_mist", policy)
     mist = mist.policy if isinstance(mist, Watched) else mist
-    upper = mist.monitor.threshold.upper
 
     def at(limit: float) -> Any:
-        threshold = dataclasses.replace(mist.monitor.threshold, upper=jnp.full_like(upper, limit))
-        return dataclasses.replace(
-            mist, monitor=dataclasses.replace(mist.monitor, threshold=threshold)
-        )
+        return dataclasses.replace(mist, monitor=limited(mist.monitor, limit))
 
+    start = mist.initial_state(batch)
+    scores = np.sort(np.asarray(at(1e9).sample(obs, keys).aux["score"]))
+    between = float(scores[-2:].mean()) if batch > 1 else -1e9
     begun = at(-1e9).sample(obs, keys).state
     return found | {
-        "failure monitor, no alarm": call(at(1e9), mist.initial_state(batch)),
-        "failure monitor, remedy begins in every row": call(at(-1e9), mist.initial_state(batch)),
-        "failure monitor, remedy goes on in every row": call(at(-1e9), begun),
+        "failure monitor, no alarm": call(at(1e9), start),
+        "failure monitor, remedy begins, one": call(at(between), start),
+        "failure monitor, remedy begins, all": call(at(-1e9), start),
+        "failure monitor, remedy goes on, all": call(at(-1e9), begun),
     }
 
 
@@ -148,9 +183,13 @@ def main(config: Config) -> list[dict[str, Any]]:
             if fitted
             else random_inputs(policy)
         )
+        if fitted and (SHIPPED / "board_mist" / "repairs.json").exists():
+            remedies, _ = load_repairs(SHIPPED / "board_mist", policy.spec.fingerprint, inputs)
+        else:
+            remedies = make_remedies(inputs, random_imputer(policy, inputs))
         for batch in config.batches:
             taken = take_turns(
-                arms(policy, inputs, batch, board and config.failure),
+                arms(policy, inputs, remedies, batch, board and config.failure),
                 turns=config.turns,
                 burst=config.burst,
                 warm=config.warm,
