@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mistjax.attribute.attribution import Attribution
 from mistjax.attribute.inputs import PatchSize, Regions
 from mistjax.attribute.localiser import localise
 from mistjax.attribute.readouts import FailureScore
@@ -36,6 +35,7 @@ from mistjax.detect.detector import hold
 from mistjax.detect.monitor import Monitor, MonitorState
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap, split_site
+from mistjax.models.draws import row_keys
 from mistjax.models.observation import Observation
 from mistjax.models.transforms import flat_rows
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample
@@ -207,34 +207,37 @@ def _is_finite(obs: Observation) -> Bool[Array, " b"]:
 def _find_cause(
     mist: MistPolicy, obs: Observation, key: Array, state: MistState, begins: Bool[Array, " b"]
 ) -> tuple[Int[Array, " b"], Regions]:
-    """(row of the table, attribution) where a remedy begins; the others keep their cause."""
+    """(row of the table, attribution) where a remedy begins; the others keep their cause.
+
+    One element of the batch at a time, since an attribution costs many inferences and few begin.
+    """
     remedy, monitor = mist.remedy, mist.monitor
     assert remedy is not None
-    readout = FailureScore(monitor.detector, state.monitor.detector, monitor.reads)
     policy = monitor.watched(mist.policy)
 
-    def parts(found: Attribution) -> Regions:
-        return Regions(found.images, found.text, found.state)
-
-    def explain(obs):
+    def explain(obs, key, memory):
+        readout = FailureScore(monitor.detector, memory, monitor.reads)
         return attribute(remedy.method, policy, obs, key, readout, patch=remedy.patch)
 
-    def ask(obs):
-        found = explain(obs)
+    def ask(obs, key, memory, _):
+        found = explain(obs, key, memory)
         cause = localise(found)
         row = jnp.where(cause.found, remedy.rows(cause.modalities)[cause.modality], -1)
-        return jnp.where(begins, row, state.cause), _where(begins, parts(found))
+        return row, Regions(found.images, found.text, found.state)
 
-    def keep(obs):
-        shapes = jax.eval_shape(lambda o: parts(explain(o)), obs)
-        return state.cause, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    def keep(obs, key, memory, row):
+        _, why = jax.eval_shape(ask, obs, key, memory, row)
+        return row, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), why)
 
-    return jax.lax.cond(jnp.any(begins), ask, keep, obs)
+    def one(element):
+        begun, *rest = element
+        alone = jax.tree.map(lambda x: x[None], rest)
+        return jax.tree.map(lambda x: x[0], jax.lax.cond(begun, ask, keep, *alone))
 
-
-def _where(rows: Bool[Array, " b"], tree: Any) -> Any:
-    """The tree in those rows, 0 elsewhere."""
-    return jax.tree.map(lambda x: jnp.where(rows.reshape(-1, *(1,) * (x.ndim - 1)), x, 0), tree)
+    rest = (obs, row_keys(key, obs.batch_size), state.monitor.detector, state.cause)
+    return jax.lax.cond(
+        jnp.any(begins), lambda: jax.lax.map(one, (begins, *rest)), lambda: keep(*rest)
+    )
 
 
 def _repair(
