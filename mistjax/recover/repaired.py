@@ -81,7 +81,7 @@ class Repaired(Watched):
 
     @property
     def reports(self) -> tuple[str, ...]:
-        return (*self.policy.reports, "repaired", "residual")
+        return (*Watched(self.policy, self.inputs).reports, "repaired", "residual")
 
     def initial_state(self, batch: int) -> RepairedState:
         return RepairedState(

@@ -39,7 +39,6 @@ from mistjax.attribute.namers import (
     novelty,
 )
 from mistjax.attribute.readouts import ActionKept, FailureScore
-from mistjax.attribute.text import words_of
 from mistjax.compilation import enable_cache
 from mistjax.envs.faults import inputs
 from mistjax.envs.faults.battery import FAULTS, INPUTS, Mixture, input_name
@@ -201,13 +200,11 @@ def truth_within(policy: Any, case: Case, naming: Naming, row: int) -> dict[str,
         view = inputs.View(at_zero.held, **vars(at_zero))
         inside = np.asarray(inputs.STATES[fault.kind](view, fault.strength, key)) != 0
     elif fault.input == "instruction" and fault.kind != "dropped_word":
-        obs = policy.prepare([case.raw])
-        mask = np.asarray(obs.tokenized_prompt_mask[0])
-        words = words_of(policy.tokenizer, np.asarray(obs.tokenized_prompt[0]), mask)
-        said = zip(case.raw["prompt"].split(), case.prompt.split(), strict=True)
-        wrong = [now != before for now, before in said]
-        sums = np.asarray(naming.where.text)[row]
-        part = np.array([sums[word.start : word.stop].sum() for word in words])
+        now, before = case.raw["prompt"].split(), case.prompt.split()
+        wrong = [a != b for a, b in zip(now, before, strict=True)]
+        if len(policy.tokenizer.encode(case.raw["prompt"])) != len(now):
+            return None  # neighbouring unknown words are one token
+        part = np.asarray(naming.where.text)[row, 1 : 1 + len(now)]  # after the begin token
         inside = np.array(wrong)
     else:
         return None
