@@ -1,4 +1,4 @@
-"""`mistjax demo`: the main job on the shipped board policy."""
+"""`mistjax demo`: the main job on the shipped board policy; and where what is shipped lies."""
 
 from __future__ import annotations
 
@@ -7,11 +7,44 @@ from pathlib import Path
 
 from mistjax.recover.study import StudyConfig
 from mistjax.rollouts.plan import EpisodePlan
+from mistjax.studies.run import StudyPlan
 
 _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED = _PACKAGE / "checkpoints"
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "checkpoints"
 """The shipped checkpoints: inside an installed package, beside it in a clone."""
+
+
+DEMO_ARMS = ("bare", "always_all", "wrong_input", "mist")
+DEMO_SEED = 5_000_000
+
+
+def shipped_demo(out: Path, episodes: int = 24, *, retry_errors: bool = False) -> StudyPlan:
+    """The shipped board policy under the mixture of faults, clean episodes among them, on video.
+
+    Raises:
+        FileNotFoundError: the installation has lost its checkpoints.
+        ValueError: a number of episodes that no plan can have.
+    """
+    check_shipped()
+    return StudyPlan(
+        "full_mist",
+        **shipped_subject(),
+        out=out,
+        episodes=episodes,
+        first_seed=DEMO_SEED,
+        arms=DEMO_ARMS,
+        conditions=("mixture",),
+        videos=6,
+        retry_errors=retry_errors,
+        title="mistjax demo",
+    )
+
+
+def check_shipped() -> None:
+    """FileNotFoundError where the installation has lost its checkpoints."""
+    if not (SHIPPED / "board_mist").is_dir():
+        raise FileNotFoundError(f"{SHIPPED} lacks the shipped checkpoints: install mistjax again.")
 
 
 def shipped_subject() -> dict[str, Path]:
@@ -37,8 +70,7 @@ def shipped_study(
     Raises:
         FileNotFoundError: the installation has lost its checkpoints.
     """
-    if not (SHIPPED / "board_mist").is_dir():
-        raise FileNotFoundError(f"{SHIPPED} lacks the shipped checkpoints: install mistjax again.")
+    check_shipped()
     return StudyConfig(
         policy=SHIPPED / "board_pi0",
         mist=SHIPPED / "board_mist",

@@ -120,7 +120,6 @@ COMMANDS = {
         {
             "--out": NEW_FOLDER,
             "--episodes": POSITIVE,
-            "--perturbation": PLAN["--perturbation"],
             "--retry-errors": ("maybe",),
         },
     ),

@@ -15,6 +15,7 @@ from mistjax.rollouts.plan import EpisodePlan
 
 if TYPE_CHECKING:
     from mistjax.rollouts.run import Run
+    from mistjax.studies.run import Found
 
 
 Plan = Annotated[EpisodePlan, tyro.conf.arg(name="")]  # its options have no prefix
@@ -24,32 +25,40 @@ def demo(
     *,
     out: Path = Path("runs/demo"),
     episodes: int = 24,
-    perturbation: dict[str, float | str] | None = None,
     retry_errors: bool = False,
 ) -> int:
-    """The whole path on the shipped board policy: four paired arms, a table, a report page.
+    """The shipped board policy while its inputs break: bare, every remedy always on, a wrong input
+    repaired, and MIST; paired episodes, a table, and a page with videos.
 
     Args:
         out: run folder; the page is report.html in it.
         episodes: paired episodes of each arm.
-        perturbation: what is changed in the environment, e.g. `camera_angle 0.5`.
         retry_errors: run seeds again that crashed in an earlier call.
     """
-    from mistjax.demo import shipped_study
-    from mistjax.report.study import run_study
+    from mistjax.demo import shipped_demo
+    from mistjax.studies.run import run_study
 
     refuse_file(out)
-    runs = run_study(
-        shipped_study(
-            out=out,
-            episodes=episodes,
-            first_seed=5_000_000,
-            title="mistjax demo",
-            perturbation=perturbation,
-            retry_errors=retry_errors,
+    found = run_study(shipped_demo(out, episodes, retry_errors=retry_errors))
+    return tell_study(found, out)
+
+
+def tell_study(found: Found, out: Path) -> int:
+    """Prints a study's tables, and what crashed; the exit code."""
+    from mistjax.report.study import format_table
+    from mistjax.studies.page import table_rows
+
+    for where in dict.fromkeys(row.condition for row in found.rows):
+        print(f"\n{where}\n")
+        print(format_table(table_rows([row for row in found.rows if row.condition == where])))
+    print(f"\nTable: {out / 'table.json'}. Page: {out / 'report.html'}")
+    crashed = sum(row.crashed for row in found.rows)
+    if crashed:
+        print(
+            f"{crashed} episodes crashed and are in no rate; the same command with --retry-errors "
+            "runs them again."
         )
-    )
-    return tell_crashes(runs)
+    return int(crashed > 0)
 
 
 def tell_crashes(runs: Mapping[str, Run]) -> int:
@@ -273,8 +282,6 @@ def study(
         retry_errors: run seeds again that crashed in an earlier call.
     """
     from mistjax.demo import shipped_subject
-    from mistjax.report.study import format_table
-    from mistjax.studies.page import table_rows
     from mistjax.studies.run import StudyPlan, run_study
 
     whole("tuning", tuning, 1)
@@ -301,17 +308,7 @@ def study(
             **subject | {key: value for key, value in given.items() if value is not None},
         )
     )
-    for where in dict.fromkeys(row.condition for row in found.rows):
-        print(f"\n{where}\n")
-        print(format_table(table_rows([row for row in found.rows if row.condition == where])))
-    print(f"\nTable: {out / 'table.json'}. Page: {out / 'report.html'}")
-    crashed = sum(row.crashed for row in found.rows)
-    if crashed:
-        print(
-            f"{crashed} episodes crashed and are in no rate; the same command with --retry-errors "
-            "runs them again."
-        )
-    return int(crashed > 0)
+    return tell_study(found, out)
 
 
 def report(

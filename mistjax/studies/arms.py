@@ -76,7 +76,7 @@ class Subject:
             )
         return Kit.load(self.robust_policy, self.robust_mist)
 
-    @property
+    @functools.cached_property
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs whose remedy is no preparation already."""
         kept = LatchedPrompt.around(self.bare, self.bare) is not self.bare

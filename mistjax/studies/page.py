@@ -16,20 +16,25 @@ if TYPE_CHECKING:
     from mistjax.studies.run import Found, StudyPlan
 
 
-def write_page(out: Path, config: StudyPlan, found: Found) -> Path:
-    """Writes the page of what has been played so far."""
+def write_page(
+    out: Path, config: StudyPlan, found: Found, episodes: Sequence[Section] = ()
+) -> Path:
+    """Writes the page of what has been played so far, with sections on single episodes."""
     by_condition: dict[str, list[Row]] = {}
     for row in found.rows:
         by_condition.setdefault(row.condition, []).append(row)
     sections = [_condition(name, rows) for name, rows in by_condition.items()]
     if len(by_condition) > 1:
         sections.insert(1, Section("Everywhere", [Table(matrix(found.rows), "Success.")]))
+    sections[1:1] = episodes
     if found.targets:
         sections.append(Section("Targets", [Text(_TARGETS), Table(target_rows(found.targets))]))
     if any(sum(counts.values()) for counts in found.losses.values()):
         sections.append(Section("What loses", [Text(_LOSSES), Table(loss_rows(found.losses))]))
     sections.append(Section("Arms", [Table(_arms(config, found))]))
-    return write_report(sections, out, f"Study {config.name}", config.study.question)
+    return write_report(
+        sections, out, config.title or f"Study {config.name}", config.study.question
+    )
 
 
 def _condition(name: str, rows: Sequence[Row]) -> Section:

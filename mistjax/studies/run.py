@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,23 @@ from mistjax.envs.faults.splits import SEEDS
 from mistjax.files import atomic
 from mistjax.policies.latched import LatchedPrompt
 from mistjax.policies.load import load_policy
+from mistjax.recover.decision import DECISIONS
+from mistjax.report.build import episodes
+from mistjax.report.explanation import raw_observation
+from mistjax.report.html import Section
 from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import EpisodePlan
+from mistjax.rollouts.run import load_run
 from mistjax.studies.arms import Subject, find_arm, make_arm
 from mistjax.studies.conditions import Condition, condition
 from mistjax.studies.page import write_page
 from mistjax.studies.registry import STUDIES, Study
+from mistjax.studies.shown import blocks, first_repair
 from mistjax.studies.table import Outcomes, Row, check_targets, losses, outcomes, rows
 
-BEST = "always_best"
+BEST, PAGE = "always_best", "report.html"
+SHOWN = 3
+"""Repairs on the page of a filmed study."""
 TUNING = SEEDS["tuning"].start + 500_000
 
 
@@ -53,6 +62,7 @@ class StudyPlan:
         num_envs: environments in lock-step; the same in all arms.
         videos: of each arm's first episodes.
         retry_errors: run seeds again that crashed in an earlier call.
+        title: of the page.
 
     Raises:
         ValueError: an unknown study, arm or condition, or seeds that overlap those of tuning.
@@ -74,6 +84,7 @@ class StudyPlan:
     num_envs: int = 16
     videos: int = 0
     retry_errors: bool = False
+    title: str = ""
 
     def __post_init__(self) -> None:
         if self.name not in STUDIES:
@@ -172,7 +183,44 @@ def run_study(config: StudyPlan) -> Found:
             )
             result = _write(config, subject, found, crashed, best)
     assert result is not None
+    if config.videos:
+        with tempfile.TemporaryDirectory() as folder:
+            shown = _episodes(config, subject, where[0], Path(folder))
+            write_page(config.out / PAGE, config, result, shown)
     return result
+
+
+def _episodes(config: StudyPlan, subject: Subject, place: Condition, folder: Path) -> list[Section]:
+    """Filmed episodes of all arms side by side, and the repairs of the arm `mist`."""
+    arms = [arm for arm in config.chosen_arms if (config.out / place.name / arm).exists()]
+    runs = {arm: load_run(config.out / place.name / arm) for arm in arms}
+    sections = episodes(runs, folder)
+    filmed = [
+        seed for seed in config.plan(place).seeds() if "mist" in runs and runs["mist"].video(seed)
+    ]
+    repaired = (
+        [row["seed"] for row in runs["mist"].finished if row["edited_inferences"]] if filmed else []
+    )
+    chosen = [seed for seed in filmed if seed in repaired][:SHOWN]
+    if not chosen:
+        return sections
+    print("the same scenes without a fault:", flush=True)
+    clean = collect(
+        make_arm("bare", subject, condition("nominal").faults),
+        config.out / "clean",
+        dataclasses.replace(config.plan(condition("nominal")), videos=len(chosen)),
+        env_options=subject.bare.preset.env_options,
+        seeds=chosen,
+    )
+    policy = subject.kit.repaired(DECISIONS["mist"], "mist")
+    batch = min(config.num_envs, config.plan(place).episodes)
+    shown = []
+    for seed in chosen:
+        scene = clean.trace(seed)
+        raws = [raw_observation(subject.bare, scene, i) for i in range(len(scene.chunks))]
+        if repair := first_repair(policy, runs["mist"].trace(seed), batch):
+            shown += blocks(repair, subject.bare, raws)
+    return [*sections, Section("What was named, and what stood in for it", shown)]
 
 
 def find_best(config: StudyPlan, subject: Subject) -> str:
@@ -242,7 +290,7 @@ def _write(
     result = Found(
         rows=[row for name in found for row in rows(name, found[name], crashed[name], always)],
         best=best,
-        targets=check_targets(config.study.targets, found),
+        targets=[] if config.videos else check_targets(config.study.targets, found),
         losses={
             name: losses(arms["mist"], subject.inputs, execute)
             for name, arms in found.items()
@@ -266,5 +314,5 @@ def _write(
     ):
         with atomic(config.out / name) as temporary:
             temporary.write_text(json.dumps(document, indent=1) + "\n")
-    write_page(config.out / "report.html", config, result)
+    write_page(config.out / PAGE, config, result)
     return result

@@ -1,0 +1,154 @@
+"""Studies of the shipped policy: what is refused, what is written, what is not played twice."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from mistjax.demo import shipped_demo, shipped_subject
+from mistjax.envs.faults.battery import Mixture
+from mistjax.policies.load import load_policy
+from mistjax.recover.decision import NEVER
+from mistjax.rollouts.run import load_run
+from mistjax.studies.arms import ARMS, Subject, find_arm, make_arm, truth
+from mistjax.studies.conditions import CHOSEN, condition
+from mistjax.studies.run import TUNING, StudyPlan, run_study
+
+FRONT = Mixture.single("front_frozen", onset=(10, 10))
+
+
+@pytest.fixture(scope="module")
+def subject():
+    paths = shipped_subject()
+    return Subject(load_policy(paths["policy"]), paths["mist"])
+
+
+def plan(tmp_path, **options):
+    return StudyPlan(
+        **{"name": "full_mist", "out": tmp_path / "study", **shipped_subject(), **options}
+    )
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"name": "half_mist"}, "no study is called"),
+        ({"arms": ("bare", "best")}, "no arm is called"),
+        ({"arms": ("mist", "bare")}, "expected bare"),
+        ({"conditions": ("rain",)}, "no condition is called"),
+        ({"first_seed": TUNING - 10}, "overlap"),
+        ({"episodes": 0}, "episodes"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(tmp_path, options, said):
+    with pytest.raises(ValueError, match=said):
+        plan(tmp_path, **options)
+
+
+def test_an_arm_that_cannot_be_made_is_known_before_anything_is_played(tmp_path):
+    with pytest.raises(ValueError, match="--robust"):
+        run_study(plan(tmp_path, arms=("bare", "robust"), conditions=("nominal",)))
+    assert not (tmp_path / "study").exists()
+
+
+def test_an_oracle_is_told_the_input_and_the_first_inference_that_shows_it(subject):
+    assert truth(7, subject, FRONT) == ("front", 3)
+    assert truth(7, subject, Mixture()) == (None, NEVER)
+    assert truth(7, subject, Mixture.single("push")) == (None, NEVER)
+    kept = Mixture.single("instruction_typos")  # by the preparation, in every arm
+    assert truth(7, subject, kept) == (None, NEVER)
+
+
+def test_controls_are_told_other_things_of_the_same_seed(subject):
+    names = {arm: find_arm(arm).told(subject, FRONT) for arm in ("wrong_input", "random_input")}
+    wrong = [names["wrong_input"](seed)[0] for seed in range(40)]
+    drawn = [names["random_input"](seed)[0] for seed in range(40)]
+    assert set(wrong) == {"wrist", "state"}
+    assert set(drawn) == {"front", "wrist", "state"}
+    assert wrong == [names["wrong_input"](seed)[0] for seed in range(40)]
+    late = find_arm("random_time").told(subject, FRONT)
+    assert {late(seed)[0] for seed in range(40)} == {"front"}
+    assert len({late(seed)[1] for seed in range(40)}) > 5
+
+
+def test_an_arm_is_idle_where_nothing_can_make_it_act(subject):
+    def idle(arm, faults, alarmed):
+        return find_arm(arm).idle(subject, faults, 3, alarmed)
+
+    assert [idle("mist", FRONT, alarmed) for alarmed in (True, False)] == [False, True]
+    assert [idle("oracle", faults, False) for faults in (FRONT, Mixture())] == [False, True]
+    assert idle("oracle_input", Mixture(), True)
+    assert not idle("always_all", Mixture(), False)
+    assert not idle("bare", Mixture(), False)
+
+
+def test_every_arm_can_be_made_of_what_is_shipped(subject):
+    for name in ARMS:
+        if not ARMS[name].robust:
+            policy = make_arm(name, subject, FRONT)
+            assert policy.spec.fingerprint
+            assert ARMS[name].says
+
+
+def test_every_condition_has_faults_that_a_plan_plays():
+    for name in ("nominal", "mixture", "unseen_kinds", *CHOSEN):
+        found = condition(name)
+        assert plan_of(found).mixture() == found.faults
+
+
+def plan_of(found):
+    from mistjax.rollouts.plan import EpisodePlan
+
+    return EpisodePlan(episodes=1, **found.plan)
+
+
+@pytest.mark.slow
+def test_a_study_writes_its_table_and_goes_on_where_it_was(tmp_path):
+    small = plan(
+        tmp_path,
+        episodes=3,
+        first_seed=5_000_000,
+        num_envs=3,
+        arms=("bare", "monitor", "mist", "oracle"),
+        conditions=("mixture", "nominal"),
+    )
+    found = run_study(small)
+    table = json.loads((small.out / "table.json").read_text())
+    assert [(row["condition"], row["arm"]) for row in table] == [
+        (where, arm) for where in ("mixture", "nominal") for arm in small.arms
+    ]
+    assert all(row["n"] == 3 for row in table)
+    written = {p: p.stat().st_mtime_ns for p in small.out.rglob("*.safetensors")}
+    again = run_study(small)
+    assert again.rows == found.rows
+    assert written == {p: p.stat().st_mtime_ns for p in small.out.rglob("*.safetensors")}
+    runs = {arm: load_run(small.out / "mixture" / arm) for arm in small.arms}
+    for seed in runs["bare"].seeds:
+        bare, watched = runs["bare"].trace(seed), runs["monitor"].trace(seed)
+        assert np.array_equal(bare.actions, watched.actions)
+
+
+@pytest.mark.slow
+def test_an_episode_that_is_not_played_again_would_have_been_the_same(tmp_path, subject):
+    options = {"episodes": 4, "first_seed": 22_900_000, "num_envs": 4, "conditions": ("mixture",)}
+    shared = plan(tmp_path, arms=("bare", "monitor", "mist"), **options)
+    alone = dataclasses.replace(shared, arms=("bare", "mist"), out=tmp_path / "alone")
+    rows = [{row.arm: row for row in run_study(p).rows}["mist"] for p in (shared, alone)]
+    assert rows[0].successes == rows[1].successes
+    played = [set(load_run(p.out / "mixture" / "mist").seeds) for p in (shared, alone)]
+    assert played[0] < played[1]
+    for seed in played[1] - played[0]:
+        there = load_run(alone.out / "mixture" / "mist").trace(seed)
+        bare = load_run(alone.out / "mixture" / "bare").trace(seed)
+        assert np.array_equal(there.actions, bare.actions)
+
+
+@pytest.mark.slow
+def test_the_demo_shows_what_was_repaired(tmp_path):
+    found = run_study(dataclasses.replace(shipped_demo(tmp_path, 3), videos=3, num_envs=3))
+    assert [row.arm for row in found.rows] == list(shipped_demo(tmp_path).arms)
+    page = (tmp_path / "report.html").read_text()
+    assert "What was named, and what stood in for it" in page
+    assert "Unsound: camera" in page
+    assert page.count("data:video/mp4") == 12
