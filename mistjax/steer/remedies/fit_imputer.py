@@ -53,7 +53,6 @@ def fit_imputer(
     features: int = 64,
     steps: int = 5000,
     batch: int = 256,
-    noise: float = 0.3,
     seed: int = 0,
 ) -> tuple[Imputer, tuple[Unexplained, ...]]:
     """Fits one network a camera.
@@ -68,8 +67,6 @@ def fit_imputer(
         features: random features of the state.
         steps: of training.
         batch: pairs of inferences a step.
-        noise: standard deviation of the noise on components while training; their own mean square
-            is 1.
         seed: of weights, features and pairs.
 
     Raises:
@@ -113,7 +110,7 @@ def fit_imputer(
     )
     codes = np.asarray(imputer.codes(single(tokens)))
     found = [
-        _train(imputer, c, codes, states, episode, ~held, steps, batch, noise, rng)
+        _train(imputer, c, codes, states, episode, ~held, steps, batch, rng)
         for c in range(len(cameras))
     ]
     layers = jax.tree.map(lambda *arrays: jnp.stack(arrays), *found)
@@ -140,10 +137,10 @@ def _pairs(
     return later, first[later] + (rng.random(count) * (later - first[later])).astype(int)
 
 
-def _train(imputer, camera, codes, states, episode, part, steps, batch, noise, rng):
+def _train(imputer, camera, codes, states, episode, part, steps, batch, rng):
     """The trained layers of one camera, without its axis."""
     layers = [(w[camera], b[camera]) for w, b in imputer.layers]
-    optimiser = optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=3e-2)
+    optimiser = optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=1e-2)
     features = np.asarray(imputer.features(jnp.asarray(states, jnp.float32)))
     others = np.delete(codes, camera, axis=1).reshape(len(codes), -1)
     mine = codes[:, camera]
@@ -163,9 +160,7 @@ def _train(imputer, camera, codes, states, episode, part, steps, batch, noise, r
     memory = optimiser.init(layers)
     for _ in range(steps):
         k, j = _pairs(episode, part, batch, rng)
-        seen = np.concatenate([others[k], mine[j]], axis=1)
-        seen += noise * rng.standard_normal(seen.shape, np.float32)
-        x = np.concatenate([seen, features[k], features[j]], axis=1)
+        x = np.concatenate([others[k], mine[j], features[k], features[j]], axis=1)
         layers, memory = step(layers, memory, x, mine[k] - mine[j])
     return layers
 
@@ -176,23 +171,18 @@ def _measured(
     """The imputer with its limits, and how well it does, from the held-out episodes."""
     k, j = _pairs(episode, held, 4000, rng)
     codes, state = imputer.codes(jnp.asarray(tokens)), jnp.asarray(states, jnp.float32)
-    usual, familiar, doubt, said = [], [], [], []
+    usual, familiar, said = [], [], []
     for camera, name in enumerate(imputer.cameras):
         before = imputer.code(jnp.asarray(tokens[j, camera]), camera)
         change, share = imputer.predict(camera, codes[k], before, state[k], state[j])
         imputed = np.asarray(imputer.decode(before + change, camera))
         away = np.square(tokens[k, camera] - imputed).sum(-1)
-        rest = float(imputer.rest[camera])
-        error = np.asarray(share) * codes.shape[-1] * float(imputer.scale[camera]) ** 2
-        doubt.append(max(float((away - rest).sum() / error.sum()), 1.0))  # as on unseen episodes
-        usual.append(np.quantile(away / (doubt[-1] * error + rest), 0.95))
+        error = np.asarray(share) * codes.shape[-1] * imputer.scale[camera] ** 2
+        usual.append(np.quantile(away / (error + np.asarray(imputer.rest[camera])), 0.95))
         familiar.append(MARGIN * np.asarray(imputer.strangeness(codes, camera)).max())
         all_of_it = np.square(tokens[k, camera] - np.asarray(imputer.mean[camera])).sum()
         holding = np.square(tokens[k, camera] - tokens[j, camera]).sum()
         said.append(Unexplained(name, float(away.sum() / all_of_it), float(holding / all_of_it)))
-    weights, bias = imputer.layers[-1]
-    more = jnp.log(jnp.asarray(doubt, jnp.float32))
-    layers = (*imputer.layers[:-1], (weights, bias.at[:, -1].add(more)))
-    limits = {"usual": usual, "familiar": familiar}
-    single = {name: jnp.asarray(values, jnp.float32) for name, values in limits.items()}
-    return dataclasses.replace(imputer, layers=layers, **single), tuple(said)
+    limits = (jnp.asarray(values, jnp.float32) for values in (usual, familiar))
+    usual, familiar = limits
+    return dataclasses.replace(imputer, usual=usual, familiar=familiar), tuple(said)

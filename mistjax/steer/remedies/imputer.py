@@ -6,7 +6,9 @@ random Fourier features). All tokens are in a basis of principal components. It 
 episodes alone, so it works for every fault of a camera, and knows no fault.
 
 It says how sure it is: it also predicts its own squared error, and notices other cameras that look
-like nothing it was fitted to. Where it is not sure, nothing is repaired.
+like nothing it was fitted to. Nothing is repaired where its error, by the limit that it keeps in
+95% of held-out inferences, may be as large as all that the camera's tokens vary, or where it is
+asked about what it does not know.
 
 Source of the random features: Rahimi and Recht, NeurIPS 2007. Cost: one product of a camera's
 tokens with its basis for each camera, and three small layers.
@@ -23,9 +25,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mistjax.steer.remedies.remedy import Proposal, Seen
-
-KNOWN = 0.5
-"""Largest share of a camera's variance that may stay unexplained, by the network's own word."""
 
 
 class View(NamedTuple):
@@ -89,7 +88,7 @@ class Imputer:
         strange = self.strangeness(codes, camera)
         error = share * before.shape[-1] * self.scale[camera] ** 2 + self.rest[camera]
         away = jnp.square(tokens[:, camera] - imputed).sum(-1)
-        known = (share <= KNOWN) & (strange <= self.familiar[camera])
+        known = (share * self.usual[camera] < 1) & (strange <= self.familiar[camera])
         known &= jnp.isfinite(imputed).all(axis=1)
         residual = jnp.sqrt(away / (error * self.usual[camera]))
         repaired = tokens.at[:, camera].set(imputed.astype(tokens.dtype))
