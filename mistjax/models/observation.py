@@ -26,7 +26,7 @@ class Observation:
             sqrt(width) scale), so that attribution can differentiate with respect to words.
         image_embedding: when given, stands in for what the vision tower makes of `images`: the
             projected tokens of all cameras, so that they can be repaired.
-        state_mask: whether the state is to be read in that row; None means everywhere.
+        state_mask: whether the state is to be read in that batch element; None is everywhere.
     """
 
     images: dict[str, Float[AnyArray, "b h w 3"]]

@@ -70,7 +70,7 @@ def start(remedies: Remedies, inputs: tuple[str, ...], batch: int) -> RepairMemo
     Args:
         remedies: of the inputs.
         inputs: names, in the monitor's order.
-        batch: rows.
+        batch: elements of the batch.
     """
     count = (batch, len(inputs))
     no = jnp.zeros(batch, bool)
@@ -140,7 +140,7 @@ def recovered(
 
 
 def rows(chosen: Bool[Array, " b"], new: Any, old: Any) -> Any:
-    """`new` in the chosen rows of every leaf, `old` in the others."""
+    """`new` in the chosen batch elements of every leaf, `old` in the others."""
 
     def pick(new, old):
         return jnp.where(chosen.reshape(-1, *(1,) * (jnp.ndim(old) - 1)), new, old)

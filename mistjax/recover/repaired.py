@@ -129,6 +129,7 @@ def _sample(mist: Repaired, obs, key, state: RepairedState, edits, taps) -> Samp
         done = _random_like(mist, obs, done, key)
     later = tuple(tap for tap in taps if tap.stack != "vision")
     sample = _acted(mist, obs, done, acts, key, state.policy, edits, changes, later)
+    active = memory.active
     memory = (
         recovered(memory, residual, mist.config.patience, mist.config.budget)
         if mist.decision.ends
@@ -139,7 +140,7 @@ def _sample(mist: Repaired, obs, key, state: RepairedState, edits, taps) -> Samp
         **report(evidence),
         "edited": jnp.any(acts, axis=1) | sample.aux.get("edited", False),
         "repaired": acts,
-        "repairing": memory.active,
+        "repairing": active,
         "residual": residual,
     }
     inputs = mist.inputs.executed(inputs, sample.actions)
@@ -188,7 +189,7 @@ def _proposed(mist: Repaired, memory: RepairMemory, seen: Seen):
                 on = jnp.zeros_like(on)
             acts[name], away[name] = on, jnp.where(active, found.residual, 0.0)
             light = rows(on, found.obs, light)
-            edits += [edit.replace(strength=edit.strength * on) for edit in found.edits]
+            edits += [dataclasses.replace(e, strength=e.strength * on) for e in found.edits]
         columns = by_input(acts, names, batch, False), by_input(away, names, batch, 0.0)
         return light, *columns, tuple(edits)
 
@@ -204,7 +205,8 @@ def _random_like(mist: Repaired, obs: Observation, done: Observation, key: Array
     """Changes of the same size as the repair's, at the same places, in random directions."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys(key, obs.batch_size), 0x5EED)
 
-    def moved(now: Array, then: Array) -> Array:
+    def moved(now: Any, then: Any) -> Array:
+        now = jnp.asarray(now)
         change = (then - now).reshape(len(now), -1)
         noise = jax.vmap(lambda k: normal(k, change.shape[1:]))(keys) * (change != 0)
         size = jnp.linalg.norm(change, axis=1) / jnp.maximum(jnp.linalg.norm(noise, axis=1), 1e-12)
@@ -220,7 +222,7 @@ def _random_like(mist: Repaired, obs: Observation, done: Observation, key: Array
     return dataclasses.replace(
         obs,
         image_embedding=moved(obs.image_embedding, done.image_embedding),
-        state=moved(jnp.asarray(obs.state), done.state),
+        state=moved(obs.state, done.state),
         tokenized_prompt=jnp.where(words != done.tokenized_prompt, other, words),
     )
 

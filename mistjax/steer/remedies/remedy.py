@@ -45,11 +45,11 @@ class Proposal:
     """What a remedy would do.
 
     Attributes:
-        obs: the observation with the input repaired in every row; `images` are not read again.
+        obs: the observation with the input repaired in every batch element; `images` are not read again.
         known: whether the remedy is sure enough of itself.
         residual: distance of the sensor from what stands in for it, over the limit that it keeps
             in 95% of clean inferences: at most 1 where the sensor looks sound.
-        edits: of activations, with one strength a row.
+        edits: of activations, with one strength a batch element.
     """
 
     obs: Observation
