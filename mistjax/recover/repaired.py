@@ -38,6 +38,7 @@ from mistjax.recover.mist import MistPolicy
 from mistjax.recover.recovery import CALM, RepairMemory, by_input, recovered, remember, rows, start
 from mistjax.recover.watched import Watched, report
 from mistjax.steer.remedies.artifact import RepairConfig
+from mistjax.steer.remedies.mask import Mask
 from mistjax.steer.remedies.remedy import Remedies, Seen
 
 
@@ -176,6 +177,8 @@ def _proposed(mist: Repaired, memory: RepairMemory, seen: Seen):
     names, batch = mist.inputs.inputs, len(memory.alarmed)
     order = sorted(memory.notes, key=lambda name: name in mist.inputs.cameras)
     light = dataclasses.replace(seen.obs, images={})
+    if isinstance(mist.remedies.get("state"), Mask) and light.state_mask is None:
+        light = dataclasses.replace(light, state_mask=jnp.ones(batch, bool))
 
     def ask(light):
         acts, away, edits = {}, {}, []

@@ -25,6 +25,8 @@ from mistjax.recover.recovery import RepairMemory, recovered
 from mistjax.recover.repaired import Repaired
 from mistjax.steer.remedies.artifact import RepairConfig, load_repairs, make_remedies, save_repairs
 from mistjax.steer.remedies.imputer import Imputer
+from mistjax.steer.remedies.mask import Mask
+from mistjax.steer.remedies.remedy import Seen
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 FRONT, WRIST, STATE, TEXT = range(4)
@@ -230,3 +232,21 @@ def test_remedies_come_back_from_disk_and_refuse_another_policy(monitor, tmp_pat
     np.testing.assert_allclose(back.directions, mine.directions, atol=1e-2)
     with pytest.raises(ValueError, match="not of yours"):
         load_repairs(tmp_path, "yours", monitor)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("left_wrist_0_rgb", "image_masks"),
+        ("text", "tokenized_prompt_mask"),
+        ("state", "state_mask"),
+    ],
+)
+def test_a_mask_takes_the_input_away_and_nothing_else(obs, name, field):
+    proposal = Mask().propose((), Seen(obs, jnp.zeros((3, 4, 4))), name)
+    changed = getattr(proposal.obs, field)
+    changed = changed[name] if isinstance(changed, dict) else changed
+    assert not np.asarray(changed).any()
+    assert not (proposal.residual <= 1).any()
+    others = {f.name for f in dataclasses.fields(obs)} - {field}
+    assert all(getattr(proposal.obs, other) is getattr(obs, other) for other in others)

@@ -45,7 +45,8 @@ class Proposal:
     """What a remedy would do.
 
     Attributes:
-        obs: the observation with the input repaired in every batch element; `images` are not read again.
+        obs: the observation with the input repaired in every batch element; nobody reads `images`
+            again.
         known: whether the remedy is sure enough of itself.
         residual: distance of the sensor from what stands in for it, over the limit that it keeps
             in 95% of clean inferences: at most 1 where the sensor looks sound.
