@@ -1,5 +1,7 @@
 """Trains a small SmolVLA, in LeRobot's own modules, to place Go stones on the board.
 
+As SmolVLA starts from a trained VLM, this one starts from that of the board's pi0.
+
 1. `python -m experiments.train.board_lerobot_data --out data/board_lerobot`
 2. `python -m experiments.train.board_smolvla --minutes 9`, again and again until it says that it is
    done: it goes on from the last checkpoint.
@@ -23,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -34,10 +37,13 @@ from experiments.train.board_smolvla_data import CAMERAS, LeRobotFrames
 from experiments.train.board_smolvla_model import (
     HORIZON,
     PROMPT_LEN,
-    BoardSmolVLA,
     smolvla_config,
+    smolvla_loss,
     write_backbone,
 )
+from experiments.train.board_smolvla_start import start_from
+from mistjax.demo import SHIPPED
+from mistjax.policies import BOARD, PiPolicy
 
 BACKBONE = "backbone"
 
@@ -48,7 +54,7 @@ class Config:
 
     Attributes:
         data: folder of LeRobotDatasets.
-        demos: further demonstrations, as other board policies are trained on.
+        start: a pi0 of the same sizes; its statistics are kept.
         out: checkpoint folder to write; its training state is kept in `<out>.training`.
         steps: optimiser steps.
         batch_size: examples a step.
@@ -57,7 +63,6 @@ class Config:
         warmup: warm-up steps.
         ema: decay of the averaged weights, which are the ones that ship.
         weight_decay: of AdamW.
-        layout_weight: of the regression of positions.
         checkpoint_every: steps between checkpoints of the training state.
         minutes: stop after so many, with a checkpoint.
         threads: of PyTorch.
@@ -65,16 +70,15 @@ class Config:
     """
 
     data: Path = Path("data/board_lerobot")
-    demos: tuple[Path, ...] = ()
+    start: Path = SHIPPED / "board_pi0"
     out: Path = Path("checkpoints/board_smolvla")
-    steps: int = 1800
+    steps: int = 1000
     batch_size: int = 32
     flow_samples: int = 2
-    learning_rate: float = 2e-3
-    warmup: int = 200
-    ema: float = 0.995
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    ema: float = 0.99
     weight_decay: float = 1e-4
-    layout_weight: float = 1.0
     checkpoint_every: int = 250
     minutes: float = math.inf
     threads: int = 1
@@ -89,17 +93,18 @@ class Training:
         self.config, self.step = config, 0
         write_backbone(folder / BACKBONE, board_pieces())
         datasets = sorted(path for path in config.data.iterdir() if path.is_dir())
-        kept = folder / "frames.npy"
-        self.data = LeRobotFrames.load(datasets, config.demos, HORIZON, kept)
-        self.stats = self.data.statistics()
-        self.net = BoardSmolVLA(smolvla_config(folder / BACKBONE, CAMERAS))
+        self.data = LeRobotFrames.load(datasets, HORIZON, folder / "frames.npy")
+        start = PiPolicy.load(config.start, BOARD)
+        self.stats = statistics(start)
+        self.policy = SmolVLAPolicy(smolvla_config(folder / BACKBONE, CAMERAS)).eval()
+        start_from(self.policy.model, start)
         tokenizer = AutoTokenizer.from_pretrained(folder / BACKBONE)
         self.encode = functools.cache(
             lambda text: np.array(
                 tokenizer(f"{text}\n", padding="max_length", max_length=PROMPT_LEN)["input_ids"]
             )
         )
-        self.weights = {n: p for n, p in self.net.named_parameters() if p.requires_grad}
+        self.weights = {n: p for n, p in self.policy.named_parameters() if p.requires_grad}
         self.average = {name: value.detach().clone() for name, value in self.weights.items()}
         self.optimizer = torch.optim.AdamW(
             self.weights.values(),
@@ -111,7 +116,7 @@ class Training:
             value.grad = torch.zeros_like(value)
         self.optimizer.step()
 
-    def update(self) -> dict[str, Tensor]:
+    def update(self) -> float:
         """One optimiser step."""
         config = self.config
         rng = np.random.default_rng((config.seed, self.step))
@@ -119,7 +124,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
         noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        loss, parts = self.net.loss(batch, config.flow_samples, config.layout_weight, noise)
+        loss = smolvla_loss(self.policy, batch, config.flow_samples, noise)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
@@ -128,7 +133,7 @@ class Training:
         for name, value in self.weights.items():
             self.average[name].lerp_(value.detach(), 1 - decay)
         self.step += 1
-        return parts
+        return loss.item()
 
     def _normalised(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         longest = int((batch["words"] != 0).sum(dim=1).amax())
@@ -141,7 +146,7 @@ class Training:
 
     def export(self) -> None:
         """Writes the policy with averaged weights as a folder of LeRobot's, with its backbone."""
-        out, policy = self.config.out, self.net.policy
+        out, policy = self.config.out, self.policy
         out.mkdir(parents=True, exist_ok=True)
         shutil.copytree(self._state_folder / BACKBONE, out / BACKBONE, dirs_exist_ok=True)
         now = {name: value.detach().clone() for name, value in self.weights.items()}
@@ -183,6 +188,16 @@ class Training:
         self.step = int(saved["step"])
 
 
+def statistics(policy: PiPolicy) -> dict[str, dict[str, Tensor]]:
+    """A pi0's statistics as LeRobot's normalisers read them."""
+    names = {"observation.state": "state", "action": "actions"}
+    stats = {name: policy.norm_stats[key] for name, key in names.items()}
+    return {
+        name: {"mean": torch.tensor(s.mean), "std": torch.tensor(s.std)}
+        for name, s in stats.items()
+    }
+
+
 def board_pieces() -> list[str]:
     """The board's words as pieces, the four special ones first."""
     tokenizer = board_tokenizer()
@@ -212,14 +227,14 @@ def main(config: Config) -> None:
     if state.exists():
         training.load(state)
     bar = tqdm(total=config.steps, initial=training.step, unit="step", smoothing=0.05)
-    window: list[dict] = []
+    window: list[float] = []
     cpu = time.process_time()
     while training.step < config.steps and time.monotonic() - started < 60 * config.minutes:
         window.append(training.update())
         bar.update()
         if len(window) == 50:
-            mean = {k: float(np.mean([p[k] for p in window])) for k in window[0]}
-            bar.set_postfix({k: f"{v:.3g}" for k, v in mean.items()})
+            mean = {"flow": float(np.mean(window))}
+            bar.set_postfix(mean)
             spent = time.process_time() - cpu
             with (folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps({"step": training.step, **mean, "cpu_s": spent}) + "\n")

@@ -1,8 +1,6 @@
-"""LeRobotDatasets and demonstrations of the board as training batches of a small SmolVLA.
+"""LeRobotDatasets of the board as training batches of a small SmolVLA.
 
-Pictures are decoded once and kept in a file beside the training state. Labels that a LeRobotDataset
-does not hold are read off it with hindsight: the stone is where the gripper closes next, the cell
-where it opens last.
+Pictures are decoded once and kept in a file beside the training state.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from experiments.train.board_data import LAYOUT_UNIT, Shards
 from mistjax.envs.board.physics import STEP
 from mistjax.rollouts.formats.lerobot.export import DATA_PATH, EPISODES_PATH, VIDEO_PATH
 from mistjax.rollouts.mp4 import read_mp4
@@ -34,7 +31,6 @@ class LeRobotFrames:
         state: robot units [n, 5].
         actions: the next `horizon` actions [n, horizon, 4], the last one repeated at the end.
         meant: [n, horizon], False from the first step on at which something else was carried out.
-        layout: x and y of stone and cell in units of `LAYOUT_UNIT` [n, 4]; NaN where unknown.
         prompts: one of each frame.
     """
 
@@ -42,21 +38,17 @@ class LeRobotFrames:
     state: np.ndarray
     actions: np.ndarray
     meant: np.ndarray
-    layout: np.ndarray
     prompts: list[str]
 
     def __len__(self) -> int:
         return len(self.state)
 
     @classmethod
-    def load(
-        cls, folders: Sequence[Path], demos: Sequence[Path], horizon: int, kept: Path
-    ) -> LeRobotFrames:
-        """Reads data sets.
+    def load(cls, folders: Sequence[Path], horizon: int, kept: Path) -> LeRobotFrames:
+        """Reads datasets.
 
         Args:
             folders: of LeRobotDatasets v3.0.
-            demos: folders of `mistjax.envs.board.demos` and `experiments.train.board_dagger`.
             horizon: length of the action chunks.
             kept: file of the decoded pictures; written when it is not there.
 
@@ -79,41 +71,25 @@ class LeRobotFrames:
                 prompts += row["tasks"] * row["length"]
                 if not kept.exists():
                     pictures.append(_pictures(folder, row))
-        if demos:
-            shards = Shards.read(demos)
-            chunks = shards.columns["actions"][:, :horizon]
-            meant = np.ones(chunks.shape[:2])
-            parts.append((shards.columns["state"], chunks, meant, shards.layout[:, :4]))
-            prompts += shards.prompts
-            if not kept.exists():
-                views = [shards.columns[name.split(".")[-1]] for name in CAMERAS]
-                pictures.append(np.stack(views, axis=1))
         if not kept.exists():
             np.save(kept, np.concatenate(pictures))
         columns = [np.concatenate(column).astype(np.float32) for column in zip(*parts, strict=True)]
-        state, actions, meant, layout = columns
+        state, actions, meant = columns
         images = np.load(kept, mmap_mode="r")
         if len(images) != len(state):
             raise ValueError(
                 f"{kept} holds {len(images)} frames, the data {len(state)}: remove it."
             )
-        return cls(images, state, actions, meant > 0, layout, prompts)
-
-    def statistics(self) -> dict[str, dict[str, Tensor]]:
-        """As LeRobot's normalisers read them."""
-        first = {"observation.state": self.state, "action": self.actions[:, 0]}
-        return {
-            name: {"mean": torch.from_numpy(x.mean(0)), "std": torch.from_numpy(x.std(0))}
-            for name, x in first.items()
-        }
+        return cls(images, state, actions, meant > 0, prompts)
 
     def batch(
         self, rng: np.random.Generator, size: int, encode: Callable[[str], np.ndarray]
     ) -> dict[str, Tensor]:
         """`size` examples drawn without replacement."""
         rows = np.sort(rng.choice(len(self), size, replace=False))
-        named = {name: getattr(self, name)[rows] for name in ("images", "state", "actions")}
-        named |= {"meant": self.meant[rows], "layout": self.layout[rows]}
+        named = {
+            name: getattr(self, name)[rows] for name in ("images", "state", "actions", "meant")
+        }
         named["words"] = np.stack([encode(self.prompts[row]) for row in rows])
         return {name: torch.from_numpy(value) for name, value in named.items()}
 
@@ -123,22 +99,14 @@ def _matrix(table, name: str) -> np.ndarray:
 
 
 def _labels(state: np.ndarray, action: np.ndarray, horizon: int) -> tuple[np.ndarray, ...]:
-    """Chunks, which of their steps were carried out as meant, and the layout; of one episode."""
+    """Chunks of one episode, and which of their steps were carried out as meant."""
     steps = np.arange(len(action))
     ahead = np.minimum(steps[:, None] + np.arange(horizon), len(action) - 1)
     moved, wanted = np.diff(state[:, :3], axis=0), STEP * action[:-1, :3]
     pushed = np.linalg.norm(moved - wanted, axis=1) > FAR
     pushed |= np.sign(state[1:, 4]) != np.sign(action[:-1, CLOSING])
     meant = ~np.append(pushed, False)[ahead]
-    closed = action[:, CLOSING] < 0
-    change = np.flatnonzero(closed[1:] != closed[:-1]) + 1
-    layout = np.full((len(action), 4), np.nan)
-    for i in change[::-1]:
-        if closed[i]:
-            layout[: i + 1, :2] = state[i, :2]
-    if len(change) and not closed[change[-1]]:
-        layout[:, 2:] = state[change[-1], :2]
-    return action[ahead], np.logical_and.accumulate(meant, axis=1), layout / LAYOUT_UNIT
+    return action[ahead], np.logical_and.accumulate(meant, axis=1)
 
 
 def _pictures(folder: Path, row: dict) -> np.ndarray:

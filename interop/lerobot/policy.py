@@ -351,14 +351,14 @@ class LeRobotPolicy(Words, Policy):
             for name, value in vars(self.policy.config).items()
             if name not in ELSEWHERE and not name.startswith(("optimizer_", "scheduler_"))
         }
-        two = self.policy.model.vlm_with_expert
-        places = smolvla.patch_positions(two.get_vlm_model().vision_model)
+        vlm = _sizes(self.policy.model.vlm_with_expert.config.to_dict())
+        places = smolvla.patch_positions(self.policy).tolist()
         steps = [
             (type(step).__name__, str(sorted(_told(step))), _arrays(step.state_dict()))
             for step in (*self.preprocessor.steps, *self.postprocessor.steps)
         ]
         said = behaviour(steps, self.tokenizer.serialized, self.preset.behaviour(self.pictures))
-        sizes = {"config": config, "vlm": _sizes(two.config.to_dict()), "places": places.tolist()}
+        sizes = {"config": config, "vlm": vlm, "places": places}
         return fingerprint(sizes, [self.policy], said.encode())
 
 

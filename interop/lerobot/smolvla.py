@@ -120,18 +120,19 @@ class Network:
         return cls(stacks, tower, flow.action_in_proj, text.get_input_embeddings(), words)
 
 
-def patch_positions(tower: Any) -> Int[Tensor, " patches"]:
-    """Which position embedding the tower gives each patch of a whole picture: not the same in every
+def patch_positions(policy: SmolVLAPolicy) -> Int[Tensor, " patches"]:
+    """Which position embedding the tower gives each patch of a picture: not the same in every
     release of transformers.
     """
+    flow: Any = policy.model
+    tower = flow.vlm_with_expert.get_vlm_model().vision_model
     found: list[Tensor] = []
     hook = tower.embeddings.position_embedding.register_forward_pre_hook(
         lambda _, args: found.append(args[0])
     )
     weight = tower.embeddings.patch_embedding.weight
-    side = tower.embeddings.image_size
     with hook, torch.no_grad():
-        tower(weight.new_zeros(1, 3, side, side))
+        tower(weight.new_zeros(1, 3, *_picture_size(policy.config)))
     return found[0][0]
 
 
