@@ -14,9 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from tqdm import tqdm
 
 from mistjax.policies.protocol import Policy, RawObs
+from mistjax.policies.wrapper import Wrapper
 from mistjax.rollouts.recorder import Inference, Recorder, Recording, robot_state
 from mistjax.rollouts.trace import Json, Trace
 from mistjax.rollouts.workers.host import Reply
@@ -55,7 +57,7 @@ class Loop:
         self._videos = videos
         self._options = options
         self._max_steps = max_steps
-        self._state = jax.tree.map(jnp.asarray, policy.initial_state(slots))
+        self._state = _beside(policy, policy.initial_state(slots))
         self._slots = [Slot(index) for index in range(slots)]
         self._waiting: collections.deque[int] = collections.deque()
         self._deaths: collections.Counter[int] = collections.Counter()
@@ -242,6 +244,20 @@ def _shapes(observation: Any) -> tuple[Any, ...]:
     """Shape and dtype of each array of a prepared batch."""
     leaves = jax.tree.leaves(observation)
     return tuple((np.shape(x), str(getattr(x, "dtype", type(x).__name__))) for x in leaves)
+
+
+def _beside(policy: Policy, state: Any) -> Any:
+    """The state as arrays on the policy's device, as those that it returns: others would be
+    compiled for twice.
+    """
+    state = jax.tree.map(jnp.asarray, state)
+    arrays = [leaf for leaf in jax.tree.leaves(policy) if isinstance(leaf, jax.Array)]
+    while not arrays and isinstance(policy, Wrapper):  # some of them are no pytrees
+        policy = policy.policy
+        arrays = [leaf for leaf in jax.tree.leaves(policy) if isinstance(leaf, jax.Array)]
+    places = {array.sharding for array in arrays if array.committed}
+    alone = len(places) == 1 and isinstance(next(iter(places)), SingleDeviceSharding)
+    return jax.device_put(state, places.pop()) if alone else state
 
 
 @jax.jit

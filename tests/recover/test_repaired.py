@@ -22,7 +22,8 @@ from mistjax.recover.decision import (
 )
 from mistjax.recover.fusion import FusionLimits
 from mistjax.recover.recovery import RepairMemory, recovered
-from mistjax.recover.repaired import Repaired
+from mistjax.recover.repaired import Repaired, _sample
+from mistjax.rollouts.loop import _beside
 from mistjax.steer.remedies.artifact import RepairConfig, load_repairs, make_remedies, save_repairs
 from mistjax.steer.remedies.imputer import Imputer
 from mistjax.steer.remedies.mask import Mask
@@ -100,7 +101,7 @@ def told(seed):
 
 
 def two_looks(mist, obs, then=None, seeds=(0, 1, 2)):
-    first = mist.sample(obs, KEYS, state=mist.begin(seeds))
+    first = mist.sample(obs, KEYS, state=_beside(mist, mist.begin(seeds)))
     return first, mist.sample(obs if then is None else then, KEYS, state=first.state)
 
 
@@ -128,6 +129,16 @@ def test_what_the_sensor_of_a_repaired_input_says_does_not_matter(make, obs):
     assert np.array_equal(sound.actions, repaired.actions)
     assert float(repaired.aux["residual"][1, STATE]) > 1
     assert repaired.aux["residual"][2, TEXT] == 2.0 and sound.aux["residual"][2, TEXT] == 0.0
+
+
+def test_one_program_serves_the_first_inference_and_the_others(make, obs):
+    """Arrays that are bound to a device, and those that are not, would be two programs."""
+    mist = make(SCRIPT)
+    state = _beside(mist, mist.begin([0, 1, 2]))
+    sample = mist.sample(obs, KEYS, state=state)
+    before = _sample._cache_size()
+    mist.sample(obs, KEYS, state=sample.state)
+    assert _sample._cache_size() == before
 
 
 def test_an_imputer_that_does_not_know_repairs_nothing(make, obs, bare):
