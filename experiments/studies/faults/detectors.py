@@ -2,7 +2,7 @@
 
     python -m experiments.studies.faults.record
     python -m experiments.studies.faults.record --grounding --out runs/grounding --fitting 200 \
-        --calibration 300 --clean 200 --mixture 100 --each 0 --purposes fitting calibration test
+        --calibration 200 --clean 200 --mixture 75 --each 0 --purposes fitting calibration test
     python -m experiments.studies.faults.detectors
 
 *An input is unsound*: events are faults, from their onset on, against clean episodes; every
@@ -30,16 +30,16 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
+from experiments.studies.events import Scored, detection, failure, together
 from mistjax.compilation import enable_cache
 from mistjax.detect.artifact import load_detector
-from mistjax.detect.calibration.conformal import any_alarm, calibrate, coverage_law
+from mistjax.detect.calibration.conformal import calibrate, coverage_law
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import score_episodes
 from mistjax.detect.inputs import DEFAULT_INPUT
 from mistjax.detect.methods.combinators import Standardised, standardise
 from mistjax.detect.methods.contrast import distinct
 from mistjax.detect.methods.safe.losses import LossConfig, SeekConfig
-from mistjax.detect.metrics import roc_auc
 from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.detect.novelty.fit import evidence, recorded
 from mistjax.detect.registry import fit_detector, method, training_config
@@ -53,7 +53,6 @@ LOOK = 4
 """Control steps from one look to the next."""
 SEEDS = range(10)
 MIXTURES = ("board", "board_unseen_strengths", "board_unseen_kinds")
-SOON = 10
 EPOCHS = 200
 
 
@@ -103,7 +102,7 @@ class Row:
 @dataclasses.dataclass(frozen=True)
 class Part:
     """The episodes of one run: what detectors read of them, by the name of what they read, and how
-    they went. `onset` is the first look that can show the fault, -1 without one.
+    they went; `onset_step` is -1 without a fault.
     """
 
     reads: Mapping[str, Episodes]
@@ -124,9 +123,8 @@ class Part:
     def failed(self) -> np.ndarray:
         return ~np.asarray(self.any.success)
 
-    @property
-    def onset(self) -> np.ndarray:
-        return np.where(self.onset_step < 0, -1, -(-self.onset_step // LOOK))
+    def scored(self, scores: np.ndarray) -> Scored:
+        return Scored(scores, self.mask, self.onset_step, LOOK)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,85 +373,6 @@ def _blind(part: Part) -> np.ndarray:
     return np.stack([np.random.default_rng(s).random(part.mask.shape[1]) for s in seeds])
 
 
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """Scores of one part, with what is known of its episodes."""
-
-    scores: np.ndarray
-    mask: np.ndarray
-    onset: np.ndarray
-    onset_step: np.ndarray
-
-    @classmethod
-    def of(cls, scores: np.ndarray, part: Part) -> Scored:
-        return cls(scores, part.mask, part.onset, part.onset_step)
-
-    def __getitem__(self, rows: np.ndarray) -> Scored:
-        return Scored(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
-
-
-def timestep_auc(positive: Scored, negative: Scored) -> float | None:
-    """Mean over looks, weighted by the positives that there are, of the AUC of that look's scores:
-    of the positives from their onset on, and of the negatives that are still going on.
-    """
-    areas, weights = [], []
-    for t in range(min(positive.scores.shape[1], negative.scores.shape[1])):
-        hot = positive.scores[positive.mask[:, t] & (positive.onset <= t), t]
-        cold = negative.scores[negative.mask[:, t], t]
-        if len(hot) and len(cold):
-            areas.append(roc_auc(np.r_[hot, cold], np.r_[np.ones(len(hot)), np.zeros(len(cold))]))
-            weights.append(len(hot))
-    return float(np.average(areas, weights=weights)) if weights else None
-
-
-def earliest_auc(positive: Scored, negative: Scored) -> float | None:
-    """Of the highest score up to the look that the shortest episode has."""
-    if not len(positive.mask) or not len(negative.mask):
-        return None
-    stop = min(positive.mask.sum(1).min(), negative.mask.sum(1).min())
-    peaks = [x.scores[:, :stop].max(1) for x in (positive, negative)]
-    return roc_auc(np.concatenate(peaks), np.r_[np.ones(len(peaks[0])), np.zeros(len(peaks[1]))])
-
-
-def detection(faulty: Scored, clean: Scored, threshold: Any) -> dict[str, Any]:
-    """Of faults: how soon, and how many not at all."""
-    lengths = faulty.mask.sum(1)
-    faulty = faulty[faulty.onset < lengths]
-    above = np.asarray(threshold.alarms(faulty.scores, faulty.mask))
-    looks = np.arange(above.shape[1])
-    early = (above & (looks < faulty.onset[:, None])).any(1)
-    after = above & (looks >= faulty.onset[:, None])
-    found = after.any(1) & ~early
-    latency = (LOOK * after.argmax(1) - faulty.onset_step)[found]
-    return {
-        "n": len(early),
-        "early": int(early.sum()),
-        "missed": int((~after.any(1) & ~early).sum()),
-        "within_10_steps": int((latency <= SOON).sum()),
-        "median_latency_steps": float(np.median(latency)) if len(latency) else None,
-        "auc_per_timestep": timestep_auc(faulty, clean),
-        "auc_by_earliest_stop": earliest_auc(faulty, clean),
-    }
-
-
-def failure(scored: Scored, failed: np.ndarray, threshold: Any) -> dict[str, Any]:
-    """Of failed episodes: how well they are told from the others, and how long before the end."""
-    whole = dataclasses.replace(scored, onset=np.zeros(len(failed), int))
-    bad, good = whole[failed], whole[~failed]
-    above = np.asarray(threshold.alarms(bad.scores, bad.mask))
-    left = LOOK * (bad.mask.sum(1) - above.argmax(1))[above.any(1)]
-    quiet = np.asarray(any_alarm(threshold, good.scores, good.mask))
-    return {
-        "failed": int(failed.sum()),
-        "n": len(failed),
-        "detected": int(above.any(1).sum()),
-        "median_steps_left": float(np.median(left)) if len(left) else None,
-        "false_alarms": int(quiet.sum()),
-        "auc_per_timestep": timestep_auc(bad, good),
-        "auc_by_earliest_stop": earliest_auc(bad, good),
-    }
-
-
 def groups(runs: Recordings) -> Iterator[tuple[str, str, np.ndarray]]:
     """(group, part, which episodes): the faults of inputs of a mixture, and every fault alone."""
     for name in runs.names():
@@ -474,7 +393,7 @@ def measure(config: Config, row: Row, runs: Recordings, seed: int) -> dict[str, 
 
     @functools.cache
     def scored(name: str) -> Scored:
-        return Scored.of(row.scores(name, seed), runs[name])
+        return runs[name].scored(row.scores(name, seed))
 
     held = [scored(name) for name in row.calibration]
     held[1:] = [x[np.arange(len(x.mask)) >= len(x.mask) // 2] for x in held[1:]]
@@ -506,7 +425,7 @@ def measure(config: Config, row: Row, runs: Recordings, seed: int) -> dict[str, 
     by_group = {}
     for group, pieces in merged.items():
         pairs = [scored(name)[rows] for name, rows in pieces]
-        by_group[group] = detection(_stack(pairs), clean, unsound)
+        by_group[group] = detection(together(pairs), clean, unsound)
     return {
         "inputs": {
             "clean": {
@@ -521,17 +440,6 @@ def measure(config: Config, row: Row, runs: Recordings, seed: int) -> dict[str, 
             for name in ("clean", "board")
         },
     }
-
-
-def _stack(pieces: Sequence[Scored]) -> Scored:
-    width = max(p.mask.shape[1] for p in pieces)
-
-    def padded(name: str) -> np.ndarray:
-        rows = [getattr(p, name) for p in pieces]
-        more = [((0, 0), (0, width - r.shape[1])) if r.ndim == 2 else ((0, 0),) for r in rows]
-        return np.concatenate([np.pad(r, m) for r, m in zip(rows, more, strict=True)])
-
-    return Scored(*(padded(f.name) for f in dataclasses.fields(Scored)))
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python -m experiments.studies.faults.record
     python -m experiments.studies.faults.record --grounding --out runs/grounding --fitting 200 \
-        --calibration 300 --clean 200 --mixture 100 --each 0 --purposes fitting calibration test
+        --calibration 200 --clean 200 --mixture 75 --each 0 --purposes fitting calibration test
 
 Episodes of each purpose have seeds of their own (`envs.faults.splits`). Interrupt it at will: what
 is recorded is kept. Some 2,600 episodes; 0.1 s each on an idle core. The second call records, of
