@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -197,33 +198,184 @@ def quartiles(row: Mapping[str, Any]) -> str:
     return f"({row['low']:.2f} to {row['high']:.2f})"
 
 
+def over_seeds(values: Sequence[float | None], shown: str = ".2f") -> str:
+    """Mean, and standard deviation where there are several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    mean = format(statistics.fmean(known), shown)
+    return mean if len(known) == 1 else f"{mean} ± {format(statistics.stdev(known), shown)}"
+
+
+def share(found: Sequence[tuple[int, int]]) -> str:
+    """k of n of each seed: Wilson's interval of one, the mean and the spread of several."""
+    if len(found) == 1:
+        return str(Rate(*found[0]))
+    parts = [k / n for k, n in found]
+    return f"{statistics.fmean(parts):.0%} ± {100 * statistics.stdev(parts):.0f}"
+
+
+def _seeds(row: Mapping[str, Any], *path: str) -> list[Any]:
+    found = list(row["seeds"].values())
+    for name in path:
+        found = [part[name] for part in found]
+    return found
+
+
+FAULT_MIXTURES = {
+    "board": "seen",
+    "board_unseen_strengths": "unseen strengths",
+    "board_unseen_kinds": "unseen kinds",
+}
+
+
 def fault_detectors(results: Mapping[str, Any]) -> str:
-    """All faults of a group together: latency from the onset, and what was missed."""
-    order = ("board", "board_unseen_strengths", "board_unseen_kinds")
-    names = ("seen", "unseen strengths", "unseen kinds")
+    """*An input is unsound*: false alarms, and faults of inputs in the three mixtures."""
 
-    def cell(found: Mapping[str, Any]) -> str:
-        if not found["n"]:
+    def cells(row: Mapping[str, Any], group: str) -> list[str]:
+        found = _seeds(row, "inputs", "faults", group)
+        return [
+            "; ".join(
+                [
+                    over_seeds([f["auc_per_timestep"] for f in found]),
+                    over_seeds([f["auc_by_earliest_stop"] for f in found]),
+                    share([(f["within_10_steps"], f["n"]) for f in found]),
+                    over_seeds([f["median_latency_steps"] for f in found], ".0f"),
+                    share([(f["missed"], f["n"]) for f in found]),
+                ]
+            )
+        ]
+
+    def line(name: str, row: Mapping[str, Any]) -> list[str]:
+        clean = _seeds(row, "inputs", "clean")
+        return [
+            name,
+            row["question"],
+            row["fitted_to"],
+            share([(c["alarmed"], c["n"]) for c in clean]),
+            over_seeds([c["alarms_per_episode"] for c in clean]),
+            *(cell for group in FAULT_MIXTURES for cell in cells(row, group)),
+        ]
+
+    head = ["detector", "made for", "fitted to", "clean episodes with an alarm", "alarms each"]
+    head += [
+        f"{name}: AUC per timestep; by earliest stop; within 10 steps; median latency; missed"
+        for name in FAULT_MIXTURES.values()
+    ]
+    return markdown(head, (line(*item) for item in results["rows"].items()))
+
+
+def failure_detectors(results: Mapping[str, Any]) -> str:
+    """*The episode fails*: clean episodes and the headline mixture."""
+
+    def line(name: str, row: Mapping[str, Any]) -> list[str]:
+        cells = [name, row["question"]]
+        for group in ("clean", "board"):
+            found = _seeds(row, "failure", group)
+            cells += [
+                over_seeds([f["auc_per_timestep"] for f in found]),
+                over_seeds([f["auc_by_earliest_stop"] for f in found]),
+                share([(f["false_alarms"], f["n"] - f["failed"]) for f in found]),
+                share([(f["detected"], f["failed"]) for f in found]),
+                over_seeds([f["median_steps_left"] for f in found], ".0f"),
+            ]
+        return cells
+
+    columns = ("AUC per timestep", "by earliest stop", "false alarms", "detected", "steps left")
+    head = ["detector", "made for"]
+    head += [f"{group}: {name}" for group in ("clean", "with faults") for name in columns]
+    return markdown(head, (line(*item) for item in results["rows"].items()))
+
+
+SHOWN_BY_FAULT = (
+    "inputs, level and change",
+    "inputs, level",
+    "inputs, change",
+    "hidden states, Mahalanobis",
+    "GUARD's diagnostics, Mahalanobis",
+    "chunk overlap (STAC-single)",
+    "velocity disagreement",
+    "contrast-set probe",
+    "Hide-and-Seek",
+    "clock only",
+)
+
+
+def faults_by_detector(results: Mapping[str, Any]) -> str:
+    """Detected within 10 steps; at every fault and strength."""
+    rows = {name: results["rows"][name] for name in SHOWN_BY_FAULT if name in results["rows"]}
+    first = next(iter(rows.values()))
+    faults = [f for f in _seeds(first, "inputs", "faults")[0] if f not in FAULT_MIXTURES]
+
+    def cell(row: Mapping[str, Any], fault: str) -> str:
+        found = [part.get(fault) for part in _seeds(row, "inputs", "faults")]
+        known = [f for f in found if f and f["n"]]
+        if not known:
             return "–"
-        latency = found["median_latency_steps"]
-        soon = Rate(found["within_10_steps"], found["n"])
-        shown = "–" if latency is None else f"{latency:.0f}"
-        return f"{soon}; {shown}; {found['auc_per_look']:.2f}"
+        soon = statistics.fmean(f["within_10_steps"] for f in known)
+        return f"{soon:.3g}/{known[0]['n']}"
 
-    head = ["detector", "clean episodes with an alarm"]
-    head += [f"{name}: within 10 steps; median latency; AUC per look" for name in names]
+    head = ["fault", *rows]
+    body = ([fault.replace("_", " "), *(cell(r, fault) for r in rows.values())] for fault in faults)
+    return markdown(head, sorted(body))
+
+
+def golden_timing(results: Mapping[str, Any]) -> str:
+    """*The episode fails*, on unseen tasks of rollouts with known onsets."""
+
+    def line(name: str, splits: Mapping[str, Any]) -> list[str]:
+        found = list(splits.values())
+
+        def mean(key: str, shown: str = ".3f") -> str:
+            return over_seeds([f[key] for f in found], shown)
+
+        def part(key: str, of: str) -> str:
+            return share([(f[key], f[of]) for f in found])
+
+        return [
+            name,
+            mean("auc_by_earliest_stop"),
+            mean("auc_per_timestep"),
+            part("false_alarms", "successes"),
+            part("early", "n"),
+            part("missed", "n"),
+            mean("median_latency_steps", ".0f"),
+        ]
+
+    rows = results["rows"]
+
+    def area(name: str) -> float:
+        return statistics.fmean(f["auc_by_earliest_stop"] for f in rows[name].values())
+
+    head = ["detector", "AUC by earliest stop", "AUC per timestep from the onset", "false alarms"]
+    head += ["alarm before the onset", "missed", "median latency, steps"]
+    return markdown(head, (line(name, rows[name]) for name in sorted(rows, key=area, reverse=True)))
+
+
+def quiet(results: Mapping[str, Any]) -> str:
+    """Thresholds of the shipped monitors on 400 clean episodes with sensor noise."""
+    head = ["threshold", "calibrated on", "rank", "90% of such calibrations have", "alarm wrongly"]
+    head += ["clean failures detected", "first alarm under table texture: look 0, 1, later, none"]
     return markdown(
         head,
         (
-            (name, rate(r["false_alarms"]), *(cell(r["by_group"][group]) for group in order))
-            for name, r in results["detectors"].items()
+            (
+                r["name"],
+                r["calibrated_on"],
+                f"{r['rank']} of {r['n']}",
+                f"{r['low']:.1%} to {r['high']:.1%}",
+                rate(r["false_alarms"]),
+                rate(r["detected"]) if r["detected"] else "–",
+                " / ".join(map(str, r["first_alarm"])) if r["first_alarm"] else "–",
+            )
+            for r in results["rows"]
         ),
     )
 
 
 def fault_groups(results: Mapping[str, Any]) -> str:
     """The monitor of the inputs, by where the fault is."""
-    found = results["detectors"]["inputs, level and change"]["by_group"]
+    found = results["detection"]
     named = results["naming"]
     methods = ("novelty with cross-check", "novelty without cross-check", "level only", "chance")
 
@@ -315,7 +467,11 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "workers": ("bench_workers", workers),
     "gpu_rollouts": ("bench_gpu", gpu_rollouts),
     "gpu_models": ("bench_gpu", gpu_models),
-    "fault_detectors": ("faults", fault_detectors),
+    "fault_detectors": ("fault_detectors", fault_detectors),
+    "failure_detectors": ("fault_detectors", failure_detectors),
+    "faults_by_detector": ("fault_detectors", faults_by_detector),
+    "golden_timing": ("golden_timing", golden_timing),
+    "quiet": ("quiet", quiet),
     "fault_groups": ("faults", fault_groups),
     "fault_explanations": ("fault_explanations", fault_explanations),
     "mist_cost": ("bench_mist", mist_cost),

@@ -11,10 +11,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mistjax.detect.calibration.conformal import Threshold, any_alarm
+from mistjax.detect.calibration.conformal import Threshold
 from mistjax.detect.metrics import roc_auc
 
 SOON = 10
@@ -41,6 +42,14 @@ class Scored:
     def onset(self) -> Int[np.ndarray, " n"]:
         """First look that can show it."""
         return np.where(self.onset_step < 0, -1, -(-self.onset_step // self.steps))
+
+    def alarms(self, threshold: Threshold) -> Bool[np.ndarray, "n t"]:
+        """Looks above it."""
+        return np.asarray(threshold.alarms(jnp.asarray(self.scores), jnp.asarray(self.mask)))
+
+    def alarmed(self, threshold: Threshold) -> Bool[np.ndarray, " n"]:
+        """Episodes with an alarm."""
+        return np.asarray(self.alarms(threshold).any(1))
 
     def __getitem__(self, rows: Any) -> Scored:
         return Scored(self.scores[rows], self.mask[rows], self.onset_step[rows], self.steps)
@@ -93,7 +102,7 @@ def detection(faulty: Scored, clean: Scored, threshold: Threshold) -> dict[str, 
     """Of faults: how soon, and how many not at all."""
     lengths = faulty.mask.sum(1)
     faulty = faulty[faulty.onset < lengths]
-    above = np.asarray(threshold.alarms(faulty.scores, faulty.mask))
+    above = faulty.alarms(threshold)
     looks = np.arange(above.shape[1])
     early = (above & (looks < faulty.onset[:, None])).any(1)
     after = above & (looks >= faulty.onset[:, None])
@@ -114,9 +123,9 @@ def failure(scored: Scored, failed: Bool[np.ndarray, " n"], threshold: Threshold
     """Of failed episodes: how well they are told from the others, and how long before the end."""
     whole = dataclasses.replace(scored, onset_step=np.zeros(len(failed), int))
     bad, good = whole[failed], whole[~failed]
-    above = np.asarray(threshold.alarms(bad.scores, bad.mask))
+    above = bad.alarms(threshold)
     left = bad.steps * (bad.mask.sum(1) - above.argmax(1))[above.any(1)]
-    quiet = np.asarray(any_alarm(threshold, good.scores, good.mask))
+    quiet = good.alarmed(threshold)
     return {
         "failed": int(failed.sum()),
         "n": len(failed),

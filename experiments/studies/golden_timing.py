@@ -29,7 +29,6 @@ from experiments.studies.better_than_safe import GOLDEN, fixed, safe_head
 from experiments.studies.events import Scored, detection
 from mistjax.compilation import enable_cache
 from mistjax.detect import Episodes, calibrate, fit_detector, score_episodes, split_tasks
-from mistjax.detect.calibration.conformal import any_alarm
 from mistjax.detect.methods.safe.losses import SeekConfig
 from mistjax.detect.metrics import summary
 from mistjax.detect.registry import training_config
@@ -118,7 +117,7 @@ def measure(case: str, episodes: Episodes, onset: np.ndarray, seed: int) -> dict
     found = scores(unseen)
     failed = ~np.asarray(unseen.success)
     all_of = Scored(found, np.asarray(unseen.mask), onset[split.val_unseen])
-    quiet = np.asarray(any_alarm(threshold, found[~failed], all_of.mask[~failed]))
+    quiet = all_of[~failed].alarmed(threshold)
     timed = detection(all_of[failed], all_of[~failed], threshold)
     del timed["auc_by_earliest_stop"], timed["within_10_steps"]  # of all tasks as if they were one
     return timed | {

@@ -53,7 +53,7 @@ LOOK = 4
 """Control steps from one look to the next."""
 SEEDS = range(10)
 MIXTURES = ("board", "board_unseen_strengths", "board_unseen_kinds")
-EPOCHS = 200
+EPOCHS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -418,7 +418,7 @@ def measure(config: Config, row: Row, runs: Recordings, seed: int) -> dict[str, 
     bad = np.concatenate(failed)
     unsound, fails = limit(np.ones(len(bad), bool)), limit(~bad)
     clean = scored("test/clean")
-    alarms = np.asarray(unsound.alarms(clean.scores, clean.mask))
+    alarms = clean.alarms(unsound)
     merged: dict[str, list[tuple[str, np.ndarray]]] = {}
     for group, name, rows in groups(runs):
         merged.setdefault(group, []).append((name, rows))
