@@ -1,11 +1,13 @@
 """Builds the shipped monitor and remedy of the board policy.
 
+    python -m experiments.studies.faults.record --purposes fitting calibration
     python -m experiments.build.board_mist
 
 1. Records episodes with and without the perturbation, each purpose on seeds of its own.
 2. Trains every detector of `detectors`, keeps the one with the best ROC-AUC by earliest stop on the
-   tuning episodes, and calibrates it on nominal calibration episodes: the promise is about episodes
-   without the perturbation, which is to raise the alarm.
+   tuning episodes, and calibrates it on clean episodes with sensor noise, for 95% of calibrations:
+   the promise is about episodes without the perturbation, which is to raise the alarm. How that
+   compares with other thresholds: `experiments/studies/quiet.py`.
 3. Makes directions: concepts from value vectors ("slow" - "quick", ...), success - failure from
    recorded activations, and from the perturbed appearance to the nominal one in the vision tower:
    as a difference of means, and as an affine map (`steer.affine`).
@@ -38,7 +40,7 @@ from mistjax.policies.protocol import Policy
 from mistjax.recover.artifact import RemedyConfig, load_monitor, make_remedy, save_remedy
 from mistjax.recover.mist import MistPolicy
 from mistjax.rollouts.collect import collect
-from mistjax.rollouts.run import Run
+from mistjax.rollouts.run import Run, load_run
 from mistjax.rollouts.trace import Trace
 from mistjax.steer.affine import AffineMap, affine_map
 from mistjax.steer.artifact import SteeringArtifact, save_steering
@@ -68,11 +70,13 @@ class Config:
         policy: the bare policy.
         out: artefact folder.
         work: recorded runs.
+        faults: what `experiments.studies.faults.record` wrote, for the threshold.
         perturbation: what the monitor is for; None takes the demo's.
         episodes: recorded for each purpose and condition.
         appearances: expert episodes that show both appearances.
         tuning: episodes of each trial of a direction.
         alpha: bound on the chance of any alarm in a successful nominal episode.
+        confidence: share of calibrations for which it holds.
         detectors: names in the registry.
         cap: largest change of an action, as a share of its range.
     """
@@ -80,11 +84,13 @@ class Config:
     policy: Path = SHIPPED / "board_pi0"
     out: Path = SHIPPED / "board_mist"
     work: Path = Path("runs/board_mist")
+    faults: Path = Path("runs/faults")
     perturbation: dict[str, float] | None = None
     episodes: int = 200
     appearances: int = 100
     tuning: int = 80
     alpha: float = 0.1
+    confidence: float = 0.95
     detectors: tuple[str, ...] = ("safe_mlp", "mahalanobis")
     cap: float = 0.5
 
@@ -114,7 +120,7 @@ def record(policy: PiPolicy, config: Config, purpose: str, first_seed: int) -> l
     ]
 
 
-def build_detector(config: Config, training, tuning, nominal: Run) -> dict:
+def build_detector(config: Config, training, tuning) -> dict:
     """Trains, selects and calibrates; returns held-out metrics of all detectors."""
     metrics = {}
     for name in config.detectors:
@@ -125,7 +131,13 @@ def build_detector(config: Config, training, tuning, nominal: Run) -> dict:
         print(f"{name}: held-out {metrics[name]}", flush=True)
     best = max(metrics, key=lambda name: metrics[name]["roc_auc"])
     train_detector(training, config.out, name=best, group=speed_word, folds=0)
-    found = calibrate_detector(config.out, [nominal], alpha=config.alpha, group=speed_word)
+    found = calibrate_detector(
+        config.out,
+        [load_run(config.faults / name / "clean") for name in ("calibration", "fitting")],
+        alpha=config.alpha,
+        confidence=config.confidence,
+        group=speed_word,
+    )
     print(f"kept {best}. {found.describe()}", flush=True)
     return metrics
 
@@ -219,9 +231,8 @@ def main(config: Config) -> list[dict]:
     policy = load_policy(config.policy)
     assert isinstance(policy, PiPolicy)
     training = record(policy, config, "training", 1_000_000)
-    calibration = record(policy, config, "calibration", 2_000_000)
     tuning = record(policy, config, "tuning", 2_500_000)
-    metrics = build_detector(config, training, tuning, calibration[0])
+    metrics = build_detector(config, training, tuning)
 
     found = directions(policy, config, training[1])
     bare = collect(

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from mistjax.detect.methods.combinators import Windowed
 from mistjax.detect.methods.samples.action_samples import ActionVariance
 from mistjax.hooks import Tap
 
+GOLDENS = Path(__file__).parents[1] / "goldens"
 POLICY = "ab12"
 READS = Input.of_taps(Tap("vlm.mlp_out", (8,), "text", "mean"))
 
@@ -126,32 +128,37 @@ def test_an_array_with_nan_is_refused_by_name(saved, where):
         load_detector(folder, POLICY)
 
 
-def test_the_shipped_monitor_of_an_older_release_still_loads():
-    card = json.loads((SHIPPED / "board_mist" / "detector.json").read_text())
+@pytest.fixture
+def older(tmp_path):
+    """The shipped monitor with the card that it had in a release before."""
+    shutil.copytree(SHIPPED / "board_mist", tmp_path / "d")
+    shutil.copy(GOLDENS / "board_mist_v1" / "detector.json", tmp_path / "d")
+    return tmp_path / "d"
+
+
+def test_the_shipped_monitor_of_an_older_release_still_loads(older):
+    card = json.loads((older / "detector.json").read_text())
     assert card["version"] == 1
-    found, threshold = load_calibrated(SHIPPED / "board_mist", card["provenance"]["policy"])
+    found, threshold = load_calibrated(older, card["provenance"]["policy"])
     assert found.name == "safe_mlp" and threshold.n_calibration == 120
     assert found.reads.features == tuple(card["notes"]["features"]["taps"])
     assert found.training["episodes"] == 400 and found.calibration["excess"][""]
 
 
 @pytest.mark.parametrize(("steps", "pool"), [("first", "0.0"), ("last", "1.0"), ("concat",) * 2])
-def test_an_older_way_to_pool_is_read_as_todays(tmp_path, steps, pool):
-    shutil.copytree(SHIPPED / "board_mist", tmp_path / "d")
-    edit(tmp_path / "d", lambda card: card["notes"]["features"].update(steps=steps))
-    assert Input.from_json(read_card(tmp_path / "d")["reads"]).pool == pool
+def test_an_older_way_to_pool_is_read_as_todays(older, steps, pool):
+    edit(older, lambda card: card["notes"]["features"].update(steps=steps))
+    assert Input.from_json(read_card(older)["reads"]).pool == pool
 
 
-def test_an_older_card_that_does_not_say_what_is_read_names_the_remedy(tmp_path):
-    shutil.copytree(SHIPPED / "board_mist", tmp_path / "d")
-
+def test_an_older_card_that_does_not_say_what_is_read_names_the_remedy(older):
     def forget(card):
         del card["notes"]["features"]
         card["provenance"]["tap"] = "my own"
 
-    edit(tmp_path / "d", forget)
+    edit(older, forget)
     with pytest.raises(ValueError, match="mistjax train-detector"):
-        read_card(tmp_path / "d")
+        read_card(older)
 
 
 def test_a_field_that_is_gone_is_dropped_where_it_changed_nothing(tmp_path):
