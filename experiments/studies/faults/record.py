@@ -5,7 +5,7 @@
         --calibration 200 --clean 200 --mixture 75 --each 0 --purposes fitting calibration test
 
 Episodes of each purpose have seeds of their own (`envs.faults.splits`). Interrupt it at will: what
-is recorded is kept. Some 2,600 episodes; 0.1 s each on an idle core. The second call records, of
+is recorded is kept. Some 3,000 episodes; 0.1 s each on an idle core. The second call records, of
 the first episodes of each part, how the policy reacts to ablations of what it read.
 """
 
@@ -31,6 +31,8 @@ from mistjax.rollouts.run import Run
 from mistjax.rollouts.runner import run_episodes
 
 CLEAN = Mixture()
+WEAK: dict[str, tuple[float, ...]] = {"state_offset": (0.1, 0.2), "state_drifting": (0.25, 0.5)}
+"""Faults so weak that they may be missed: 5 mm, 1 cm; 2 and 4 mm a look."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Config:
         purposes: of `PURPOSES`.
         fitting, calibration, clean: clean episodes to fit to, to calibrate on and to test on.
         tuning: episodes of each fault that may be looked at.
-        each: test episodes of each fault of scene and actuators, which are in no mixture.
+        each: test episodes of each fault of scene and actuators, which are in no mixture, and of
+            each of `WEAK`.
         mixture: test episodes of each mixture.
         grounding: with ablations of the cache (`policies.grounding`), three times the cost of an
             inference.
@@ -95,6 +98,12 @@ def parts(config: Config) -> Iterator[Part]:
             if config.each and FAULTS[name][0] in ("scene", "action"):
                 seeds = block("test", number, config.each)
                 yield Part(f"test/{name}", Mixture.single(name), seeds)
+        weak = [(name, strength) for name, some in WEAK.items() for strength in some]
+        for number, (name, strength) in enumerate(weak, 100):
+            if config.each:
+                seeds = block("test", number, config.each)
+                mixture = Mixture.single(name, strength)
+                yield Part(f"test/{name}_{strength:g}", mixture, seeds)
 
 
 def record(config: Config, part: Part) -> Run:
