@@ -2,7 +2,7 @@
 
     python -m experiments.studies.faults.record
     python -m experiments.studies.faults.record --grounding --out runs/grounding --fitting 200 \
-        --calibration 200 --clean 200 --mixture 75 --each 0 --purposes fitting calibration test
+        --calibration 200 --clean 100 --mixture 30 --each 0 --purposes fitting calibration test
     python -m experiments.studies.faults.detectors
 
 *An input is unsound*: events are faults, from their onset on, against clean episodes; every
@@ -14,7 +14,8 @@ seeds.
 AUC per timestep compares scores of the same look only, so that a clock has 0.5; by earliest stop it
 compares the highest score up to the look that the shortest episode has. Latency counts control
 steps from the onset; an episode that ends before its onset is left out, and one with an alarm
-before it is counted apart. Finished fits are kept: an interrupted call goes on.
+before it is counted apart. Trained heads read what SAFE's do, the last layer of the action expert,
+for 100 epochs; recurrent ones have 64 units. Finished fits are kept: an interrupted call goes on.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from mistjax.detect.artifact import load_detector
 from mistjax.detect.calibration.conformal import calibrate, coverage_law
 from mistjax.detect.data import Episodes
 from mistjax.detect.detector import score_episodes
-from mistjax.detect.inputs import DEFAULT_INPUT
+from mistjax.detect.inputs import DEFAULT_INPUT, DEFAULT_TAPS, Input
 from mistjax.detect.methods.combinators import Standardised, standardise
 from mistjax.detect.methods.contrast import distinct
 from mistjax.detect.methods.safe.losses import LossConfig, SeekConfig
@@ -163,9 +164,10 @@ class Recordings:
 
     def _read(self, name: str) -> Part:
         traces = list(load_run(self.folder / name).traces())
-        wanted = ("grounding",) if self.grounding else ("hidden", "chunk", "velocity")
+        wanted = ("grounding",) if self.grounding else ("hidden", "action", "chunk", "velocity")
         made = {
             "hidden": lambda: DEFAULT_INPUT,
+            "action": lambda: Input.of_taps(DEFAULT_TAPS[0]),
             "chunk": lambda: method("stac_single").declare(traces[:1], LOOK),
             "velocity": lambda: method("velocity_disagreement").declare(traces[:1], LOOK),
             "grounding": lambda: method("guard").declare(traces[:1], LOOK),
@@ -265,9 +267,9 @@ def contrast_probe(runs: Recordings, seed: int) -> Any:
 
 @functools.cache
 def _contrast_episodes(runs: Recordings) -> Episodes:
-    halves = [runs[name].reads["hidden"] for name in contrast_sets(runs)]
+    halves = [runs[name].reads["action"] for name in contrast_sets(runs)]
     halves = [e.take(np.arange(len(e) // 2)) for e in halves]
-    episodes = joined([runs["fitting/clean"].reads["hidden"], *halves])
+    episodes = joined([runs["fitting/clean"].reads["action"], *halves])
     kept = distinct(standardise(episodes, *Standardised.statistics(episodes)), 0.5)
     print(f"contrast sets: {len(kept)} of {len(episodes)} episodes are distinct", flush=True)
     return episodes.take(kept)
@@ -291,6 +293,9 @@ def detectors(runs: Recordings, ground: Recordings) -> dict[str, Row]:
     def hidden(name: str, **options: Any) -> Callable[[str, int], Any]:
         return fitted(runs, "hidden", by_name(name, "hidden", **options))
 
+    def action(name: str, **options: Any) -> Callable[[str, int], Any]:
+        return fitted(runs, "action", by_name(name, "action", **options))
+
     return {
         "inputs, level and change": Row("inputs", clean, ratio(0, 1, 2)),
         "inputs, level": Row("inputs", clean, ratio(0)),
@@ -312,13 +317,13 @@ def detectors(runs: Recordings, ground: Recordings) -> dict[str, Row]:
             "outcomes under table textures",
             fitted(runs, "hidden", lambda r, s: shipped.detector),
         ),
-        "SAFE-MLP": Row("failure", outcomes, hidden("safe_mlp", training=safe), SEEDS),
-        "SAFE-LSTM": Row("failure", outcomes, hidden("safe_lstm", training=lstm, hidden=64), SEEDS),
+        "SAFE-MLP": Row("failure", outcomes, action("safe_mlp", training=safe), SEEDS),
+        "SAFE-LSTM": Row("failure", outcomes, action("safe_lstm", training=lstm, hidden=64), SEEDS),
         "Hide-and-Seek": Row(
-            "failure", outcomes, hidden("hide_and_seek", training=seek, hidden=64), SEEDS
+            "failure", outcomes, action("hide_and_seek", training=seek, hidden=64), SEEDS
         ),
         "Hide-and-Seek, between episodes only": Row(
-            "failure", outcomes, hidden("hide_and_seek", training=alone, hidden=64), SEEDS
+            "failure", outcomes, action("hide_and_seek", training=alone, hidden=64), SEEDS
         ),
         "linear probes, ensemble": Row("failure", outcomes, hidden("ensemble")),
         "GUARD": Row(
@@ -330,18 +335,18 @@ def detectors(runs: Recordings, ground: Recordings) -> dict[str, Row]:
         "contrast-set probe": Row(
             "failure",
             f"{outcomes}, and of faulty ones",
-            fitted(runs, "hidden", contrast_probe),
+            fitted(runs, "action", contrast_probe),
             SEEDS,
         ),
         "contrast-set probe, so calibrated": Row(
             "failure",
             f"{outcomes}, and of faulty ones",
-            fitted(runs, "hidden", contrast_probe),
+            fitted(runs, "action", contrast_probe),
             SEEDS,
             ("calibration/clean", *contrast_sets(runs)),
         ),
         "shuffled outcomes": Row(
-            "control", "shuffled outcomes", hidden("shuffled_labels", training=safe), SEEDS
+            "control", "shuffled outcomes", action("shuffled_labels", training=safe), SEEDS
         ),
         "clock only": Row("control", nothing, fixed(runs, _clock)),
         "length only": Row("control", nothing, fixed(runs, _length)),
@@ -458,6 +463,7 @@ def main(config: Config) -> dict[str, Any]:
         for seed in row.seeds:
             if str(seed) not in found:
                 found[str(seed)] = measure(config, row, runs, seed)
+                config.out.write_text(json.dumps(results, indent=1) + "\n")
         results["rows"][name] |= {"question": row.question, "fitted_to": row.fitted_to}
         law = coverage_law(600, config.alpha, confidence=config.confidence)
         results |= {
