@@ -40,7 +40,6 @@ from mistjax.detect.detector import score_episodes
 from mistjax.detect.inputs import DEFAULT_INPUT, DEFAULT_TAPS, Input
 from mistjax.detect.methods.combinators import Standardised, standardise
 from mistjax.detect.methods.contrast import distinct
-from mistjax.detect.methods.safe.losses import LossConfig, SeekConfig
 from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.detect.novelty.fit import evidence, recorded
 from mistjax.detect.registry import fit_detector, method, training_config
@@ -279,9 +278,7 @@ def detectors(runs: Recordings, ground: Recordings) -> dict[str, Row]:
     """All rows by name."""
     shipped = load_detector(runs.config.mist, runs.policy.spec.fingerprint)
     safe = training_config("safe_mlp", epochs=EPOCHS, batch_size=64)
-    lstm = training_config("safe_lstm", epochs=EPOCHS, batch_size=64, learning_rate=1e-3)
     seek = training_config("hide_and_seek", epochs=EPOCHS)
-    alone = dataclasses.replace(seek, loss=LossConfig(l2=seek.loss.l2, seek=SeekConfig(weight=0)))
     chunk = functools.partial(_layout, runs, "stac_single")
     velocity = functools.partial(_layout, runs, "velocity_disagreement")
     nothing, clean = "nothing", "400 clean episodes"
@@ -318,12 +315,8 @@ def detectors(runs: Recordings, ground: Recordings) -> dict[str, Row]:
             fitted(runs, "hidden", lambda r, s: shipped.detector),
         ),
         "SAFE-MLP": Row("failure", outcomes, action("safe_mlp", training=safe), SEEDS),
-        "SAFE-LSTM": Row("failure", outcomes, action("safe_lstm", training=lstm, hidden=64), SEEDS),
         "Hide-and-Seek": Row(
             "failure", outcomes, action("hide_and_seek", training=seek, hidden=64), SEEDS
-        ),
-        "Hide-and-Seek, between episodes only": Row(
-            "failure", outcomes, action("hide_and_seek", training=alone, hidden=64), SEEDS
         ),
         "linear probes, ensemble": Row("failure", outcomes, hidden("ensemble")),
         "GUARD": Row(
@@ -344,9 +337,6 @@ def detectors(runs: Recordings, ground: Recordings) -> dict[str, Row]:
             fitted(runs, "action", contrast_probe),
             SEEDS,
             ("calibration/clean", *contrast_sets(runs)),
-        ),
-        "shuffled outcomes": Row(
-            "control", "shuffled outcomes", action("shuffled_labels", training=safe), SEEDS
         ),
         "clock only": Row("control", nothing, fixed(runs, _clock)),
         "length only": Row("control", nothing, fixed(runs, _length)),
@@ -394,7 +384,7 @@ def groups(runs: Recordings) -> Iterator[tuple[str, str, np.ndarray]]:
 
 
 def measure(config: Config, row: Row, runs: Recordings, seed: int) -> dict[str, Any]:
-    """One detector with one seed, on both questions."""
+    """One detector with one seed, on both questions; every fault alone with the first seed."""
 
     @functools.cache
     def scored(name: str) -> Scored:
@@ -426,7 +416,8 @@ def measure(config: Config, row: Row, runs: Recordings, seed: int) -> dict[str, 
     alarms = clean.alarms(unsound)
     merged: dict[str, list[tuple[str, np.ndarray]]] = {}
     for group, name, rows in groups(runs):
-        merged.setdefault(group, []).append((name, rows))
+        if group in MIXTURES or seed == row.seeds[0]:
+            merged.setdefault(group, []).append((name, rows))
     by_group = {}
     for group, pieces in merged.items():
         pairs = [scored(name)[rows] for name, rows in pieces]
@@ -447,6 +438,15 @@ def measure(config: Config, row: Row, runs: Recordings, seed: int) -> dict[str, 
     }
 
 
+def _write(out: Path, results: Mapping[str, Any]) -> None:
+    """Four decimals, a line for each row."""
+    rounded = json.loads(json.dumps(results), parse_float=lambda x: round(float(x), 4))
+    rows = rounded.pop("rows")
+    lines = [f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
+    rest = json.dumps(rounded, indent=1)[:-2] + "," if rounded else "{"
+    out.write_text(rest + '\n "rows": {\n' + ",\n".join(lines) + "\n }\n}\n")
+
+
 def main(config: Config) -> dict[str, Any]:
     """Measures what is missing, and writes it."""
     both = {grounding: Recordings(config, grounding) for grounding in (False, True)}
@@ -463,7 +463,7 @@ def main(config: Config) -> dict[str, Any]:
         for seed in row.seeds:
             if str(seed) not in found:
                 found[str(seed)] = measure(config, row, runs, seed)
-                config.out.write_text(json.dumps(results, indent=1) + "\n")
+                _write(config.out, results)
         results["rows"][name] |= {"question": row.question, "fitted_to": row.fitted_to}
         law = coverage_law(600, config.alpha, confidence=config.confidence)
         results |= {
@@ -471,7 +471,7 @@ def main(config: Config) -> dict[str, Any]:
             "law": {"low": 1 - law.high, "high": 1 - law.low, "mean": 1 - law.mean},
         }
         results["rows"] = {k: results["rows"][k] for k in rows if k in results["rows"]}
-        config.out.write_text(json.dumps(results, indent=1) + "\n")
+        _write(config.out, results)
         clean = [f["inputs"]["clean"]["alarmed"] for f in found.values()]
         areas = [f["inputs"]["faults"]["board"]["auc_per_timestep"] for f in found.values()]
         print(name, "clean alarms", clean, "AUC per timestep", np.round(areas, 3), flush=True)
