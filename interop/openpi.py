@@ -176,13 +176,13 @@ def wrap(
     """
     bridges: Any = getattr(model, "PaliGemma", None)
     try:
-        modules = Modules(bridges.img.to_nnx__module, bridges.llm.to_nnx__module)
+        modules = Modules(_linen(bridges.img), _linen(bridges.llm))
     except AttributeError as error:
         raise TypeError(
             f"{type(model).__name__} has no PaliGemma.img and PaliGemma.llm under flax's NNX "
             "bridge: expected openpi's Pi0 or Pi0FAST."
         ) from error
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    params = _pure_dict(nnx.state(model, nnx.Param))
     config = read_config(model, params)
     fast = isinstance(config, FastConfig)
     if isinstance(config, FastConfig):
@@ -204,6 +204,18 @@ def wrap(
     )
 
 
+def _linen(bridge: Any) -> nn.Module:
+    """The linen module under an NNX bridge, by the name that this flax gives it."""
+    held = vars(bridge)
+    return held["to_nnx__module"] if "to_nnx__module" in held else bridge.module
+
+
+def _pure_dict(state: Any) -> dict[str, Any]:
+    """An NNX state as nested dicts of arrays: a function of flax, in older releases a method."""
+    convert = getattr(nnx, "to_pure_dict", None)
+    return state.to_pure_dict() if convert is None else convert(state)
+
+
 def read_config(model: Any, params: dict[str, Any]) -> Pi0Config | FastConfig:
     """Model sizes, read off the parameters' shapes."""
     img, llm = params["PaliGemma"]["img"], params["PaliGemma"]["llm"]
@@ -211,7 +223,7 @@ def read_config(model: Any, params: dict[str, Any]) -> Pi0Config | FastConfig:
     query = block["MultiHeadDotProductAttention_0"]["query"]["kernel"]
     patch = img["embedding"]["kernel"].shape[:2]
     side = round(img["pos_embedding"].shape[1] ** 0.5)
-    dtype = getattr(model.PaliGemma.llm.to_nnx__module, "embed_dtype", "bfloat16")
+    dtype = getattr(_linen(model.PaliGemma.llm), "embed_dtype", "bfloat16")
     common: dict[str, Any] = {
         "siglip": SiglipConfig(
             width=query.shape[1],
