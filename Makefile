@@ -1,6 +1,7 @@
 # make demo     the whole path on a learned policy, ends with runs/demo/report.html
 # make test     lint-free quick tests; make test-all adds the slow ones and the PyTorch side
 # make test-lerobot   LeRobot's policies, in an environment of their own
+# make test-openpi   what a policy needs, in an environment with openpi's own pins
 
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
 VENV ?= .venv
@@ -11,7 +12,14 @@ LEROBOT_VENV ?= .venv-lerobot
 # A file stays with one worker, so that fixtures and compiled programs are made once.
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
-.PHONY: demo test test-all test-openvla test-lerobot lint format bench libero clean
+OPENPI_VENV ?= .venv-openpi
+OPENPI_BIN := $(OPENPI_VENV)/bin
+OPENPI_PYTHON ?= $(firstword $(shell command -v python3.11 python3.12))
+OPENPI_INSTALL := $(OPENPI_BIN)/python -m pip install --quiet --disable-pip-version-check \
+	-c constraints-openpi.txt
+OPENPI_PYTEST := $(OPENPI_BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --timeout 900
+
+.PHONY: demo test test-all test-openvla test-openpi test-lerobot lint format bench libero clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mistjax demo
@@ -27,6 +35,16 @@ test-openvla: $(VENV)/.installed-dev $(VENV)/.installed-openvla
 
 test-lerobot: $(LEROBOT_VENV)/.installed
 	$(LEROBOT_VENV)/bin/python -m pytest -m "" tests/interop/lerobot
+
+# With OPENPI_SRC, a checkout of openpi, also its own models and policies beside ours.
+test-openpi: $(OPENPI_VENV)/.installed
+	$(OPENPI_PYTEST) $(addprefix tests/,hooks models policies detect attribute steer recover) \
+		tests/interop/test_openpi.py tests/interop/test_openpi_itself.py
+ifdef OPENPI_SRC
+	$(OPENPI_INSTALL) augmax dm-tree einops equinox ml-collections numpydantic tqdm-loggable \
+		torch transformers websockets
+	$(OPENPI_PYTEST) -m "" tests/interop/test_openpi_itself.py
+endif
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -50,6 +68,11 @@ libero: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e .
+	touch $@
+
+$(OPENPI_VENV)/.installed: pyproject.toml constraints-openpi.txt
+	test -x $(OPENPI_BIN)/python || $(OPENPI_PYTHON) -m venv $(OPENPI_VENV)
+	$(OPENPI_INSTALL) -e '.[download]' beartype chex hypothesis pytest pytest-timeout pytest-xdist
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -76,3 +99,4 @@ $(LEROBOT_VENV)/.installed: pyproject.toml constraints-lerobot.txt
 
 clean:
 	rm -rf $(VENV) $(LEROBOT_VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OPENPI_VENV) .pytest_cache .ruff_cache

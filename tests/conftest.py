@@ -7,6 +7,7 @@ import pathlib
 import threading
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 # Array annotations of everything imported from here on are checked; an int may stand for a float.
 CHECKED = ("mistjax", "interop")
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+if not hasattr(jax, "enable_x64"):  # before JAX 0.8
+    jax.enable_x64 = jax.experimental.enable_x64
 
 register_dataclass = jax.tree_util.register_dataclass
 

@@ -40,13 +40,16 @@ class Stream:
             the carry is the stream itself.
         groups: how many consecutive batch elements are one example's tokens (cameras of a vision
             tower that runs on all cameras as one batch).
-        exit: parameter path of the module whose result is what leaves the stack, projected to
-            another width; None where that is no site.
+        calls: in how many calls of the stack, one after another, an example's tokens pass (cameras
+            of a tower that runs once a camera).
+        exit: parameter path of the module whose result, or the first of whose results, is what
+            leaves the stack, projected to another width; None where that is no site.
     """
 
     points: Mapping[str, Point]
     carry_index: int | None = None
     groups: int = 1
+    calls: int = 1
     exit: tuple[str, ...] | None = None
 
 

@@ -28,6 +28,7 @@ from mistjax.hooks.sites import (
     PROJECTED,
     Tap,
     TokenLayout,
+    join_parts,
     layers_at,
     reduce_tokens,
     resolve_layers,
@@ -127,6 +128,8 @@ class _Interceptor:
         self.taps = [tap for tap in taps if tap.stack in stack.streams]
         self.edits = {str(i): e for i, e in enumerate(edits) if e.stack in stack.streams}
         self.frames: list[_Frame] = []
+        self.parts: list[dict[str, Array]] = []  # captures of each call of the host
+        self.ends: list[dict[str, Array]] = []  # and of the exit
         self.points: dict[tuple, list[tuple[str, str, Point, Stream]]] = {}
         for name, stream in stack.streams.items():
             for point, where in stream.points.items():
@@ -170,27 +173,37 @@ class _Interceptor:
 
     def host(self, next_fun, args, kwargs):
         result, captures = self.stack.take(next_fun(*args, **kwargs))
+        self.parts.append(captures)
         for tap in self.taps:
-            if str(tap) in captures:
-                layers = jnp.array(resolve_layers(tap.layers, self.stack.depth))
-                self.found[str(tap)] = captures[str(tap)][layers]
+            if (value := self.whole(tap, self.parts)) is not None:
+                self.found[str(tap)] = value[jnp.array(resolve_layers(tap.layers, self.stack.depth))]
         return result
 
-    def exit(self, value: Array, name: str) -> Array:
+    def exit(self, result: Any, name: str) -> Any:
         """What leaves the stack: one layer, outside of the scan."""
         if name not in self.tokens:
-            return value
+            return result
+        value, *rest = result if isinstance(result, tuple) else (result,)
         self.frames.append(_Frame(jax.tree.map(lambda leaf: leaf[0], self.behind)))
         try:
-            value = self.through(name, "projected", self.stack.streams[name], value)
+            stream = self.stack.streams[name]
+            value = self.through(name, "projected", stream, value, len(self.ends))
             captures = self.frames[-1].captures
         finally:
             self.frames.pop()
+        self.ends.append({tap: captured[None] for tap, captured in captures.items()})
         for tap in self.taps:
-            if str(tap) in captures:
+            if (captured := self.whole(tap, self.ends)) is not None:
                 resolve_layers(tap.layers, layers_at(tap.site, self.stack.depth))
-                self.found[str(tap)] = captures[str(tap)][None]
-        return value
+                self.found[str(tap)] = captured
+        return (value, *rest) if isinstance(result, tuple) else value
+
+    def whole(self, tap: Tap, calls: Sequence[Mapping[str, Array]]) -> Array | None:
+        """A tap's value once its stack was called for all tokens; None before that."""
+        parts = [captures[str(tap)] for captures in calls if str(tap) in captures]
+        if len(parts) < self.stack.streams[tap.stack].calls:
+            return None
+        return parts[0] if len(parts) == 1 else join_parts(parts, tap)
 
     def point(self, next_fun, args, kwargs, key):
         calls = self.frames[-1].calls
@@ -208,34 +221,46 @@ class _Interceptor:
                 out = self.through(name, point, stream, out)
         return out
 
-    def through(self, name: str, point: str, stream: Stream, value: Array) -> Array:
+    def through(
+        self, name: str, point: str, stream: Stream, value: Array, call: int | None = None
+    ) -> Array:
         """Applies this site's edits to a value and records its taps."""
         frame, tokens = self.frames[-1], self.tokens[name]
         shape = value.shape
         value = value.reshape(-1, stream.groups * shape[1], *shape[2:])
+        own = slice(None)  # which of the stack's tokens these are
+        if stream.calls > 1:
+            call = len(self.parts) if call is None else call
+            own = slice(call * shape[1], (call + 1) * shape[1])
         for index, edit in self.edits.items():
             if (edit.stack, edit.point) == (name, point):
                 leaves = dict(frame.edits[index])
                 coefficient = leaves.pop("coefficient")
-                edit.check(leaves, value.shape)
-                leaves = {name: _aligned(array, value.ndim) for name, array in leaves.items()}
+                edit.check(leaves, (value.shape[0], coefficient.shape[1], *value.shape[2:]))
+                coefficient = coefficient[:, own]
+                leaves = {k: _aligned(array, value.ndim, own) for k, array in leaves.items()}
                 coefficient = coefficient.reshape(*coefficient.shape, *(1,) * (value.ndim - 2))
                 changed = edit.transform(value, coefficient, leaves)
                 value = jnp.where(coefficient != 0, changed, value)
         for tap in self.taps:
             if (tap.stack, tap.point) == (name, point):
                 if tap.reduce is None and tap.tokens != "last":
-                    start, stop = tokens.layout.select(tap.tokens)
-                    frame.captures[str(tap)] = value[:, start:stop]
+                    before = own.start or 0
+                    bounds = (max(at - before, 0) for at in tokens.layout.select(tap.tokens))
+                    frame.captures[str(tap)] = value[:, slice(*bounds)]
                 else:
                     mask = tokens.layout.mask(tap.tokens, tokens.valid)
-                    picked = reduce_tokens(value, mask, tap.reduce or "mean")
+                    every = mask if stream.calls > 1 else None
+                    picked = reduce_tokens(value, mask[:, own], tap.reduce or "mean", every)
                     frame.captures[str(tap)] = picked if tap.reduce else picked[:, None]
         return value.reshape(shape)
 
 
-def _aligned(array: Array, ndim: int) -> Array:
-    """With axes of size 1 in front, so that it has as many as the values that it changes."""
+def _aligned(array: Array, ndim: int, own: slice) -> Array:
+    """With axes of size 1 in front, so that it has as many as the values that it changes; where
+    it has one value for each token, those of a run of them.
+    """
+    array = array[:, own] if array.ndim == ndim and array.shape[1] > 1 else array
     return array.reshape((1,) * (ndim - array.ndim) + array.shape)
 
 

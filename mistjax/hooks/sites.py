@@ -18,9 +18,10 @@ axes of a value; nobody else counts them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import jax.numpy as jnp
@@ -193,12 +194,31 @@ class TokenLayout:
 
 
 def reduce_tokens(
-    value: Float[Array, "b t *d"], mask: Bool[Array, "b t"], reduce: Reduce
+    value: Float[Array, "b t *d"],
+    mask: Bool[Array, "b t"],
+    reduce: Reduce,
+    whole: Bool[Array, "b s"] | None = None,
 ) -> Float[Array, "..."]:
-    """Mean or max over the masked tokens ([B,*D]); an element without any gives 0."""
+    """Mean or max over the masked tokens ([B,*D]); an element without any gives 0.
+
+    Where these tokens are some of those of a `whole` mask, the part of the mean or max that they
+    are: see `join_parts`.
+    """
     wide = mask.reshape(*mask.shape, *(1,) * (value.ndim - 2))
     if reduce == "mean":
+        count = jnp.sum(mask if whole is None else whole, axis=1)
+        count = count.reshape(-1, *(1,) * (value.ndim - 2))
         total = jnp.sum(jnp.where(wide, value, 0), axis=1)
-        return total / jnp.maximum(jnp.sum(wide, axis=1), 1).astype(value.dtype)
+        return total / jnp.maximum(count, 1).astype(value.dtype)
     peak = jnp.max(jnp.where(wide, value, -jnp.inf), axis=1)
-    return jnp.where(jnp.any(wide, axis=1), peak, 0)
+    return peak if whole is not None else jnp.where(jnp.any(wide, axis=1), peak, 0)
+
+
+def join_parts(parts: Sequence[Float[Array, "l b ..."]], tap: Tap) -> Float[Array, "l b ..."]:
+    """A tap's value of all tokens, from its values of consecutive runs of them."""
+    if tap.reduce == "max":
+        peak = functools.reduce(jnp.maximum, parts)
+        return jnp.where(jnp.isneginf(peak), 0, peak)
+    if tap.reduce == "mean" or tap.tokens == "last":
+        return functools.reduce(jnp.add, parts)
+    return jnp.concatenate(parts, axis=2)

@@ -7,6 +7,11 @@
 
 openpi's own training adds one path element `value` under every leaf; it is taken off on loading.
 Published openpi checkpoints have no config.json: say the configuration in code for those.
+
+A state of training holds two trees: `ema_params`, their average over steps, which openpi acts with
+where there is one, and `params`, those of the last step. In openpi's folders the first is in
+`params/` and the second in `train_state/`; a state saved as one tree has both in `params/`.
+Factors of LoRA beside a weight are merged into it.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import hashlib
 import inspect
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,7 +83,10 @@ def save_checkpoint(
 
 
 def load_params(
-    folder: str | Path, expected: PyTree[jax.ShapeDtypeStruct], dtype: Any = None
+    folder: str | Path,
+    expected: PyTree[jax.ShapeDtypeStruct],
+    dtype: Any = None,
+    tree: str | None = None,
 ) -> PyTree[jax.Array]:
     """Reads the parameters onto the default device, however many devices wrote them.
 
@@ -88,17 +97,23 @@ def load_params(
         expected: the model's tree, e.g. `jax.eval_shape(model.init, ...)["params"]`. Its dtypes
             are not compared.
         dtype: what to convert to; None keeps what is stored, float64 as float32.
+        tree: of a state of training, `ema_params` or `params`; None takes the first that there is,
+            and warns where there are both.
 
     Raises:
         FileNotFoundError: no parameters in the folder.
-        ValueError: a PyTorch checkpoint, an incomplete one, several trees, a tree that differs
-            (names the leaves that do), or weights that are not finite numbers.
+        ValueError: a PyTorch checkpoint, an incomplete one, no tree of that name, a tree that
+            differs (names the leaves that do), or weights that are not finite numbers.
     """
     folder = Path(folder).resolve()
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype is {dtype!r}: weights are floating-point numbers.")
-    stored = _stored(folder)
-    _compare(folder, _by_name(stored["params"]), _by_name(expected))
+    path, name, content = _chosen(folder, tree)
+    factors = _lora_factors(folder, _by_name(content))
+    added = {leaf for pair in factors.values() for leaf in pair}
+    own = {k: leaf for k, leaf in _by_name(content).items() if k not in added}
+    _compare(folder, own, _by_name(expected))
+    stored = {name: content}
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def restore(leaf):
@@ -107,10 +122,14 @@ def load_params(
             restore_type=jax.Array, sharding=sharding, dtype=kept if dtype is None else dtype
         )
 
-    args = ocp.args.PyTreeRestore(item=stored, restore_args=jax.tree.map(restore, stored))
+    args = ocp.args.PyTreeRestore(
+        item=stored,
+        restore_args=jax.tree.map(restore, stored),
+        transforms={},  # what else is stored is left out
+    )
     with _naming(folder), ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.restore(folder / "params", args=args)["params"]
-    leaves = _by_name(tree)
+        leaves = _by_name(checkpointer.restore(path, args=args)[name])
+    leaves = _merge_lora(folder, leaves, factors)
     sound = jax.device_get(_finite(leaves))
     if wrong := sorted(name for name, fine in sound.items() if not fine):
         raise ValueError(
@@ -164,12 +183,30 @@ class _WithoutGivenUpReads:
 
 
 def leaf_names(folder: str | Path) -> frozenset[str]:
-    """Names of the stored parameters, such as `action_in_proj/kernel`; reads no array."""
-    return frozenset(_by_name(_stored(Path(folder).resolve())["params"]))
+    """Names of the stored parameters, such as `action_in_proj/kernel`; reads no array, and of a
+    state of training the tree to act with.
+    """
+    trees = _trees(Path(folder).resolve())
+    return frozenset(_by_name(next(iter(trees.values()))[2]))
 
 
-def _stored(folder: Path) -> dict[str, Any]:
-    """What the parameters on disk look like; raises as `load_params` does."""
+def _chosen(folder: Path, tree: str | None) -> tuple[Path, str, dict[str, Any]]:
+    trees = _trees(folder)
+    if tree is not None and tree not in trees:
+        raise ValueError(f"{folder} holds no tree {tree!r}: it has {', '.join(trees)}.")
+    if tree is None and len(trees) > 1:
+        warnings.warn(
+            f"{folder} is a state of training: its ema_params are taken, which openpi acts with; "
+            "the last step's are tree 'params'.",
+            stacklevel=4,
+        )
+    return trees[tree or next(iter(trees))]
+
+
+def _trees(folder: Path) -> dict[str, tuple[Path, str, dict[str, Any]]]:
+    """Trees of parameters by the name they have in training: where each is, its name there, and
+    what it looks like. The one to act with is first. Raises as `load_params` does.
+    """
     path = folder / "params"
     if not path.is_dir():
         if (folder / "model.safetensors").exists():
@@ -180,22 +217,76 @@ def _stored(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} has no params/: expected an openpi checkpoint folder.")
     if not (path / "_METADATA").is_file():
         raise FileNotFoundError(f"{path} has no _METADATA: it is incomplete, so copy it once more.")
+    stored = _content(folder, path)
+    trees = [name for name in ("ema_params", "params") if stored.get(name)]
+    if not trees or (trees == ["params"] and set(stored) - {"params", *_TRAINING}):
+        raise ValueError(
+            f"{path} holds {sorted(stored)}: expected one tree named 'params'. Save it as "
+            "{'params': ...} if these are the parameters."
+        )
+    if trees != ["params"]:
+        return {name: (path, name, stored[name]) for name in trees}
+    found = {"params": (path, "params", stored["params"])}
+    beside = folder / "train_state"
+    if (beside / "_METADATA").is_file() and (last := _content(folder, beside).get("params")):
+        return {"ema_params": found["params"], "params": (beside, "params", last)}
+    return found
+
+
+_TRAINING = ("ema_params", "ema_decay", "opt_state", "step")  # what else a state of training holds
+
+
+def _content(folder: Path, path: Path) -> dict[str, Any]:
+    """What an orbax tree holds, as shapes."""
     with _naming(folder), ocp.PyTreeCheckpointer() as checkpointer:
-        about = checkpointer.metadata(path).item_metadata
+        about: Any = checkpointer.metadata(path)
+        about = getattr(about, "item_metadata", about)  # itself in orbax before 0.11.14
         if about is None:
             raise ValueError("the list of its arrays is unreadable")
-    stored = about.tree
-    if set(stored) != {"params"}:
-        raise ValueError(
-            f"{path} holds {sorted(stored)}: expected one tree named 'params'. "
-            + (
-                "This is a state of training: save the parameters to act with (ema_params where "
-                "there are some) alone, as {'params': ...}."
-                if {"params", "ema_params", "opt_state"} & set(stored)
-                else "Save it as {'params': ...} if these are the parameters."
-            )
-        )
-    return stored
+    return about.tree
+
+
+def _lora_factors(folder: Path, names: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Weight -> names of the two factors of LoRA that are stored beside it; ValueError where one
+    of the three is missing.
+    """
+    factors = {}
+    for name in names:
+        head, found, _ = name.rpartition("lora_a")
+        if found and name == head + found:
+            weight = head + "w" if head.endswith("/") else head.removesuffix("_")
+            factors[weight] = name, head + "lora_b"
+    wanted = {*factors, *(leaf for pair in factors.values() for leaf in pair)}
+    alone = {name for name in names if name.endswith(("lora_a", "lora_b"))} - wanted
+    if wrong := sorted((wanted - set(names)) | alone):
+        raise ValueError(f"{folder} holds LoRA factors, and {wrong[0]} has no counterpart.")
+    return factors
+
+
+def _merge_lora(
+    folder: Path, leaves: Mapping[str, jax.Array], factors: Mapping[str, tuple[str, str]]
+) -> dict[str, jax.Array]:
+    """The weights with the products of their factors added, without the factors.
+
+    The scale of the products, alpha / rank, is not stored; it is 1 in openpi's configurations.
+    openpi's output projection of attention reads the heads into one low-rank vector before the
+    second factors write it, so every head's first factor meets the sum of the second ones.
+    """
+    if not factors:
+        return dict(leaves)
+    warnings.warn(
+        f"{folder} holds LoRA factors of {len(factors)} weights: they are merged, at the scale "
+        "alpha / rank = 1 of openpi's configurations.",
+        stacklevel=4,
+    )
+    merged = {name: leaf for name, leaf in leaves.items() if "lora_" not in name}
+    for weight, pair in factors.items():
+        a, b = (leaves[name].astype(jnp.float32) for name in pair)
+        if "attn_vec_einsum" in weight:
+            b = b.sum(axis=-3, keepdims=True)
+        whole = leaves[weight].astype(jnp.float32) + jnp.matmul(a, b, precision="highest")
+        merged[weight] = whole.astype(leaves[weight].dtype)
+    return merged
 
 
 def _by_name(tree: PyTree) -> dict[str, Any]:
@@ -215,11 +306,6 @@ def _compare(folder: Path, stored: Mapping[str, Any], expected: Mapping[str, Any
         for name in expected
         if name in stored and list(stored[name].shape) != shape[name]
     ]
-    if lora := [name for name in stored if "lora_" in name and name not in expected]:
-        raise ValueError(
-            f"{folder} holds LoRA factors ({len(lora)} leaves, {lora[0]} among them): add their "
-            "products to the weights and save it without them."
-        )
     kinds = {"missing": missing, "surplus": surplus, "misshapen": misshapen}
     numbers = {name: leaf.dtype for name, leaf in stored.items()}
     if odd := [name for name, kind in numbers.items() if not jnp.issubdtype(kind, jnp.floating)]:

@@ -200,8 +200,11 @@ class Pi0(PrefixModel):
             [None, condition],
             cache,
         )
-        actions = hidden[:, -x_t.shape[1] :].astype(jnp.float32)
-        return self.action_out_proj(actions), hidden
+        return self.project_out(hidden[:, -x_t.shape[1] :]), hidden
+
+    def project_out(self, hidden: Float[Array, "b h d"]) -> Float[Array, "b h a"]:
+        """The velocity that hidden states of the action tokens stand for."""
+        return self.action_out_proj(hidden.astype(jnp.float32))
 
 
 def flow_noise(

@@ -159,8 +159,13 @@ def velocity(
     *,
     num_steps: int,
     state_mask: Bool[Array, " b"] | None = None,
+    time: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, "b h a"], dict[str, Array]]:
-    """The velocity of noisy actions at one Euler step, and what was tapped."""
+    """The velocity of noisy actions at one Euler step, and what was tapped; `time` is the step's
+    own if none is given.
+    """
+    if time is None:
+        time = 1.0 - jnp.float32(step) / num_steps
     layout = token_layouts(model.config)["action"]
     tokens = {"action": Tokens(layout, jnp.ones((noisy.shape[0], layout.length), bool))}
     (value, _), found = hooked_apply(
@@ -170,7 +175,7 @@ def velocity(
         prefix.valid,
         state,
         noisy,
-        jnp.full(noisy.shape[0], 1.0 - jnp.float32(step) / num_steps),
+        jnp.full(noisy.shape[0], time),
         state_mask,
         method=Pi0.velocity,
         stacks=model.stacks(),

@@ -30,12 +30,15 @@ class Family:
         load: a checkpoint folder and the robot -> the policy.
         several: whether a checkpoint may hold statistics of several data sets; `load` then takes
             the `unnorm_key` of one.
+        trees: whether a checkpoint may be a state of training with several trees of parameters;
+            `load` then takes the `tree`.
     """
 
     name: str
     reads: Callable[[Mapping[str, Any] | None, RobotPreset], bool]
     load: Callable[..., Policy]
     several: bool = False
+    trees: bool = False
 
 
 _FAMILIES: dict[str, Family] = {}

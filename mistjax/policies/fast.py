@@ -177,4 +177,4 @@ def _reads(config: Mapping[str, Any] | None, preset: RobotPreset) -> bool:
     return "siglip" in config and "max_decoding_steps" in config
 
 
-register(Family("pi0-FAST", _reads, FastPolicy.load))
+register(Family("pi0-FAST", _reads, FastPolicy.load, trees=True))

@@ -80,6 +80,7 @@ class PiPolicy(Policy):
         config: Any = None,
         tokenizer: Any = None,
         dtype: str | None = None,
+        tree: str | None = None,
     ) -> PiPolicy:
         """Reads a checkpoint folder in openpi's layout.
 
@@ -90,6 +91,7 @@ class PiPolicy(Policy):
                 where there is none, as in published checkpoints.
             tokenizer: of the class's own kind; None reads the folder's own.
             dtype: what to convert the parameters to; None keeps what is stored.
+            tree: which parameters of a state of training; see `checkpoints.load_params`.
 
         Raises:
             FileNotFoundError: a file of the checkpoint is missing.
@@ -107,7 +109,7 @@ class PiPolicy(Policy):
         expected = jax.eval_shape(lambda: cls.initialise(config, jax.random.key(0)))["params"]
         return cls(
             config=config,
-            variables={"params": checkpoints.load_params(folder, expected, dtype)},
+            variables={"params": checkpoints.load_params(folder, expected, dtype, tree)},
             tokenizer=tokenizer or cls.read_tokenizer(folder, config),
             norm_stats=norm_stats,
             preset=preset,
@@ -481,4 +483,4 @@ def _reads(config: Mapping[str, Any] | None, preset: RobotPreset) -> bool:
     return "siglip" in config and "max_decoding_steps" not in config
 
 
-register(Family("pi0 and pi0.5", _reads, PiPolicy.load))
+register(Family("pi0 and pi0.5", _reads, PiPolicy.load, trees=True))

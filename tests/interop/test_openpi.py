@@ -6,6 +6,7 @@ hands its layers out one by one.
 """
 
 import dataclasses
+import types
 
 import flax.linen as nn
 import jax
@@ -17,12 +18,14 @@ from flax import nnx
 from jaxtyping import Array, Float, TypeCheckError, jaxtyped
 
 from interop.openpi import OpenpiFastPolicy, OpenpiPolicy, wrap
+from interop.openpi.models import Modules
 from mistjax.hooks import POINTS, Add, Scale, SetNeurons, Tap
 from mistjax.models import gemma
 from mistjax.models.config import FAST_IMAGE_KEYS, TINY, TINY_FAST
 from mistjax.models.fast_language import FastTokenizer
 from mistjax.models.fast_tokenizer import ActionTokenizer
 from mistjax.models.normalize import NormStats
+from mistjax.models.pi0 import time_embedding
 from mistjax.models.siglip import DenseGeneral, MlpBlock, SelfAttention
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies import BOARD, FastPolicy, LanguagePolicy, PiPolicy, Policy
@@ -149,6 +152,9 @@ class StockGemma(nn.Module):
         norms = zip(xs, self.final_norms, adarms_cond, strict=True)
         return [None if x is None else f(x, c)[0] for x, f, c in norms], kv
 
+    def embed(self, tokens):
+        return self.embedder.lookup(tokens) * self.configs[0].width ** 0.5
+
     def init_all(self, xs, conditions):
         self.embedder.lookup(jnp.zeros((1, 1), jnp.int32))
         length = sum(x.shape[1] for x in xs)
@@ -251,7 +257,7 @@ class StockPi(nnx.Module):
 
     def __init__(self, config, rngs):
         self.action_dim, self.max_token_len = config.action_dim, config.max_token_len
-        self.action_horizon = config.action_horizon
+        self.action_horizon, self.pi05 = config.action_horizon, getattr(config, "pi05", False)
         width = [expert.width for expert in config.experts]
         image = jnp.zeros((1, config.image_size, config.image_size, 3))
         img = nnx.bridge.ToNNX(StockSiglip(config.siglip, width[0]))
@@ -276,6 +282,27 @@ class StockPi(nnx.Module):
             for name, shape in heads.items():
                 setattr(self, name, nnx.Linear(*shape, rngs=rngs))
         self.PaliGemma = nnx.Dict(llm=llm, img=img)
+
+    def embed_prefix(self, obs):
+        tokens, valid = [], []
+        for name in obs.images:
+            tokens.append(self.PaliGemma.img(obs.images[name], train=False)[0])
+            valid.append(jnp.repeat(obs.image_masks[name][:, None], tokens[-1].shape[1], axis=1))
+        tokens.append(self.PaliGemma.llm(obs.tokenized_prompt, method="embed"))
+        valid.append(obs.tokenized_prompt_mask)
+        tokens, valid = (jnp.concatenate(parts, axis=1) for parts in (tokens, valid))
+        return tokens, valid, jnp.zeros(tokens.shape[1], bool)
+
+    def embed_suffix(self, obs, noisy, timestep):
+        actions, horizon = self.action_in_proj(noisy), self.action_horizon
+        time = time_embedding(timestep, self.action_in_proj.out_features)
+        if self.pi05:
+            condition = nnx.swish(self.time_mlp_out(nnx.swish(self.time_mlp_in(time))))
+            return actions, jnp.ones(actions.shape[:2], bool), jnp.arange(horizon) == 0, condition
+        both = jnp.concatenate([actions, jnp.tile(time[:, None], (1, horizon, 1))], axis=-1)
+        mixed = self.action_time_mlp_out(nnx.swish(self.action_time_mlp_in(both)))
+        tokens = jnp.concatenate([self.state_proj(obs.state)[:, None], mixed], axis=1)
+        return tokens, jnp.ones(tokens.shape[:2], bool), jnp.arange(horizon + 1) < 2, None
 
 
 def unit(width):
@@ -329,7 +356,7 @@ def outcome(policy, obs, edits=()):
 
 
 def assert_same(ours, theirs):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-4), ours, theirs)
 
 
 def test_every_tap_and_the_actions_are_those_of_our_own_model(pair):
@@ -374,6 +401,18 @@ def test_type_checks_are_on_again_after_a_hooked_run(pair):
 
     with pytest.raises(TypeCheckError):
         strict(jnp.zeros(3))
+
+
+@pytest.mark.parametrize("layout", ["module", "to_nnx__module"])
+def test_the_linen_modules_are_found_under_the_name_that_each_flax_gives_them(layout):
+    tower, gemma = TowerBlock(None), FastBlock(None)
+
+    def bridge(module):
+        return types.SimpleNamespace(**{layout: module})
+
+    pali_gemma = types.SimpleNamespace(img=bridge(tower), llm=bridge(gemma))
+    modules = Modules.of(types.SimpleNamespace(PaliGemma=pali_gemma, action_dim=4))
+    assert (modules.img, modules.llm) == (tower, gemma)
 
 
 def test_something_else_than_an_openpi_model_is_refused(pair):

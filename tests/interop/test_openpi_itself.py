@@ -1,75 +1,404 @@
-"""openpi itself, where it is installed: its own models under our hooks against its own sampler.
+"""openpi itself, from a checkout: its own models and policies under our hooks, beside its samplers.
 
-`test_openpi` does the same with doubles everywhere. pi0-FAST has no small variant in openpi: its
-recorded outputs are in tests/goldens/openpi.
+    OPENPI_SRC=openpi python -m pytest -m "" tests/interop/test_openpi_itself.py
+
+in openpi's own environment, or with `make test-openpi OPENPI_SRC=openpi`. `test_openpi` does with
+doubles what it can, everywhere.
 """
+
+import contextlib
+import dataclasses
+import importlib.util
+import logging
+import os
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from interop.openpi import wrap
-from mistjax.hooks import POINTS, Add, Tap
+from experiments.bench import openpi_sizes
+from interop.openpi import InferPolicy, monitored, wrap, wrap_policy
+from interop.openpi import models as wrapped_models
+from mistjax.detect.artifact import Artifact, save_detector
+from mistjax.detect.calibration.conformal import Threshold
+from mistjax.detect.inputs import Input
+from mistjax.detect.methods.safe.heads import SafeMLP
+from mistjax.hooks import POINTS, Add, Affine, Patch, ProjectOut, Scale, SetNeurons, Tap
+from mistjax.models import checkpoints, fast, pi0
+from mistjax.models.config import FAST_IMAGE_KEYS, IMAGE_KEYS, TINY, TINY_FAST
+from mistjax.models.fast_language import FastTokenizer
+from mistjax.models.fast_tokenizer import ActionTokenizer
 from mistjax.models.normalize import NormStats
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
-from mistjax.policies import BOARD
+from mistjax.policies import BOARD, FastPolicy, PiPolicy
+from mistjax.policies.presets import PRESETS
+from mistjax.recover.fusion import FusionLimits
+from mistjax.recover.mist import MistPolicy, Remedy
+from mistjax.steer.schedules import constant
+from mistjax.steer.table import CauseTable
 
-pytest.importorskip("openpi", reason="needs openpi")
-pytestmark = pytest.mark.slow  # its vision tower has 400 M parameters
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        "OPENPI_SRC" not in os.environ and importlib.util.find_spec("openpi") is None,
+        reason="needs openpi",
+    ),
+    # Of openpi and of what it imports, none of it ours.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:openpi", "ignore::ResourceWarning"),
+]
 KEY = jax.random.key(0)
-TAPS = tuple(Tap(f"{s}.{p}", reduce="mean") for s in ("vision", "vlm", "action") for p in POINTS)
+STACKS = ("vision", "vlm", "action")
+TAPS = tuple(Tap(f"{s}.{p}") for s in STACKS for p in POINTS)
+# openpi's transforms make pictures of 224 pixels: four patches each.
+TOWER = dataclasses.replace(TINY.siglip, patch_size=(112, 112))
+SIZES = {
+    "pi0": dataclasses.replace(
+        TINY, siglip=TOWER, image_size=224, image_keys=IMAGE_KEYS, num_steps=10
+    ),
+    "pi0_fast": dataclasses.replace(
+        TINY_FAST,
+        siglip=TOWER,
+        image_size=224,
+        image_keys=FAST_IMAGE_KEYS,
+        action_dim=4,
+        max_decoding_steps=4,
+    ),
+}
+SIZES["pi05"] = dataclasses.replace(SIZES["pi0"], pi05=True)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["pi0", "pi05"])
-def stock(request):
-    """openpi's model with random weights, its Gemmas small, everything in float32."""
-    from openpi.models.pi0_config import Pi0Config
+@contextlib.contextmanager
+def resized(config):
+    """openpi's sizes are these, and its data loader's packages are where they are not."""
+    if "OPENPI_SRC" in os.environ:
+        openpi_sizes.put_on_path()
+    loader = "lerobot.common.datasets.lerobot_dataset"
+    with pytest.MonkeyPatch.context() as patch:
+        if importlib.util.find_spec("lerobot") is None:
+            names = loader.split(".")
+            for i in range(len(names)):
+                name = ".".join(names[: i + 1])
+                module = types.ModuleType(name)
+                patch.setitem(sys.modules, name, module)
+                if i:
+                    setattr(sys.modules[".".join(names[:i])], names[i], module)
+        openpi_sizes.resize(config, patch.setattr)
+        yield patch
 
-    return Pi0Config(
-        dtype="float32",
-        paligemma_variant="dummy",
-        action_expert_variant="dummy",
-        action_dim=5,
-        action_horizon=8,
-        max_token_len=12,
-        pi05=request.param,
-    ).create(KEY)
+
+def random_params(config, seed=0):
+    """No leaf is zero: openpi begins with gates and a tower's head that let nothing through."""
+    init = fast.init if config is SIZES["pi0_fast"] else pi0.init
+    shapes = jax.eval_shape(lambda: init(config, KEY))["params"]
+    rng = np.random.default_rng(seed)
+
+    def leaf(shape):
+        fan_in = shape.shape[-2] if len(shape.shape) > 1 else 4
+        return jnp.asarray(rng.normal(0, fan_in**-0.5, shape.shape), jnp.float32)
+
+    return jax.tree.map(leaf, shapes)
 
 
 @pytest.fixture(scope="module")
-def policy(stock, tmp_path_factory):
+def words(tmp_path_factory):
     path = tmp_path_factory.mktemp("words") / "words.model"
-    train_word_tokenizer(["go"], [], path)
-    ones = {"state": np.ones(5, np.float32), "actions": np.ones(4, np.float32)}
-    stats = {k: NormStats(mean=0 * v, std=v, q01=-v, q99=v) for k, v in ones.items()}
-    return wrap(stock, BOARD, PromptTokenizer.from_file(path, 12), stats)
+    train_word_tokenizer(["Action: | do something", "Task: State:"], [], path)
+    return path
 
 
-def test_the_actions_are_those_of_openpis_sampler_and_an_edit_that_is_off_changes_no_bit(
-    stock, policy, observation
-):
-    from openpi.models.model import Observation
+def unit(width):
+    ones = np.ones(width, np.float32)
+    return NormStats(mean=0 * ones, std=ones, q01=-ones, q99=ones)
 
-    obs = observation(policy.config)
-    noise = jax.vmap(lambda k: jax.random.normal(k, (8, 5)))(jax.random.split(KEY, 2))
-    theirs = Observation(
-        images=obs.images,
-        image_masks=obs.image_masks,
-        state=obs.state,
-        tokenized_prompt=obs.tokenized_prompt,
-        tokenized_prompt_mask=obs.tokenized_prompt_mask,
+
+@pytest.fixture(scope="module", params=["pi0", "pi05", "pi0_fast"])
+def pair(request, words, observation):
+    """(openpi's model, wrapped, our own policy with the same weights, observation)."""
+    config = SIZES[request.param]
+    is_fast = request.param == "pi0_fast"
+    with resized(config):
+        stock = openpi_sizes.model_config(config).load(random_params(config))
+        tokenizer = PromptTokenizer.from_file(words, config.max_token_len)
+        if is_fast:
+            chunks = np.random.default_rng(0).normal(size=(20, 4, 4))
+            actions = ActionTokenizer.train(chunks, vocab_size=300)
+            tokenizer = FastTokenizer(tokenizer, actions, config.vocab_size)
+        stats = {"state": unit(5), "actions": unit(4)}
+        steps = {"max_decoding_steps": 4} if is_fast else {}
+        wrapped = wrap(stock, BOARD, tokenizer, stats, **steps)
+        assert dataclasses.replace(wrapped.config, remat=False) == config
+        kind = FastPolicy if is_fast else PiPolicy
+        own = kind(config, wrapped.variables, tokenizer, stats, BOARD, name="own")
+        yield stock, wrapped, own, observation(config)
+
+
+def outcome(policy, obs, edits=()):
+    sample = policy.sample(obs, KEY, edits=edits, taps=TAPS)
+    return sample.aux.get("token_log_prob", sample.actions), sample.taps
+
+
+def assert_same(ours, theirs):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), ours, theirs)
+
+
+def test_actions_are_bit_for_bit_openpis_and_taps_change_none(pair):
+    from openpi.shared import nnx_utils
+
+    stock, wrapped, _, obs = pair
+    theirs, sample = openpi_sizes.observation_of(obs), nnx_utils.module_jit(stock.sample_actions)
+    plain, tapped = wrapped.sample(obs, KEY), wrapped.sample(obs, KEY, taps=TAPS)
+    if "tokens" in plain.aux:
+        expected = sample(KEY, theirs, max_decoding_steps=4)
+        np.testing.assert_array_equal(plain.aux["tokens"], expected)
+        np.testing.assert_array_equal(tapped.aux["tokens"], expected)
+        return
+    expected = sample(KEY, theirs, noise=wrapped.noise(KEY, 2))
+    np.testing.assert_array_equal(plain.actions, expected)
+    np.testing.assert_array_equal(tapped.actions, expected)
+
+
+def test_every_tap_is_that_of_our_own_model(pair):
+    _, wrapped, own, obs = pair
+    assert_same(outcome(own, obs), outcome(wrapped, obs))
+
+
+def test_every_edit_does_the_same_as_in_our_own_model_and_compiles_once(pair):
+    _, wrapped, own, obs = pair
+    rng, config = np.random.default_rng(0), own.config
+    vlm, action = config.vlm, config.experts[-1]
+
+    def normal(*shape):
+        return jnp.asarray(0.3 * rng.normal(size=shape), jnp.float32)
+
+    layers, width = action.depth, action.width
+    patches, tower = config.num_image_tokens, config.siglip
+    value = normal(tower.depth, 2, patches, tower.width)
+    edits = (
+        Scale("vision.attn_heads", factor=normal(2, 4, 1)),
+        Patch("vision.resid", gate=jnp.array([0.0, 0.5]), value=value),
+        Add("vlm.attn_out", "text", vector=normal(vlm.depth, vlm.width)),
+        ProjectOut("vlm.resid", "image", direction=normal(vlm.depth, vlm.width)),
+        SetNeurons(
+            "action.mlp_neurons",
+            mask=jnp.ones((layers, action.mlp_dim)),
+            value=normal(layers, action.mlp_dim),
+        ),
+        Affine("action.resid", weight=normal(layers, width, width), bias=normal(layers, width)),
     )
-    expected = stock.sample_actions(KEY, theirs, noise=noise)
-    plain = policy.sample(obs, KEY, taps=TAPS)
-    np.testing.assert_allclose(plain.actions, expected, atol=1e-4)
-    assert set(plain.taps) == {str(tap) for tap in TAPS}
+    edited, plain = outcome(wrapped, obs, edits), outcome(wrapped, obs)
+    assert_same(outcome(own, obs, edits), edited)
+    assert np.abs(edited[0] - plain[0]).max() > 1e-3
+    compiled = wrapped_models._sample._cache_size()
+    off = [edit.replace(strength=0.0) for edit in edits]
+    jax.tree.map(np.testing.assert_array_equal, outcome(wrapped, obs, tuple(off)), plain)
+    outcome(wrapped, obs, tuple(edit.replace(strength=0.3) for edit in edits))
+    assert wrapped_models._sample._cache_size() == compiled
 
-    vlm = policy.config.vlm
-    edit = Add(site="vlm.mlp_out", vector=jnp.ones((vlm.depth, vlm.width)))
-    off, on = (
-        policy.sample(obs, KEY, taps=TAPS, edits=[edit.replace(strength=jnp.float32(s))])
-        for s in (0.0, 1.0)
+
+def test_each_edit_alone_reaches_the_actions(pair):
+    _, wrapped, _, obs = pair
+    plain = np.asarray(outcome(wrapped, obs)[0])
+    spec = wrapped.spec.stacks
+    for stack in STACKS:
+        vector = jnp.ones((spec[stack].depth, spec[stack].width))
+        edited = wrapped.sample(obs, KEY, edits=(Add(f"{stack}.resid", vector=vector),), taps=TAPS)
+        changed = edited.aux.get("token_log_prob", edited.actions)
+        assert np.abs(np.asarray(changed) - plain).max() > 1e-4, stack
+
+
+def test_factors_of_lora_are_merged_to_what_openpi_computes(words, observation, tmp_path):
+    config = SIZES["pi0"]
+    with resized(config) as patch:
+        from openpi.models import gemma, lora
+
+        sizes, rank = gemma.get_config, lora.LoRAConfig(rank=2, alpha=2.0)
+        patch.setattr(
+            gemma,
+            "get_config",
+            lambda name: dataclasses.replace(sizes(name), lora_configs={"attn": rank, "ffn": rank}),
+        )
+        bare = random_params(config)
+        stock = openpi_sizes.model_config(config)
+        shapes = jax.eval_shape(stock.create, KEY)
+        rng, leaves = np.random.default_rng(1), wrapped_models.unbound(shapes)[1]
+        merged_names = checkpoints._by_name(bare)
+        params = {
+            name: merged_names.get(name, jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32))
+            for name, leaf in checkpoints._by_name(leaves).items()
+        }
+        assert sum("lora" in name for name in params) == 24
+        params = checkpoints.unflatten_dict(params, sep="/")
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(tmp_path / "params", {"params": params})
+        obs = observation(config)
+        noise = jax.random.normal(KEY, (2, config.action_horizon, config.action_dim))
+        theirs = stock.load(params).sample_actions(
+            KEY, openpi_sizes.observation_of(obs), noise=noise
+        )
+        with pytest.warns(UserWarning, match="LoRA factors of 12 weights"):
+            merged = checkpoints.load_params(tmp_path, jax.eval_shape(lambda: bare))
+        ours = stock_sample(config, merged, obs, noise)
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+        assert np.abs(stock_sample(config, bare, obs, noise) - theirs).max() > 1e-2
+
+
+def stock_sample(config, params, obs, noise):
+    """Our own model from that noise."""
+    from mistjax.models.pi0 import Pi0
+    from mistjax.models.sampling import denoise, prefill
+
+    variables, model = {"params": params}, Pi0(config)
+    prefix = prefill(model, variables, obs)
+    return denoise(model, variables, prefix, obs.state, noise, num_steps=config.num_steps)[0]
+
+
+@pytest.fixture(scope="module", params=["pi0", "pi05"])
+def made(request, words, tmp_path_factory):
+    """`made()`: what openpi's `create_trained_policy` returns for LIBERO, anew each time."""
+    config = dataclasses.replace(SIZES[request.param], action_dim=8, max_token_len=16)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    home = tmp_path_factory.mktemp("home")
+    (home / "big_vision").mkdir()
+    (home / "big_vision" / "paligemma_tokenizer.model").write_bytes(words.read_bytes())
+    rng = np.random.default_rng(3)
+
+    def statistics(width):
+        low = rng.normal(size=width)
+        high = low + rng.uniform(1, 2, width)
+        return NormStats(mean=(low + high) / 2, std=high - low, q01=low, q99=high)
+
+    checkpoints.save_checkpoint(
+        folder,
+        random_params(config),
+        config=config.to_json(),
+        norm_stats={"state": statistics(8), "actions": statistics(7)},
+        asset_id="libero",
+        tokenizer=PromptTokenizer.from_file(words, config.max_token_len),
     )
-    np.testing.assert_array_equal(off.actions, plain.actions)
-    assert (on.actions != plain.actions).any()
+    with resized(config) as patch:
+        patch.setenv("OPENPI_DATA_HOME", str(home))
+        logging.disable(logging.WARNING)  # of prompts that this small model cuts off
+        from openpi.policies import policy_config
+        from openpi.training import config as training
+
+        settings = training.TrainConfig(
+            name="small",
+            exp_name="small",
+            model=openpi_sizes.model_config(config),
+            data=training.LeRobotLiberoDataConfig(
+                repo_id="libero", extra_delta_transform=request.param == "pi0"
+            ),
+        )
+        yield lambda: policy_config.create_trained_policy(settings, folder)
+        logging.disable(logging.NOTSET)
+
+
+def example(seed):
+    rng = np.random.default_rng(seed)
+    return {
+        "observation/image": rng.integers(0, 256, (224, 224, 3), dtype=np.uint8),
+        "observation/wrist_image": rng.integers(0, 256, (200, 224, 3), dtype=np.uint8),
+        "observation/state": rng.normal(size=8),
+        "prompt": "do something",
+    }
+
+
+def test_a_wrapped_policy_infers_bit_for_bit_what_openpi_does_call_by_call(made):
+    theirs, ours = made(), InferPolicy(wrap_policy(made()))
+    for seed in range(3):
+        expected, got = theirs.infer(example(seed)), ours.infer(example(seed))
+        assert expected["actions"].shape == (4, 7) and set(got) == set(expected)
+        np.testing.assert_array_equal(got["actions"], expected["actions"], strict=True)
+    noise = np.random.default_rng(9).normal(size=(4, 8)).astype(np.float32)
+    expected = theirs.infer(example(5), noise=noise)
+    np.testing.assert_array_equal(
+        ours.infer(example(5), noise=noise)["actions"], expected["actions"]
+    )
+
+
+def test_a_robot_gives_names_and_bounds_and_changes_no_action(made):
+    named, plain = wrap_policy(made(), PRESETS["pi0_libero"]), wrap_policy(made())
+    assert named.spec.action_names[:2] == ("dx", "dy") and named.spec.gripper_index == 6
+    assert plain.spec.action_names[0] == "action 0"
+    assert plain.spec.cameras["base_0_rgb"] == "base_0_rgb"
+    follows = [offset is None for offset in plain.spec.action_offset]
+    assert follows in ([False] * 7, [True] * 6 + [False])
+    for policy in (named, plain):
+        obs = policy.prepare([example(0), example(1)])
+        chunk = policy.finish(policy.sample(obs, KEY), [example(0), example(1)])
+        assert chunk.shape == (2, 4, 7) and np.isfinite(chunk).all()
+    assert named.spec.fingerprint == wrap_policy(made(), PRESETS["pi0_libero"]).spec.fingerprint
+    with pytest.raises(ValueError, match="has 14 numbers of action"):
+        wrap_policy(made(), PRESETS["pi0_aloha"])
+
+
+def save_monitor(folder, policy, limit):
+    tap = Tap("action.resid", (-1,), "action", "mean")
+    reads = Input.of_taps(tap)
+    head = SafeMLP.create(KEY, policy.spec.stacks["action"].width, hidden=8)
+    threshold = Threshold(jnp.full(10, limit), 0.1, 9, 10)
+    save_detector(folder, Artifact(head, policy.spec.fingerprint, reads, threshold=threshold))
+    return head, threshold, reads
+
+
+def test_two_lines_watch_a_policy_in_openpis_own_scripts(made, tmp_path):
+    wrapped = wrap_policy(made())
+    save_monitor(tmp_path, wrapped, jnp.inf)
+    theirs = made()
+    policy = made()
+    policy = monitored(policy, tmp_path, arm="monitor")
+    for seed in range(2):
+        got, expected = policy.infer(example(seed)), theirs.infer(example(seed))
+        np.testing.assert_array_equal(got["actions"], expected["actions"], strict=True)
+        assert got["mist"]["alarm"] is False and isinstance(got["mist"]["score"], float)
+    policy.reset()
+    assert policy.metadata == theirs.metadata
+
+
+def test_an_alarm_steers_within_the_cap_and_what_is_not_finite_holds_still(made, tmp_path):
+    from mistjax.detect.monitor import Monitor
+
+    wrapped = wrap_policy(made(), PRESETS["pi0_libero"])
+    monitor = Monitor(*save_monitor(tmp_path, wrapped, -jnp.inf))
+    stack = wrapped.spec.stacks["action"]
+    causes = (*wrapped.config.image_keys, "text", "state")
+    table = CauseTable(
+        causes=causes,
+        names=("any",),
+        kind=Add,
+        site="action.mlp_out",
+        tokens="all",
+        arrays={"vector": jnp.ones((1, stack.depth, stack.width))},
+        rows=jnp.zeros(len(causes), int),
+        strengths=jnp.ones(len(causes)),
+    )
+    limits = FusionLimits.of(wrapped.spec, 0.2, wrapped.chunk_width)
+    remedy = Remedy(table, constant(5.0), limits, patch=wrapped.patch)
+    policy, bare = InferPolicy(MistPolicy(wrapped, monitor, remedy)), InferPolicy(wrapped)
+    got, plain = policy.infer(example(0)), bare.infer(example(0))
+    assert got["mist"]["alarm"] and got["mist"]["edited"]
+    moved = np.abs(got["actions"] - plain["actions"])[:, :6]
+    reach = 0.2 * (np.array(wrapped.spec.action_high) - np.array(wrapped.spec.action_low))[:6]
+    assert moved.max() > 1e-3 and (moved <= reach + 1e-5).all()
+    policy.reset()
+    broken = policy.infer({**example(0), "observation/state": np.full(8, np.nan)})
+    assert broken["mist"]["fallback"]
+    np.testing.assert_array_equal(broken["actions"], np.zeros((4, 7)))
+
+
+def test_what_cannot_be_wrapped_is_refused_by_its_reason(made):
+    policy = made()
+    policy._is_pytorch_model = True
+    with pytest.raises(ValueError, match="PyTorch model"):
+        wrap_policy(policy)
+    policy = made()
+    policy._sample_kwargs = {"guidance": 1}
+    with pytest.raises(ValueError, match=r"sample_kwargs holds \['guidance'\]"):
+        wrap_policy(policy)
+    with pytest.raises(TypeError, match="object is no policy of openpi"):
+        wrap_policy(object())

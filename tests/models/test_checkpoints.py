@@ -166,27 +166,96 @@ def test_an_empty_folder_of_parameters_is_incomplete(tmp_path):
         load_params(tmp_path, shapes(params()))
 
 
-@pytest.mark.parametrize(
-    ("stored", "message"),
-    [
-        ({"params": {}, "ema_params": {}}, r"\['ema_params', 'params'\]: expected one tree.*ema_p"),
-        ({"params": {}, "opt_state": {}, "step": 3}, "expected one tree.*state of training"),
-        ({"layers": {}}, r"\['layers'\]: expected one tree.*if these are"),
-    ],
-)
-def test_any_other_tree_than_the_parameters_is_refused_in_short(tmp_path, stored, message):
+def save_state(folder, **trees):
     with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "params", {k: v or params() for k, v in stored.items()})
-    with pytest.raises(ValueError, match=message) as caught:
+        checkpointer.save(folder, trees)
+
+
+def test_any_other_tree_than_parameters_is_refused_in_short(tmp_path):
+    save_state(tmp_path / "params", layers=params())
+    with pytest.raises(
+        ValueError, match=r"\['layers'\]: expected one tree.*if these are"
+    ) as caught:
         load_params(tmp_path, shapes(params()))
     assert len(str(caught.value)) < 400
 
 
-def test_lora_factors_are_named_as_such(tmp_path):
-    layers = {"w": jnp.ones((3, 4)), "lora_a": jnp.ones((3, 1)), "lora_b": jnp.ones((1, 4))}
-    write_openpi(tmp_path, {"layers": layers})
-    with pytest.raises(ValueError, match=r"LoRA factors \(2 leaves, layers/lora_a among them\)"):
-        load_params(tmp_path, shapes({"layers": {"w": jnp.ones((3, 4))}}))
+def test_of_a_state_of_training_the_average_is_taken_and_said_or_another_tree_chosen(tmp_path):
+    average, last = params(), jax.tree.map(lambda x: x + 1, params())
+    in_one, apart = tmp_path / "in_one", tmp_path / "apart"
+    adam = {"mu": average, "count": jnp.ones((), jnp.int32)}
+    save_state(
+        in_one / "params", params=last, ema_params=average, opt_state=adam, step=jnp.ones(())
+    )
+    save_state(apart / "params", params=average)  # as openpi saves it
+    with_value = jax.tree.map(lambda leaf: {"value": leaf}, last)
+    save_state(apart / "train_state", params=with_value, **beside)
+    for folder in (in_one, apart):
+        with pytest.warns(UserWarning, match="its ema_params are taken.*tree 'params'"):
+            loaded = load_params(folder, shapes(params()))
+        jax.tree.map(np.testing.assert_array_equal, loaded, average)
+        for tree, expected in (("ema_params", average), ("params", last)):
+            loaded = load_params(folder, shapes(params()), tree=tree)
+            jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+        with pytest.raises(ValueError, match="no tree 'opt_state': it has ema_params, params"):
+            load_params(folder, shapes(params()), tree="opt_state")
+
+
+def test_a_state_of_training_without_an_average_has_one_tree(tmp_path):
+    save_state(tmp_path / "params", params=params(), opt_state={"mu": params()}, step=jnp.ones(()))
+    loaded = load_params(tmp_path, shapes(params()))
+    jax.tree.map(np.testing.assert_array_equal, loaded, params())
+
+
+def test_lora_factors_are_merged_as_openpi_applies_them_and_this_is_said(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    layers, heads, width, size, rank, hidden = 2, 3, 5, 4, 2, 6
+    q = {"w": normal(layers, heads, width, size)}
+    q |= {"lora_a": normal(layers, heads, width, rank), "lora_b": normal(layers, heads, rank, size)}
+    out = {"w": normal(layers, heads, size, width)}
+    out |= {"lora_a": normal(layers, heads, size, rank)}
+    out |= {"lora_b": normal(layers, heads, rank, width)}
+    down = {"linear": normal(layers, hidden, width)}
+    down |= {"linear_lora_a": normal(layers, hidden, rank)}
+    down |= {"linear_lora_b": normal(layers, rank, width)}
+    write_openpi(tmp_path, {"attn": {"q_einsum": q, "attn_vec_einsum": out}, "mlp": down})
+    bare = {
+        "attn": {"q_einsum": {"w": q["w"]}, "attn_vec_einsum": {"w": out["w"]}},
+        "mlp": {"linear": down["linear"]},
+    }
+    with pytest.warns(UserWarning, match="LoRA factors of 3 weights: they are merged"):
+        merged = load_params(tmp_path, shapes(bare))
+    x, heads_x, neurons = normal(7, width), normal(7, heads, size), normal(7, hidden)
+    for i in range(layers):
+        low = jnp.einsum("td,ndl->tnl", x, q["lora_a"][i])
+        expected = jnp.einsum("td,ndh->tnh", x, q["w"][i])
+        expected += jnp.einsum("tnl,nlh->tnh", low, q["lora_b"][i])
+        got = jnp.einsum("td,ndh->tnh", x, merged["attn"]["q_einsum"]["w"][i])
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+        low = jnp.einsum("tnh,nhl->tl", heads_x, out["lora_a"][i])  # openpi's equation has no n
+        expected = jnp.einsum("tnh,nhd->td", heads_x, out["w"][i])
+        expected += jnp.einsum("tl,nld->td", low, out["lora_b"][i])
+        got = jnp.einsum("tnh,nhd->td", heads_x, merged["attn"]["attn_vec_einsum"]["w"][i])
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+        low = neurons @ down["linear_lora_a"][i]
+        expected = neurons @ down["linear"][i] + low @ down["linear_lora_b"][i]
+        got = neurons @ merged["mlp"]["linear"][i]
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_a_lora_factor_without_its_counterpart_is_refused(tmp_path):
+    for name, layers in {
+        "w": {"w": jnp.ones((3, 4)), "lora_a": jnp.ones((3, 1))},
+        "a": {"lora_a": jnp.ones((3, 1)), "lora_b": jnp.ones((1, 4))},
+        "b": {"w": jnp.ones((3, 4)), "lora_b": jnp.ones((1, 4))},
+    }.items():
+        write_openpi(tmp_path / name, {"layers": layers})
+        with pytest.raises(ValueError, match=r"LoRA factors, and layers/.* has no counterpart"):
+            load_params(tmp_path / name, shapes({"layers": {"w": jnp.ones((3, 4))}}))
 
 
 def test_weights_that_are_no_numbers_are_refused_by_leaf(tmp_path):

@@ -18,6 +18,7 @@ from typing import Any, SupportsIndex
 
 import gymnasium as gym
 import jax
+import jax.experimental
 import numpy as np
 from jax._src import xla_bridge  # nothing public says whether a backend has started
 from jaxtyping import Float, Shaped, UInt8
@@ -47,6 +48,7 @@ class Snapshot:
 
 
 _forked_from_jax = False
+_enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64  # before JAX 0.8
 
 
 def _notice_fork() -> None:
@@ -72,7 +74,7 @@ def _drawing() -> Iterator[None]:
             "start it with spawn, for example gymnasium.make_vec(..., vectorization_mode='async', "
             "vector_kwargs={'context': 'spawn'})."
         )
-    with jax.enable_x64(False):
+    with _enable_x64(False):
         yield
 
 

@@ -1,17 +1,22 @@
-"""openpi's own models behind the Policy protocol, with taps and edits, none of its files touched.
+"""openpi's own models behind the Policy protocol, with taps and edits.
 
 `wrap` takes a `Pi0` or `Pi0FAST` that openpi loaded. Its vision tower and its Gemma stack, linen
-modules under an NNX bridge, run as they are; the small projections around them and the sampler are
-ours, on openpi's parameters. openpi itself is not imported here: whoever has a model has openpi.
+modules under an NNX bridge, run as they are, and so do pi0's own methods around them: the same
+operations in the same order, one camera at a time, so that an action comes out bit for bit. Only
+the loop over flow steps, which has to hand out what was tapped, and pi0-FAST's decoding are ours.
+openpi itself is not imported here: whoever has a model has openpi.
 
 openpi checks array types at run time, and a hooked block returns more than its annotation says, so
-these checks are off while its Gemma stack runs.
+these checks are off while its code runs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,8 +25,12 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 from flax import nnx
+from jaxtyping import Array, Float
 
 from mistjax.hooks.adapters import Point, ScannedStack, Stream
+from mistjax.hooks.edits import Edit
+from mistjax.hooks.hooks import Hooks
+from mistjax.hooks.sites import Tap
 from mistjax.models.config import (
     FAST_IMAGE_KEYS,
     IMAGE_KEYS,
@@ -30,24 +39,65 @@ from mistjax.models.config import (
     Pi0Config,
     SiglipConfig,
 )
+from mistjax.models.draws import normal, row_keys
 from mistjax.models.fast import Pi0Fast
 from mistjax.models.fast_language import FastTokenizer
 from mistjax.models.gemma import expert_name
 from mistjax.models.normalize import NormStats
+from mistjax.models.observation import Observation
 from mistjax.models.pi0 import Pi0, PrefixModel
+from mistjax.models.sampling import Prefix, prefill, velocity
 from mistjax.models.stacks import scanned_stacks
 from mistjax.models.tokenizers import PromptTokenizer
 from mistjax.policies.fast import FastPolicy
 from mistjax.policies.pi import PiPolicy
 from mistjax.policies.presets import RobotPreset
+from mistjax.policies.protocol import Sample
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Modules:
-    """openpi's linen modules: SigLIP and Gemma. Compared by identity, so that jit can key on it."""
+    """A model of openpi without its weights. Compared by identity, so that jit can key on it.
+
+    Attributes:
+        img, llm: SigLIP and Gemma, linen modules.
+        kind: the model's class.
+        heads: its other modules, each as (graph definition, state); only the state's shape counts.
+        attributes: its plain attributes.
+    """
 
     img: nn.Module
     llm: nn.Module
+    kind: type
+    heads: Mapping[str, tuple[Any, Any]]
+    attributes: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, model: Any) -> Modules:
+        """TypeError where it is no model of openpi."""
+        held = dict(vars(model))
+        try:
+            bridges: Any = held.pop("PaliGemma")
+            img, llm = _linen(bridges.img), _linen(bridges.llm)
+        except (AttributeError, KeyError) as error:
+            raise TypeError(
+                f"{type(model).__name__} has no PaliGemma.img and PaliGemma.llm under flax's NNX "
+                "bridge: expected openpi's Pi0 or Pi0FAST."
+            ) from error
+        heads = {k: nnx.split(head) for k, head in held.items() if isinstance(head, nnx.Module)}
+        plain = {k: v for k, v in held.items() if isinstance(v, bool | int | float | str | None)}
+        return cls(img, llm, type(model), heads, plain)
+
+    def bound(self, params: Mapping[str, Any], img: Any, llm: Any) -> Any:
+        """What `self` is in the model's own methods: its heads with these parameters, and functions
+        in the place of its bridges.
+        """
+        heads = {
+            name: nnx.merge(graph, _filled(state, params[name]))
+            for name, (graph, state) in self.heads.items()
+        }
+        bridges = types.SimpleNamespace(img=img, llm=llm)
+        return types.SimpleNamespace(**self.attributes, **heads, PaliGemma=bridges)
 
 
 class _Stock(nn.Module):
@@ -75,15 +125,19 @@ class _StockPrefix(PrefixModel):
             for name, index in (("vlm", 0), ("action", len(self.config.experts) - 1))
         }
         take = _take_second if isinstance(self.config, FastConfig) else theirs.take
+        vision = ours.streams["vision"]
+        vision = dataclasses.replace(vision, groups=1, calls=vision.groups)
         return (
-            dataclasses.replace(ours, take=_take_per_layer),
+            dataclasses.replace(ours, streams={"vision": vision}, take=_take_per_layer),
             dataclasses.replace(theirs, streams=streams, take=take),
         )
 
     def embed_images(self, images):
-        stacked = jnp.stack([images[key] for key in self.config.image_keys], axis=1)
-        tokens, _ = self.PaliGemma.img(stacked.reshape(-1, *stacked.shape[2:]), train=False)
-        return tokens.reshape(stacked.shape[0], -1, tokens.shape[-1])
+        keys = self.config.image_keys
+        return jnp.concatenate([self._embed_image(images[key])[0] for key in keys], axis=1)
+
+    def _embed_image(self, image, train=False):
+        return self.PaliGemma.img(image, train=train)
 
     def embed_tokens(self, tokens):
         return self._table()[tokens]
@@ -96,7 +150,52 @@ class _StockPrefix(PrefixModel):
 
 
 class StockPi0(_StockPrefix, Pi0):
-    """pi0 and pi0.5 on openpi's modules."""
+    """pi0 and pi0.5 on openpi's modules, between its own projections."""
+
+    def embed_prefix(self, obs) -> tuple[Array, Array, Array]:
+        """openpi's; embeddings of the prompt and of the pictures stand in for what it embeds."""
+
+        def embed(tokens, method):
+            if obs.prompt_embedding is None:
+                return getattr(self.PaliGemma.llm, method)(tokens)
+            words = obs.prompt_embedding
+            scale = jnp.sqrt(self.config.vlm.width).astype(words.dtype)
+            return (words * scale).astype(self.config.dtype)
+
+        keys, embed_image = self.config.image_keys, self._embed_image
+        if obs.image_embedding is not None:
+            each = iter(jnp.split(obs.image_embedding, len(keys), axis=1))
+
+            def embed_image(image, train=False):
+                return next(each), {}
+
+        pictures = {key: obs.images[key] for key in keys}
+        present = {key: obs.image_masks[key] for key in keys}
+        obs_in_order = dataclasses.replace(obs, images=pictures, image_masks=present)
+        with _unchecked():
+            return self._kind.embed_prefix(self._theirs(embed_image, embed), obs_in_order)
+
+    def embed_suffix(
+        self, state, x_t, t, state_mask=None
+    ) -> tuple[Array, Array, Array, Array | None]:
+        with _unchecked():
+            obs = types.SimpleNamespace(state=state)
+            tokens, valid, ar, condition = self._kind.embed_suffix(self._theirs(), obs, x_t, t)
+        if state_mask is not None and not self.config.pi05:
+            valid = valid.at[:, 0].set(state_mask)
+        return tokens, valid, ar, condition
+
+    def project_out(self, hidden) -> Array:
+        return self._theirs().action_out_proj(hidden)
+
+    @property
+    def _kind(self) -> Any:
+        assert self.modules is not None
+        return self.modules.kind
+
+    def _theirs(self, img=None, llm=None) -> Any:
+        assert self.modules is not None
+        return self.modules.bound(self.variables["params"], img, llm)
 
     def run_llm(self, xs, positions, mask, conditions, kv_cache=None) -> tuple[Any, Any]:
         with _unchecked():
@@ -140,6 +239,57 @@ class OpenpiPolicy(PiPolicy):
     def model(self) -> StockPi0:
         return StockPi0(self.config, self.modules)
 
+    def sample(
+        self,
+        obs: Observation,
+        key: Array,
+        *,
+        state: Any = (),
+        edits: Sequence[Edit] = (),
+        taps: Sequence[Tap] = (),
+        prefix: Prefix | None = None,
+    ) -> Sample:
+        """See `PiPolicy.sample`."""
+        noise = self.noise(key, obs.batch_size)
+        return _sample(self.model, self.variables, obs, noise, Hooks.of(edits, taps), prefix)
+
+    def noise(self, key: Array, batch: int) -> Float[Array, "b h a"]:
+        """What the flow begins from, the same as our own policy's."""
+        shape = (self.config.action_horizon, self.config.action_dim)
+        return jax.vmap(lambda k: normal(k, shape))(row_keys(key, batch))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _sample(model, variables, obs, noise, hooks, prefix):
+    """openpi's Euler steps, its rounding included."""
+    steps = model.config.num_steps
+    hooks.check_steps(steps)
+    if prefix is None:
+        prefix = prefill(model, variables, obs, hooks)
+    prefix.check(model.config, obs)
+    dt = -1.0 / steps
+
+    def step(carry, i):
+        x_t, time = carry
+        v, found = velocity(
+            model,
+            variables,
+            prefix,
+            obs.state,
+            x_t,
+            i,
+            hooks,
+            num_steps=steps,
+            state_mask=obs.state_mask,
+            time=time,
+        )
+        return (x_t + dt * v, time + dt), (found, v)
+
+    begin = noise, jnp.float32(1)
+    (actions, _), (found, velocities) = jax.lax.scan(step, begin, jnp.arange(steps))
+    aux = {"velocity": jnp.swapaxes(velocities, 0, 1)}
+    return Sample(actions, {**prefix.taps, **found}, aux)
+
 
 @flax.struct.dataclass
 class OpenpiFastPolicy(FastPolicy):
@@ -174,16 +324,7 @@ def wrap(
     Raises:
         TypeError: not an openpi model, or a tokenizer of the other kind.
     """
-    bridges: Any = getattr(model, "PaliGemma", None)
-    try:
-        modules = Modules(_linen(bridges.img), _linen(bridges.llm))
-    except AttributeError as error:
-        raise TypeError(
-            f"{type(model).__name__} has no PaliGemma.img and PaliGemma.llm under flax's NNX "
-            "bridge: expected openpi's Pi0 or Pi0FAST."
-        ) from error
-    params = _pure_dict(nnx.state(model, nnx.Param))
-    config = read_config(model, params)
+    config, params, modules = unbound(model)
     fast = isinstance(config, FastConfig)
     if isinstance(config, FastConfig):
         config = dataclasses.replace(config, max_decoding_steps=max_decoding_steps)
@@ -204,16 +345,39 @@ def wrap(
     )
 
 
+def unbound(
+    model: nnx.Module,
+) -> tuple[Pi0Config | FastConfig, dict[str, Any], Modules]:
+    """An openpi model taken apart: sizes, parameters and modules; TypeError if it is none."""
+    modules = Modules.of(model)
+    params = _pure_dict(nnx.state(model, nnx.Param))
+    return read_config(model, params), params, modules
+
+
 def _linen(bridge: Any) -> nn.Module:
     """The linen module under an NNX bridge, by the name that this flax gives it."""
     held = vars(bridge)
-    return held["to_nnx__module"] if "to_nnx__module" in held else bridge.module
+    for name in ("to_nnx__module", "module"):
+        if name in held:
+            return held[name]
+    raise AttributeError(f"{type(bridge).__name__} holds no linen module")
 
 
 def _pure_dict(state: Any) -> dict[str, Any]:
     """An NNX state as nested dicts of arrays: a function of flax, in older releases a method."""
     convert = getattr(nnx, "to_pure_dict", None)
     return state.to_pure_dict() if convert is None else convert(state)
+
+
+def _filled(state: Any, values: Mapping[str, Any]) -> Any:
+    """A copy of an NNX state with other arrays."""
+    state = jax.tree.map(lambda leaf: leaf, state)
+    replace = getattr(nnx, "replace_by_pure_dict", None)
+    if replace is None:
+        state.replace_by_pure_dict(dict(values))
+    else:
+        replace(state, dict(values))
+    return state
 
 
 def read_config(model: Any, params: dict[str, Any]) -> Pi0Config | FastConfig:
