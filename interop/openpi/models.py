@@ -137,7 +137,8 @@ class _StockPrefix(PrefixModel):
         return jnp.concatenate([self._embed_image(images[key])[0] for key in keys], axis=1)
 
     def _embed_image(self, image, train=False):
-        return self.PaliGemma.img(image, train=train)
+        with _unchecked():
+            return self.PaliGemma.img(image, train=train)
 
     def embed_tokens(self, tokens):
         return self._table()[tokens]
@@ -186,7 +187,8 @@ class StockPi0(_StockPrefix, Pi0):
         return tokens, valid, ar, condition
 
     def project_out(self, hidden) -> Array:
-        return self._theirs().action_out_proj(hidden)
+        with _unchecked():
+            return self._theirs().action_out_proj(hidden)
 
     @property
     def _kind(self) -> Any:
@@ -283,7 +285,7 @@ def _sample(model, variables, obs, noise, hooks, prefix):
             state_mask=obs.state_mask,
             time=time,
         )
-        return (x_t + dt * v, time + dt), (found, v)
+        return (x_t + (dt * v).astype(x_t.dtype), time + dt), (found, v)
 
     begin = noise, jnp.float32(1)
     (actions, _), (found, velocities) = jax.lax.scan(step, begin, jnp.arange(steps))
@@ -453,9 +455,13 @@ def _take_per_layer(result: Any) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _unchecked():
+    """Around openpi's code: its array types are not checked, and it promotes as it was written to,
+    whatever JAX is set to.
+    """
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        yield
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", before)

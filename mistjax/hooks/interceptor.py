@@ -176,7 +176,9 @@ class _Interceptor:
         self.parts.append(captures)
         for tap in self.taps:
             if (value := self.whole(tap, self.parts)) is not None:
-                self.found[str(tap)] = value[jnp.array(resolve_layers(tap.layers, self.stack.depth))]
+                self.found[str(tap)] = value[
+                    jnp.array(resolve_layers(tap.layers, self.stack.depth))
+                ]
         return result
 
     def exit(self, result: Any, name: str) -> Any:
