@@ -98,5 +98,4 @@ $(LEROBOT_VENV)/.installed: pyproject.toml constraints-lerobot.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LEROBOT_VENV) .pytest_cache .ruff_cache
-	rm -rf $(VENV) $(OPENPI_VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OPENPI_VENV) $(LEROBOT_VENV) .pytest_cache .ruff_cache

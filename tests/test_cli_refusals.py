@@ -327,6 +327,15 @@ COMMANDS = {
         },
     ),
     "fetch": ("{policy}", {0: ("{missing}", "ftp://x", "gs://x", "hf://x", "hf://a/b/../c@1", "")}),
+    "export-checkpoint": (
+        "{policy} --out {out}",
+        {
+            0: CHECKPOINT,
+            "--out": (*NEW_FOLDER, "{policy}"),
+            "--tree": ("opt_state", "ema_params", ""),
+            "--preset": PRESET,
+        },
+    ),
     "conformance": (
         "",
         {

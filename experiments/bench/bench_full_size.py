@@ -1,7 +1,7 @@
 """What watching and steering cost at the published size: one inference of pi0, pi0.5, pi0-FAST.
 
     python -m experiments.bench.bench_full_size --results experiments/results/bench_full_size.json
-    OPENPI_SRC=openpi/src python -m experiments.bench.bench_full_size ...   # beside openpi's own
+    OPENPI_SRC=openpi python -m experiments.bench.bench_full_size ...   # beside openpi's own
     python -m experiments.bench.bench_full_size --size tiny                 # does it run here?
 
 Random weights of the full shapes in bfloat16, made on the device: an inference of pi0 takes as long
@@ -38,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from experiments.bench import openpi_sizes
 from experiments.bench.turns import Ratio, ratio, take_turns
 from mistjax.attribute.readouts import FailureScore
 from mistjax.attribute.registry import attribute
@@ -229,8 +230,7 @@ def one_edit(config: Pi0Config | FastConfig) -> Add:
 
 def openpi_arms(policy: PiPolicy, obs: Observation, edit: Add) -> dict[str, Callable[[], Any]]:
     """openpi's own model on the policy's weights, by itself and under our hooks."""
-    sys.path.insert(0, os.environ["OPENPI_SRC"])
-    from openpi.models import model as stock_model
+    openpi_sizes.put_on_path()
     from openpi.models.pi0_config import Pi0Config as StockConfig
     from openpi.shared import nnx_utils
 
@@ -240,13 +240,7 @@ def openpi_arms(policy: PiPolicy, obs: Observation, edit: Add) -> dict[str, Call
     stock = StockConfig(pi05=config.pi05, max_token_len=config.max_token_len).load(
         policy.variables["params"], remove_extra_params=False
     )
-    theirs = stock_model.Observation(
-        images=obs.images,
-        image_masks=obs.image_masks,
-        state=obs.state,
-        tokenized_prompt=obs.tokenized_prompt,
-        tokenized_prompt_mask=obs.tokenized_prompt_mask,
-    )
+    theirs = openpi_sizes.observation_of(obs)
     sample = nnx_utils.module_jit(stock.sample_actions)
     wrapped = wrap(stock, policy.preset, policy.tokenizer, policy.norm_stats)
     return {

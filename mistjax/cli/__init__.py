@@ -33,7 +33,7 @@ from mistjax.cli.detectors import (
     train_detector,
 )
 from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, memory, report, study
-from mistjax.cli.installation import cite, conformance, doctor, fetch
+from mistjax.cli.installation import cite, conformance, doctor, export_checkpoint, fetch
 from mistjax.cli.remedies import explain, fit_imputer, nmr, patch, remedy, vectors
 
 DEBUG = "--debug"
@@ -61,6 +61,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "report": report,
     "export-lerobot": export_lerobot,
     "fetch": fetch,
+    "export-checkpoint": export_checkpoint,
     "conformance": conformance,
     "doctor": doctor,
     "cite": cite,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -63,6 +64,36 @@ def fetch(source: Positional[str], /) -> None:
     told = "every byte was checked" if "://" in source else "nothing was downloaded"
     print(folder)
     print(f"Complete; {told}. Next: mistjax collect {folder} --out RUN", file=sys.stderr)
+
+
+def export_checkpoint(
+    source: Positional[str],
+    /,
+    *,
+    out: Path,
+    tree: Literal["ema_params", "params"] | None = None,
+    preset: str | None = None,
+) -> None:
+    """Write a checkpoint folder with all that a policy acts by: one tree of parameters with LoRA
+    merged, its configuration, statistics and tokenizer.
+
+    Args:
+        source: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
+        out: folder to write.
+        tree: of a state of training, their average over steps or those of the last step; by default
+            what openpi acts with, the average where there is one.
+        preset: robot preset; the checkpoint's own by default.
+    """
+    from mistjax.files import refuse_file
+    from mistjax.policies.load import load_policy
+    from mistjax.policies.pi import PiPolicy
+
+    refuse_file(out)
+    policy = load_policy(source, preset, tree=tree)
+    if not isinstance(policy, PiPolicy):
+        raise ValueError(f"{source} is a {type(policy).__name__}: its own folder is what it is.")
+    policy.save(out)
+    print(f"{out}: {policy.num_parameters:,} parameters.\nNext: mistjax collect {out} --out RUN")
 
 
 def cite(room: Positional[str | None] = None) -> None:

@@ -11,8 +11,10 @@ import dataclasses
 import importlib.util
 import logging
 import os
+import re
 import sys
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments.bench import openpi_sizes
-from interop.openpi import InferPolicy, monitored, wrap, wrap_policy
+from interop.openpi import InferPolicy, wrap, wrap_policy
 from interop.openpi import models as wrapped_models
 from mistjax.detect.artifact import Artifact, save_detector
 from mistjax.detect.calibration.conformal import Threshold
@@ -36,8 +38,10 @@ from mistjax.models.normalize import NormStats
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies import BOARD, FastPolicy, PiPolicy
 from mistjax.policies.presets import PRESETS
+from mistjax.recover.artifact import RemedyConfig, save_remedy
 from mistjax.recover.fusion import FusionLimits
 from mistjax.recover.mist import MistPolicy, Remedy
+from mistjax.steer import Provenance, SteeringArtifact, SteeringVector, save_steering
 from mistjax.steer.schedules import constant
 from mistjax.steer.table import CauseTable
 
@@ -337,6 +341,21 @@ def test_a_robot_gives_names_and_bounds_and_changes_no_action(made):
         wrap_policy(made(), PRESETS["pi0_aloha"])
 
 
+def save_remedy_of(folder, policy):
+    stack = policy.spec.stacks["vlm"]
+    push = SteeringVector(
+        direction=jnp.ones((stack.depth, stack.width)) / stack.width**0.5,
+        scale=jnp.ones(stack.depth),
+        gate=jnp.ones(stack.depth),
+        site="vlm.resid",
+        tokens="all",
+        provenance=Provenance(policy.spec.fingerprint, "test"),
+    )
+    fingerprint = policy.spec.fingerprint
+    save_steering(folder, SteeringArtifact(fingerprint, {"push": push}, {"text": ("push", 1.0)}))
+    save_remedy(folder, RemedyConfig(strengths=(1.0, 0.0), cap=0.5))
+
+
 def save_monitor(folder, policy, limit):
     tap = Tap("action.resid", (-1,), "action", "mean")
     reads = Input.of_taps(tap)
@@ -346,12 +365,19 @@ def save_monitor(folder, policy, limit):
     return head, threshold, reads
 
 
-def test_two_lines_watch_a_policy_in_openpis_own_scripts(made, tmp_path):
+def test_the_two_lines_of_the_docs_watch_a_policy_in_openpis_own_scripts(
+    made, tmp_path, monkeypatch
+):
     wrapped = wrap_policy(made())
-    save_monitor(tmp_path, wrapped, jnp.inf)
-    theirs = made()
-    policy = made()
-    policy = monitored(policy, tmp_path, arm="monitor")
+    save_monitor(tmp_path / "runs" / "monitor", wrapped, jnp.inf)
+    save_remedy_of(tmp_path / "runs" / "monitor", wrapped)
+    page = (Path(__file__).parents[2] / "docs" / "openpi.md").read_text()
+    (code,) = re.findall(r"```python monitor\n(.*?)```", page, re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) == 2
+    names = {"policy": made()}
+    monkeypatch.chdir(tmp_path)
+    exec(code, names)
+    policy, theirs = names["policy"], made()
     for seed in range(2):
         got, expected = policy.infer(example(seed)), theirs.infer(example(seed))
         np.testing.assert_array_equal(got["actions"], expected["actions"], strict=True)
@@ -402,3 +428,66 @@ def test_what_cannot_be_wrapped_is_refused_by_its_reason(made):
         wrap_policy(policy)
     with pytest.raises(TypeError, match="object is no policy of openpi"):
         wrap_policy(object())
+
+
+class FastWords:
+    """In the place of openpi's FASTTokenizer, whose action tokens would be downloaded."""
+
+    def __init__(self, words, actions, length):
+        self.prompts = PromptTokenizer.from_file(words, length)
+        self._paligemma_tokenizer = self.prompts._processor
+        backend = types.SimpleNamespace(to_str=lambda: actions.serialized)
+        self._fast_tokenizer = types.SimpleNamespace(
+            bpe_tokenizer=types.SimpleNamespace(backend_tokenizer=backend),
+            scale=actions.scale,
+            min_token=actions.min_token,
+        )
+
+    def tokenize(self, prompt, state, actions):
+        ids, mask = self.prompts.pad([2, *self.prompts.encode(prompt)])
+        return ids, mask, 0 * ids, mask & False
+
+    def extract_actions(self, tokens, horizon, dim):
+        return np.random.default_rng(tokens).normal(size=(horizon, dim))
+
+
+def test_a_wrapped_pi0_fast_infers_what_openpi_does(words):
+    config = SIZES["pi0_fast"]
+    chunks = np.random.default_rng(0).normal(size=(20, 4, 4))
+    tokenizer = FastWords(words, ActionTokenizer.train(chunks, vocab_size=300), 8)
+
+    def robot(raw):
+        images = dict.fromkeys(FAST_IMAGE_KEYS, raw["observation/image"])
+        masks = dict.fromkeys(FAST_IMAGE_KEYS, np.True_)
+        state = raw["observation/state"][:4]
+        return {"state": state, "image": images, "image_mask": masks, "prompt": raw["prompt"]}
+
+    with resized(config):
+        from openpi import transforms as t
+        from openpi.policies.policy import Policy
+
+        stats = {"state": unit(4), "actions": unit(4)}
+        extract = t.ExtractFASTActions(tokenizer, action_horizon=4, action_dim=4)
+
+        def make(**options):
+            model = openpi_sizes.model_config(config).load(random_params(config))
+            inputs = [
+                robot,
+                t.Normalize(stats, use_quantiles=True),
+                t.TokenizeFASTInputs(tokenizer),
+            ]
+            outputs = [extract, t.Unnormalize(stats, use_quantiles=True)]
+            sampling = {"max_decoding_steps": 4, **options}
+            return Policy(
+                model, transforms=inputs, output_transforms=outputs, sample_kwargs=sampling
+            )
+
+        theirs, ours = make(), InferPolicy(wrap_policy(make()))
+        for seed in range(2):
+            expected, got = theirs.infer(example(seed)), ours.infer(example(seed))
+            np.testing.assert_array_equal(got["actions"], expected["actions"], strict=True)
+        with pytest.raises(ValueError, match="asks for a temperature"):
+            wrap_policy(make(temperature=0.5))
+        other = wrap_policy(make(), image_keys=IMAGE_KEYS)
+        with pytest.raises(ValueError, match="pass them to wrap_policy as `image_keys`"):
+            other.prepare([example(0)])
