@@ -330,7 +330,7 @@ def _preset(
     robot: RobotPreset | None, config: Any, stats: Mapping[str, NormStats], width: int, name: str
 ) -> RobotPreset:
     """The robot without its rules, which openpi's transforms stand for, and without bounds."""
-    wide = {"action_low": (-_ANY,) * width, "action_high": (_ANY,) * width}
+    wide: Any = {"action_low": (-_ANY,) * width, "action_high": (_ANY,) * width}
     if robot is not None:
         if robot.action_dim != width:
             raise ValueError(
@@ -356,7 +356,7 @@ def _statistics(transforms: Transforms, width: int) -> dict[str, NormStats]:
     unit = NormStats(mean=0 * ones, std=ones, q01=-ones, q99=ones)
 
     def converted(stats: Any) -> NormStats:
-        fields = {name: getattr(stats, name) for name in ("mean", "std", "q01", "q99")}
+        fields: Any = {name: getattr(stats, name) for name in ("mean", "std", "q01", "q99")}
         return NormStats(**{k: None if v is None else np.asarray(v) for k, v in fields.items()})
 
     return {k: converted(found[k]) if k in found else unit for k in ("state", "actions")}
@@ -366,7 +366,7 @@ def _tokenizer(transforms: Transforms, config: Any) -> Any:
     """Ours with openpi's vocabulary, to name words by and to read action tokens on the device."""
     theirs = transforms.first("tokenizer")
     pieces = getattr(theirs, "_tokenizer", None) or getattr(theirs, "_paligemma_tokenizer", None)
-    actions = getattr(theirs, "_fast_tokenizer", None)
+    actions: Any = getattr(theirs, "_fast_tokenizer", None)
     if pieces is None or (isinstance(config, FastConfig) and actions is None):
         raise TypeError(
             f"the transforms hold {type(theirs).__name__} for a tokenizer: expected openpi's "
