@@ -3,8 +3,9 @@
     OPENPI_SRC=openpi python -m experiments.bench.bench_openpi --results FILE
 
 in an environment with openpi's packages (`make test-openpi OPENPI_SRC=openpi` makes one). Random
-weights in float32 at a size that a CPU runs in about a second; openpi's modules are built at that
-size (`openpi_sizes`). One inference of ten flow steps, the arms in turns (`turns`), ratios to:
+weights in float32 at a size that a CPU runs in a fraction of a second; openpi's modules are built
+at that size (`openpi_sizes`). One inference of ten flow steps, the arms in turns (`turns`), ratios
+to the first:
 
 - `openpi`: its `sample_actions`, jitted as its policy does
 - `wrapped`: `interop.openpi` without a hook, with one tap, with one edit; same bits as openpi
@@ -40,7 +41,7 @@ from mistjax.models.config import IMAGE_KEYS, PI0, GemmaConfig, Pi0Config, Sigli
 KEY = jax.random.key(0)
 SMALL = dataclasses.replace(
     PI0,
-    siglip=SiglipConfig(width=384, depth=6, mlp_dim=1536, num_heads=6),
+    siglip=SiglipConfig(width=384, depth=6, mlp_dim=1536, num_heads=6, patch_size=(28, 28)),
     vlm=GemmaConfig(512, 8, 2048, num_heads=8, num_kv_heads=1, head_dim=64),
     action_expert=GemmaConfig(256, 8, 1024, num_heads=8, num_kv_heads=1, head_dim=64),
     vocab_size=32_768,

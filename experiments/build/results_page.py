@@ -449,6 +449,23 @@ def gpu_models(results: Mapping[str, Any]) -> str:
     )
 
 
+def beside_openpi(results: Mapping[str, Any]) -> str:
+    head = ["model", "arm", "ms", "wall, ratio to openpi", "CPU, ratio to openpi", "difference"]
+
+    def row(r: Mapping[str, Any]) -> tuple:
+        wall, cpu = (f"{r[c][0]:.3f} {interval(r[c][1:], 3)}" for c in ("wall", "cpu"))
+        off = (
+            None
+            if r["difference"] is None
+            else f"{r['difference']:.0e}"
+            if r["difference"]
+            else "0"
+        )
+        return r["model"], r["arm"], f"{r['milliseconds']:.0f}", wall, cpu, off
+
+    return markdown(head, map(row, results["rows"]))
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "full_mist": ("full_mist", full_mist),
     "repair": ("repair", repair),
@@ -472,6 +489,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "fault_groups": ("faults", fault_groups),
     "fault_explanations": ("fault_explanations", fault_explanations),
     "mist_cost": ("bench_mist", mist_cost),
+    "beside_openpi": ("bench_openpi", beside_openpi),
 }
 
 

@@ -294,6 +294,8 @@ def wrap_policy(
     config, params, modules = unbound(model)
     fast = isinstance(config, FastConfig)
     known = {"max_decoding_steps": 256, "temperature": 0.0} if fast else {"num_steps": 10}
+    theirs = getattr(type(model).sample_actions, "__kwdefaults__", None) or {}
+    known |= {option: theirs[option] for option in known if option in theirs}
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"sample_kwargs holds {unknown}: known here are {sorted(known)}.")
     options = {**known, **options}

@@ -92,6 +92,11 @@ def resized(config):
                 if i:
                     setattr(sys.modules[".".join(names[:i])], names[i], module)
         openpi_sizes.resize(config, patch.setattr)
+        if config is SIZES["pi0_fast"]:  # openpi compiles the number of steps in
+            from openpi.models.pi0_fast import Pi0FAST
+
+            defaults = Pi0FAST.sample_actions.__kwdefaults__ | {"max_decoding_steps": 4}
+            patch.setattr(Pi0FAST.sample_actions, "__kwdefaults__", defaults)
         yield patch
 
 
@@ -147,7 +152,7 @@ def outcome(policy, obs, edits=()):
 
 
 def assert_same(ours, theirs):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), ours, theirs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), ours, theirs)
 
 
 def test_actions_are_bit_for_bit_openpis_and_taps_change_none(pair):
@@ -157,7 +162,7 @@ def test_actions_are_bit_for_bit_openpis_and_taps_change_none(pair):
     theirs, sample = openpi_sizes.observation_of(obs), nnx_utils.module_jit(stock.sample_actions)
     plain, tapped = wrapped.sample(obs, KEY), wrapped.sample(obs, KEY, taps=TAPS)
     if "tokens" in plain.aux:
-        expected = sample(KEY, theirs, max_decoding_steps=4)
+        expected = sample(KEY, theirs)
         np.testing.assert_array_equal(plain.aux["tokens"], expected)
         np.testing.assert_array_equal(tapped.aux["tokens"], expected)
         return
@@ -477,9 +482,8 @@ def test_a_wrapped_pi0_fast_infers_what_openpi_does(words):
                 t.TokenizeFASTInputs(tokenizer),
             ]
             outputs = [extract, t.Unnormalize(stats, use_quantiles=True)]
-            sampling = {"max_decoding_steps": 4, **options}
             return Policy(
-                model, transforms=inputs, output_transforms=outputs, sample_kwargs=sampling
+                model, transforms=inputs, output_transforms=outputs, sample_kwargs=options
             )
 
         theirs, ours = make(), InferPolicy(wrap_policy(make()))

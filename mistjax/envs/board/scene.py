@@ -118,6 +118,11 @@ def build_model(scene: BoardScene, stones: tuple[str, ...]) -> mujoco.MjModel:
     """
     import mujoco
 
+    if not hasattr(mujoco.MjOption, "ls_iterations"):
+        raise ImportError(
+            f"the board needs MuJoCo 3, this is {mujoco.__version__}: play on it in an environment "
+            "without the packages that hold MuJoCo back, such as openpi's."
+        )
     if len(stones) > MAX_STONES:
         raise ValueError(f"{len(stones)} stones asked for, at most {MAX_STONES} fit the scene")
     return mujoco.MjModel.from_xml_string(_xml(scene, stones))
