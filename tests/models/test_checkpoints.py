@@ -184,9 +184,8 @@ def test_of_a_state_of_training_the_average_is_taken_and_said_or_another_tree_ch
     average, last = params(), jax.tree.map(lambda x: x + 1, params())
     in_one, apart = tmp_path / "in_one", tmp_path / "apart"
     adam = {"mu": average, "count": jnp.ones((), jnp.int32)}
-    save_state(
-        in_one / "params", params=last, ema_params=average, opt_state=adam, step=jnp.ones(())
-    )
+    beside = {"opt_state": adam, "step": jnp.ones(())}
+    save_state(in_one / "params", params=last, ema_params=average, **beside)
     save_state(apart / "params", params=average)  # as openpi saves it
     with_value = jax.tree.map(lambda leaf: {"value": leaf}, last)
     save_state(apart / "train_state", params=with_value, **beside)
