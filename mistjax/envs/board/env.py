@@ -48,7 +48,7 @@ class Snapshot:
 
 
 _forked_from_jax = False
-_enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64  # before JAX 0.8
+_enable_x64: Any = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")
 
 
 def _notice_fork() -> None:
