@@ -8,6 +8,7 @@ doubles what it can, everywhere.
 
 import contextlib
 import dataclasses
+import importlib.machinery
 import importlib.util
 import logging
 import os
@@ -88,6 +89,7 @@ def resized(config):
             for i in range(len(names)):
                 name = ".".join(names[: i + 1])
                 module = types.ModuleType(name)
+                module.__spec__ = importlib.machinery.ModuleSpec(name, None)
                 patch.setitem(sys.modules, name, module)
                 if i:
                     setattr(sys.modules[".".join(names[:i])], names[i], module)

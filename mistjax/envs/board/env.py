@@ -48,7 +48,7 @@ class Snapshot:
 
 
 _forked_from_jax = False
-_enable_x64: Any = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")
+_enable_x64: Any = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
 
 
 def _notice_fork() -> None:
