@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, made from the results files that the experiments wrote.
+"""The tables of docs/results.md and of the README, made from the results of the experiments.
 
     python -m experiments.build.results_page
 
@@ -17,9 +17,11 @@ from typing import Any
 
 from experiments.studies.cross_architecture import as_table
 from mistjax.stats import Rate
+from mistjax.studies.page import loss_rows, table_rows, target_rows
+from mistjax.studies.table import Row
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "results.md"
+PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -35,9 +37,73 @@ def interval(found: Sequence[float], digits: int = 2) -> str:
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def full_mist(results: Mapping[str, Any]) -> str:
-    rows = results["table"]
+def known_change(results: Mapping[str, Any]) -> str:
+    return as_markdown(results["table"])
+
+
+def as_markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of equal keys, the keys above."""
     return markdown(list(rows[0]), (row.values() for row in rows))
+
+
+def study_rows(results: Mapping[str, Any], part: str) -> list[Row]:
+    """The rows of a part of a study."""
+    return [Row(**{**row, "interval": tuple(row["interval"])}) for row in results["tables"][part]]
+
+
+def study_mixture(results: Mapping[str, Any]) -> str:
+    return as_markdown(table_rows(study_rows(results, "mixture")))
+
+
+def study_summary(results: Mapping[str, Any]) -> str:
+    """The mixture in short."""
+    shown = {
+        "bare": "bare",
+        "always_best": f"the best single remedy, always on ({results['best']})",
+        "all_at_alarm": "all remedies at the alarm",
+        "random_input": "the remedy of a random input at the alarm",
+        "mist": "**MIST**: the named input is repaired",
+        "oracle": "oracle: told the input and the onset",
+    }
+    rows = {row.arm: row for row in study_rows(results, "mixture")}
+    bare = rows["bare"].rate.value
+
+    def against(row: Row) -> tuple[str | None, ...]:
+        if row.arm == "bare":
+            return None, None
+        return f"{100 * (row.rate.value - bare):+.0f} pt", f"{row.p_against_bare:.1g}"
+
+    return markdown(
+        ["arm", "success", "against bare", "p"],
+        ((name, str(rows[arm].rate), *against(rows[arm])) for arm, name in shown.items()),
+    )
+
+
+def study_controls(results: Mapping[str, Any]) -> str:
+    return as_markdown(table_rows(study_rows(results, "controls")))
+
+
+def study_conditions(results: Mapping[str, Any]) -> str:
+    """Everything but the mixture."""
+    parts = [name for name in results["tables"] if name not in ("mixture", "controls")]
+    rows = [row for part in parts for row in study_rows(results, part) if row.arm != "monitor"]
+    shown = table_rows(rows)
+    kept = ("arm", "success [95%] (k/n)", "repaired / broken", "p against bare")
+    kept += ("p against always on",)
+    return as_markdown(
+        [
+            {"condition": row.condition.replace("_", " ")} | {key: cells[key] for key in kept}
+            for row, cells in zip(rows, shown, strict=True)
+        ]
+    )
+
+
+def study_targets(results: Mapping[str, Any]) -> str:
+    return as_markdown(target_rows(results["targets"]))
+
+
+def study_losses(results: Mapping[str, Any]) -> str:
+    return as_markdown(loss_rows(results["losses"]))
 
 
 def repair(results: Mapping[str, Any]) -> str:
@@ -467,7 +533,13 @@ def beside_openpi(results: Mapping[str, Any]) -> str:
 
 
 TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
-    "full_mist": ("full_mist", full_mist),
+    "known_change": ("known_change", known_change),
+    "study_mixture": ("full_mist", study_mixture),
+    "study_summary": ("full_mist", study_summary),
+    "study_controls": ("full_mist", study_controls),
+    "study_conditions": ("full_mist", study_conditions),
+    "study_targets": ("full_mist", study_targets),
+    "study_losses": ("full_mist", study_losses),
     "repair": ("repair", repair),
     "dose": ("steering_dose", dose),
     "architectures": ("cross_architecture", as_table),
@@ -505,4 +577,5 @@ def filled(text: str, folder: Path = ROOT / "experiments" / "results") -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))

@@ -1,9 +1,11 @@
-"""Does the whole loop repair a policy? The shipped board policy, paired seeds, four arms.
+"""Does a loop that names the unsound input and repairs it earn its place?
 
-    python -m experiments.studies.full_mist --episodes 200
+    python -m experiments.studies.full_mist
 
-See `mistjax.recover.study` for the arms. Success with Wilson intervals, McNemar's exact test of
-each arm against bare, and of mist against random. Interrupt it at will: the same command goes on.
+The study `full_mist` (see `mistjax.studies`) in the sizes of docs/results.md: the mixture with the
+arms that decide, the first of its episodes with all controls, and other conditions with fewer arms.
+Seeds are test seeds, unseen by fitting, calibration and tuning. Some two hours on an idle core.
+Interrupt it at will: the same command goes on.
 """
 
 from __future__ import annotations
@@ -11,64 +13,121 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from mistjax.compilation import enable_cache
-from mistjax.demo import shipped_study
-from mistjax.report.study import run_study
-from mistjax.rollouts.summary import compare, table
+from mistjax.demo import shipped_subject
+from mistjax.studies.registry import STUDIES
+from mistjax.studies.run import Found, StudyPlan, run_study
+from mistjax.studies.table import check_targets
+
+NAME = "full_mist"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some arms under some conditions, so many episodes each."""
+
+    conditions: tuple[str, ...]
+    arms: tuple[str, ...]
+    episodes: int
+
+
+PARTS = {
+    "mixture": Part(
+        ("mixture",),
+        ("bare", "monitor", "mist", "oracle", "all_at_alarm", "random_input", "always_best"),
+        600,
+    ),
+    "controls": Part(
+        ("mixture",),
+        (
+            "bare",
+            "monitor",
+            "mist",
+            "always_all",
+            "oracle_input",
+            "wrong_input",
+            "random_time",
+            "random_direction",
+            "no_op",
+        ),
+        100,
+    ),
+    "nominal": Part(("nominal",), ("bare", "monitor", "mist", "always_best"), 200),
+    "unseen": Part(("unseen_kinds", "unseen_strengths"), ("bare", "mist", "always_best"), 200),
+    "faults": Part(
+        ("front_frozen", "wrist_frozen", "state_offset", "push"),
+        ("bare", "mist", "always_best"),
+        200,
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Seeds and perturbation of the study.
+    """What is played, and where it goes.
 
     Attributes:
-        out: run folder; the report page is in it.
-        results: where the table is kept.
-        episodes: paired episodes of each arm.
-        first_seed: unseen by training, calibration and tuning.
-        perturbation: what is changed in the environment, name -> strength; None takes the demo's.
+        out: runs and pages, one folder a part.
+        results: where the tables are kept.
+        parts: of `PARTS`.
+        scale: share of the episodes of each part, for a quick look.
+        first_seed: of the episodes.
+        tuning: episodes of each remedy, to find the best one always on.
     """
 
-    out: Path = Path("runs/exp003")
+    out: Path = Path("runs/full_mist")
     results: Path = Path("experiments/results/full_mist.json")
-    episodes: int = 200
-    first_seed: int = 4_000_000
-    perturbation: dict[str, float] | None = None
+    parts: tuple[str, ...] = tuple(PARTS)
+    scale: float = 1.0
+    first_seed: int = 23_200_000
+    tuning: int = 60
 
 
-def main(config: Config) -> list[dict[str, str]]:
-    """Runs the study, writes report and results, returns the table."""
-    runs = run_study(
-        shipped_study(
+def play(config: Config, name: str) -> Found:
+    """One part of the study; all parts share a folder of runs."""
+    part = PARTS[name]
+    return run_study(
+        StudyPlan(
+            NAME,
+            **shipped_subject(),
             out=config.out,
-            episodes=config.episodes,
+            episodes=max(1, round(part.episodes * config.scale)),
             first_seed=config.first_seed,
-            perturbation=config.perturbation,
-            videos=3,
-            title="The whole loop under a perturbation",
+            arms=part.arms,
+            conditions=part.conditions,
+            tuning=config.tuning,
+            title=f"{NAME}, {name}",
         )
     )
-    rows, pair = table(runs), compare(runs["random"], runs["mist"])
-    control = (
-        f"mist against random: {pair.repaired} repaired, {pair.broken} broken of {pair.n} pairs, "
-        f"McNemar p = {pair.p_value:.3g}"
-    )
-    print(control)
-    result = {
-        "command": f"python -m experiments.studies.full_mist --episodes {config.episodes}",
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Plays, writes the results and returns them."""
+    found = {name: play(config, name) for name in config.parts}
+    episodes: dict[str, Any] = {}
+    for part in reversed(found.values()):  # of a condition in several parts, the first one's
+        episodes |= part.outcomes
+    best = [part.best for part in found.values() if part.best is not None]
+    results = {
+        "command": "python -m experiments.studies.full_mist",
         "first_seed": config.first_seed,
-        "perturbation": runs["bare"].config["perturbation"],
-        "policy_fingerprint": runs["bare"].config["policy_fingerprint"],
-        "mist_fingerprint": runs["mist"].config["policy_fingerprint"],
-        "table": rows,
-        "control": control,
+        "best": best[0] if best else None,
+        "preparation": next(iter(found.values())).preparation,
+        "tables": {name: [row.to_json() for row in part.rows] for name, part in found.items()},
+        "targets": check_targets(STUDIES[NAME].targets, episodes),
+        "losses": {
+            where: counts
+            for part in reversed(found.values())
+            for where, counts in part.losses.items()
+        },
     }
     config.results.parent.mkdir(parents=True, exist_ok=True)
-    config.results.write_text(json.dumps(result, indent=1) + "\n")
-    return rows
+    config.results.write_text(json.dumps(results, indent=1) + "\n")
+    return results
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from mistjax.attribute.readouts import (
     ActionContrast,
     ActionValue,
     FailureScore,
+    Function,
     Readout,
 )
 from mistjax.attribute.registry import ATTRIBUTIONS, attribute
@@ -29,6 +30,7 @@ __all__ = [
     "Cause",
     "Explanation",
     "FailureScore",
+    "Function",
     "Readout",
     "Regions",
     "attribute",

@@ -214,10 +214,19 @@ def _decided(name: str, says: str, told: Callable[[Subject, Mixture], Told] | No
 
 
 def _ablated(
-    says: str, change: Callable[[Kit], Kit], decision: Decision = DECISIONS["mist"]
+    name: str,
+    says: str,
+    change: Callable[[Kit], Kit],
+    decision: Decision = DECISIONS["mist"],
+    *,
+    watches: bool = True,
 ) -> Arm:
-    """MIST with one of its parts changed."""
-    return Arm(says, lambda subject, faults: change(subject.kit).repaired(decision, says))
+    """MIST with one of its parts changed; `watches` as the arm `monitor` does, or otherwise."""
+    return Arm(
+        says,
+        lambda subject, faults: change(subject.kit).repaired(decision, name),
+        decision=decision if watches else None,
+    )
 
 
 def _capped(share: float) -> Callable[[Kit], Kit]:
@@ -230,7 +239,7 @@ def _without(where: str) -> Arm:
         left = {name: remedy for name, remedy in kit.remedies.items() if name != place}
         return dataclasses.replace(kit, remedies=left)
 
-    return _ablated(f"the loop without the remedy of {where}", change)
+    return _ablated(f"without_{where}", f"the loop without the remedy of {where}", change)
 
 
 def _generator(seed: int, stream: int) -> np.random.Generator:
@@ -337,17 +346,26 @@ ARMS: dict[str, Arm] = {
         robust=True,
     ),
     "level_only": _ablated(
+        "level_only",
         "the loop without what changed: how unusual each input is alone decides",
         lambda kit: kit.replace_inputs(scale=kit.inputs.scale.at[:, 1:].set(jnp.inf)),
+        watches=False,
     ),
     "change_only": _ablated(
+        "change_only",
         "the loop without how unusual an input is: changes alone decide",
         lambda kit: kit.replace_inputs(scale=kit.inputs.scale.at[:, 0].set(jnp.inf)),
+        watches=False,
     ),
-    "cap_0.5": _ablated("actions at most half of their range from the bare ones", _capped(0.5)),
-    "cap_0.25": _ablated("at most a quarter of it", _capped(0.25)),
+    "cap_0.5": _ablated(
+        "cap_0.5", "actions at most half of their range from the bare ones", _capped(0.5)
+    ),
+    "cap_0.25": _ablated("cap_0.25", "at most a quarter of it", _capped(0.25)),
     "never_ends": _ablated(
-        "what was named once is repaired to the end", lambda kit: kit, Decision(ends=False)
+        "never_ends",
+        "what was named once is repaired to the end",
+        lambda kit: kit,
+        Decision(ends=False),
     ),
     "detect_only": Arm("the monitor of failures (SAFE), changes nothing", _failures("monitor")),
     "retreat": Arm(

@@ -143,6 +143,7 @@ class Found:
         targets: see `check_targets`.
         losses: condition -> link -> failures of the arm `mist`.
         preparation: whether the first prompt is kept in every arm.
+        outcomes: condition -> arm -> episodes.
     """
 
     rows: list[Row]
@@ -150,9 +151,12 @@ class Found:
     targets: list[dict[str, Any]]
     losses: dict[str, dict[str, int]]
     preparation: bool
+    outcomes: Mapping[str, Mapping[str, Outcomes]]
 
     def to_json(self) -> dict[str, Any]:
-        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "rows"}
+        """All but the episodes."""
+        names = ("best", "targets", "losses", "preparation")
+        rest = {name: getattr(self, name) for name in names}
         return {**rest, "rows": [row.to_json() for row in self.rows]}
 
 
@@ -297,6 +301,7 @@ def _write(
             if "mist" in arms
         },
         preparation=LatchedPrompt.around(subject.bare, subject.bare) is not subject.bare,
+        outcomes=found,
     )
     asked = {
         "study": config.name,
