@@ -54,6 +54,19 @@ def register_unchecked(cls, data_fields=None, meta_fields=None, drop_fields=()):
 jax.tree_util.register_dataclass = register_unchecked
 
 
+STRICT = ("attribute", "envs", "hooks", "models")
+"""Folders of tests in which no axis and no dtype is promoted unless the code says so."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Also while fixtures are made."""
+    if not item.nodeid.removeprefix("tests/").startswith(STRICT):
+        return (yield)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        return (yield)
+
+
 def pytest_configure():
     from mistjax import compilation
 

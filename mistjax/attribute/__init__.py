@@ -15,7 +15,6 @@ from mistjax.attribute.readouts import (
     ActionContrast,
     ActionValue,
     FailureScore,
-    Function,
     Readout,
 )
 from mistjax.attribute.registry import ATTRIBUTIONS, attribute
@@ -30,7 +29,6 @@ __all__ = [
     "Cause",
     "Explanation",
     "FailureScore",
-    "Function",
     "Readout",
     "Regions",
     "attribute",

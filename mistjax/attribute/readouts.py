@@ -6,7 +6,6 @@ the next step compiles nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
@@ -133,15 +132,3 @@ class ActionContrast:
         length = jnp.sqrt(jnp.square(self.direction).sum((1, 2)))
         along = ((sample.actions - self.reference) * self.direction).sum((1, 2))
         return along / jnp.maximum(length, 1e-12)
-
-
-@flax.struct.dataclass
-class Function:
-    """Any function of a sample. Compiled once for each function object."""
-
-    function: Callable[[Sample], Array] = flax.struct.field(pytree_node=False)
-    taps: tuple[Tap, ...] = flax.struct.field(pytree_node=False, default=())
-    name: str = flax.struct.field(pytree_node=False, default="readout")
-
-    def __call__(self, sample: Sample) -> Float[Array, " b"]:
-        return self.function(sample)

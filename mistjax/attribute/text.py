@@ -63,13 +63,6 @@ def word_spans(
     return rows, spans
 
 
-def span_sums(
-    text: Float[Array, "b l"], spans: Bool[Array | np.ndarray, "n b l"]
-) -> Float[Array, "n b"]:
-    """A token attribution summed over each span."""
-    return jnp.einsum("bl,nbl->nb", text, jnp.asarray(spans, text.dtype))
-
-
 @compiled
 def leave_one_out(
     policy: Policy,

@@ -118,7 +118,7 @@ def project(params: Mapping[str, Any], resid: Float[Any, "*b n w"]) -> Float[Arr
         resid: value of the tap `vision.resid@-1`.
     """
     norm = nn.LayerNorm().apply({"params": params["Transformer"]["encoder_norm"]}, resid)
-    return norm @ params["head"]["kernel"] + params["head"]["bias"]
+    return norm @ params["head"]["kernel"] + params["head"]["bias"][(None,) * (norm.ndim - 1)]
 
 
 class Siglip(nn.Module):

@@ -16,7 +16,10 @@ COEFFICIENT = jnp.array([[0.0, 0.5, 1.0], [1.0, 0.0, -2.0]])[..., None]
 
 def change(edit, coefficient=COEFFICIENT, layer=1, x=X):
     """The edit on one of two layers."""
-    data = {name: array[layer] for name, array in edit.layer_data(2).items()}
+    data = {
+        name: array[layer].reshape((1,) * (x.ndim - array[layer].ndim) + array[layer].shape)
+        for name, array in edit.layer_data(2).items()
+    }
     return edit.transform(x, coefficient, data)
 
 
@@ -26,7 +29,9 @@ def rows(*shape):
 
 def test_add_adds_the_layers_own_vector():
     vector = rows(4)
-    np.testing.assert_allclose(change(Add(vector=vector)), X + COEFFICIENT * vector[1], rtol=1e-6)
+    np.testing.assert_allclose(
+        change(Add(vector=vector)), X + COEFFICIENT * vector[1, None, None], rtol=1e-6
+    )
 
 
 def test_set_neurons_at_strength_one_overwrites_the_chosen_and_leaves_the_rest():
@@ -46,7 +51,7 @@ def test_project_out_removes_the_direction_and_nothing_else():
     unit = direction[1] / jnp.linalg.norm(direction[1])
     out = change(ProjectOut(direction=direction), jnp.ones((2, 3, 1)))
     np.testing.assert_allclose(out @ unit, 0, atol=1e-6)
-    np.testing.assert_allclose(X - out, (X @ unit)[..., None] * unit, atol=1e-6)
+    np.testing.assert_allclose(X - out, (X @ unit)[..., None] * unit[None, None], atol=1e-6)
 
 
 def test_a_zero_direction_projects_nothing_out():
@@ -56,7 +61,7 @@ def test_a_zero_direction_projects_nothing_out():
 def test_an_affine_map_may_differ_by_row():
     weight, bias = rows(4, 4), rows(4)
     out = change(Affine(weight=weight, bias=bias), jnp.ones((2, 3, 1)))
-    np.testing.assert_allclose(out, X + X @ weight[1] + bias[1], atol=1e-6)
+    np.testing.assert_allclose(out, X + X @ weight[1] + bias[1, None, None], atol=1e-6)
     by_row = Affine(
         weight=jnp.stack([weight, 0 * weight], 1)[:, :, None],
         bias=jnp.stack([bias, 0 * bias], 1)[:, :, None],

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 
 from experiments.bench import openpi_sizes
 from interop.openpi import InferPolicy, wrap, wrap_policy
@@ -236,14 +237,14 @@ def test_factors_of_lora_are_merged_to_what_openpi_computes(words, observation, 
         )
         bare = random_params(config)
         stock = openpi_sizes.model_config(config)
-        shapes = jax.eval_shape(stock.create, KEY)
+        shapes = nnx.eval_shape(stock.create, KEY)
         rng, leaves = np.random.default_rng(1), wrapped_models.unbound(shapes)[1]
         merged_names = checkpoints._by_name(bare)
         params = {
             name: merged_names.get(name, jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32))
             for name, leaf in checkpoints._by_name(leaves).items()
         }
-        assert sum("lora" in name for name in params) == 24
+        assert sum("lora" in name for name in params) == 20
         params = checkpoints.unflatten_dict(params, sep="/")
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(tmp_path / "params", {"params": params})
@@ -252,7 +253,7 @@ def test_factors_of_lora_are_merged_to_what_openpi_computes(words, observation, 
         theirs = stock.load(params).sample_actions(
             KEY, openpi_sizes.observation_of(obs), noise=noise
         )
-        with pytest.warns(UserWarning, match="LoRA factors of 12 weights"):
+        with pytest.warns(UserWarning, match="LoRA factors of 10 weights"):
             merged = checkpoints.load_params(tmp_path, jax.eval_shape(lambda: bare))
         ours = stock_sample(config, merged, obs, noise)
         np.testing.assert_allclose(ours, theirs, atol=2e-4)

@@ -252,7 +252,7 @@ class FunctionalBoard:
             truncated=late & ~moment.success,
             gripper_asked=gripper_asked,
             triggered=triggered,
-            faulty_steps=state.faulty_steps + active,
+            faulty_steps=state.faulty_steps + active.astype(jnp.int32),
         )
         return jax.tree.map(lambda old, now: jnp.where(state.done, old, now), state, new)
 

@@ -107,7 +107,7 @@ def see(
         past=jnp.concatenate([now[None], memory.past[:-1]]),
         held=jnp.where(active, memory.held, now),
         last=delivered,
-        looks=memory.looks + active,
+        looks=memory.looks + jnp.asarray(active, jnp.int32),
     )
 
 

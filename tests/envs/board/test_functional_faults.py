@@ -29,7 +29,7 @@ class Painted(BoardEnv):
 class PaintedBoard(FunctionalBoard):
     def pictures(self, state):
         steps = state.progress.steps[:, None, None, None, None]
-        return ((jnp.asarray(BASE) + 3 * steps) % 256).astype(jnp.uint8)
+        return ((jnp.asarray(BASE)[None] + 3 * steps) % 256).astype(jnp.uint8)
 
 
 def mixture_of(names):
