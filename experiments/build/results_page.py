@@ -461,11 +461,45 @@ def fault_groups(results: Mapping[str, Any]) -> str:
 
 
 def fault_explanations(results: Mapping[str, Any]) -> str:
-    """Which method names the input that is unsound."""
-    places = list(next(iter(results["table"].values())))
+    """Which method names the input that is unsound, by where the fault is."""
+    places = ("front", "wrist", "state", "instruction", "inputs", "push", "action", "scene")
     return markdown(
-        ["method", *places],
-        ((name, *(rate(r[place]) for place in places)) for name, r in results["table"].items()),
+        ["method", *(f"all {p}" if p == "inputs" else p for p in places)],
+        (
+            (name, *(rate(r[place]) if place in r else "–" for place in places))
+            for name, r in results["table"].items()
+        ),
+    )
+
+
+def fault_names(results: Mapping[str, Any]) -> str:
+    """The same by fault: how many right of n."""
+    table = results["table"]
+    alone = [name for name in table if "as it is" not in name]
+    kinds = [kind for kind in results["lost"] if kind in table["novelty"]]
+    return markdown(
+        ["fault", "n", *(name.removesuffix(", against clean episodes") for name in alone)],
+        (
+            (
+                f"`{kind}`",
+                table["novelty"][kind]["n"],
+                *(table[name][kind]["k"] for name in alone),
+            )
+            for kind in kinds
+        ),
+    )
+
+
+def fault_within(results: Mapping[str, Any]) -> str:
+    """Whether the strongest part of the faulty input is one that is wrong."""
+    parts = ("patch", "state entry", "word")
+
+    def cell(r: Mapping[str, Any], part: str) -> str:
+        return f"{rate(r[part])}; {r[part]['chance']:.0%}" if part in r else "–"
+
+    return markdown(
+        ["method", *(f"{part}; chance" for part in parts)],
+        ((name, *(cell(r, part) for part in parts)) for name, r in results["within"].items() if r),
     )
 
 
@@ -560,6 +594,8 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "quiet": ("quiet", quiet),
     "fault_groups": ("faults", fault_groups),
     "fault_explanations": ("fault_explanations", fault_explanations),
+    "fault_names": ("fault_explanations", fault_names),
+    "fault_within": ("fault_explanations", fault_within),
     "mist_cost": ("bench_mist", mist_cost),
     "beside_openpi": ("bench_openpi", beside_openpi),
 }

@@ -93,7 +93,7 @@ def corrupt(
         strongest = int(np.argmax(effect))
         left = jnp.asarray(obs.tokenized_prompt_mask) & ~jnp.asarray(spans[strongest])
         shorter = dataclasses.replace(obs, tokenized_prompt_mask=left)
-        return Corruption(shorter, f"without the word “{words[strongest].text}”")
+        return Corruption(shorter, f"the word “{words[strongest].text}” is left out")
     inputs = Inputs.of(policy, obs)
     region = Regions.full(inputs, policy.patch, 0.0)
     names = {input_name(key): name for name, key in policy.spec.cameras.items()}

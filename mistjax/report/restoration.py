@@ -94,7 +94,11 @@ def strongest(policy: Policy, clean: Observation, found: Restoration) -> list[di
         for (layer, token), value in np.ndenumerate(tokens):
             rows.append((float(value), f"{stack} layer {layer + 1} {names[token]}"))
     rows.sort(key=lambda row: -row[0])
-    return [{"unit": name, "R(u)": f"{value:.2f}"} for value, name in rows]
+    return [{"unit": name, "R(u)": _shown(value)} for value, name in rows]
+
+
+def _shown(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"  # no minus before a zero
 
 
 def token_names(policy: Policy, obs: Observation) -> list[str]:
@@ -135,7 +139,7 @@ def _maps(policy: Policy, clean: Observation, found: Restoration) -> list[Block]
         width = max(map(len, found.layers.values()))
         rows = [
             {"stack": stack}
-            | {f"layer {i + 1}": f"{v:.2f}" for i, v in enumerate(layers)}
+            | {f"layer {i + 1}": _shown(float(v)) for i, v in enumerate(layers)}
             | {f"layer {i + 1}": "–" for i in range(len(layers), width)}
             for stack, layers in found.layers.items()
         ]
