@@ -3,7 +3,7 @@ monitor of the inputs alarms first.
 
     python -m experiments.studies.faults.explanations
 
-A few episodes of every fault of the battery, the strongest that may be looked at (of unseen kinds
+A few episodes of most faults of the battery, the strongest that may be looked at (of unseen kinds
 the only one). An explanation is asked twice: as it is (the input with the largest share, which is
 never "none"), and against clean episodes (in units of what it says at clean moments, and "none"
 where it says no more than there). Explained is the shipped failure score, and for some methods the
@@ -63,6 +63,35 @@ SCORE = (
 ACTION = ("iss", "cache_ablation", "whole_ablation")
 """Asked about the action, of which a gradient is 0 where it has not moved."""
 NOVELTY = "novelty"
+KINDS = (
+    "action_early_release",
+    "action_late_grasp",
+    "action_noise",
+    "action_noop",
+    "action_offset",
+    "front_colour_cast",
+    "front_dimmed",
+    "front_frozen",
+    "front_patch",
+    "front_shifted",
+    "instruction_dropped_word",
+    "instruction_swapped_word",
+    "instruction_typos",
+    "instruction_unknown_word",
+    "push",
+    "scene_camera_fov",
+    "scene_table_texture",
+    "state_drifting",
+    "state_frozen",
+    "state_offset",
+    "state_scaled",
+    "wrist_delayed",
+    "wrist_dimmed",
+    "wrist_frozen",
+    "wrist_patch",
+    "wrist_salt_and_pepper",
+)
+"""Of the battery; five of them are kinds that nothing was tuned on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,18 +105,18 @@ class Config:
         clean: moments of clean episodes that explanations are measured against.
         samples: random masks of ISS.
         steps: of integrated gradients.
-        kinds: of `FAULTS`; all by default.
+        kinds: of `FAULTS`.
         moments: what is kept of each kind.
         out: the results.
     """
 
     policy: str = "checkpoints/board_pi0"
     mist: Path = Path("checkpoints/board_mist")
-    episodes: int = 8
-    clean: int = 48
-    samples: int = 128
+    episodes: int = 6
+    clean: int = 40
+    samples: int = 100
     steps: int = 16
-    kinds: tuple[str, ...] = tuple(FAULTS)
+    kinds: tuple[str, ...] = KINDS
     moments: Path = Path("runs/fault_explanations")
     out: Path = Path("experiments/results/fault_explanations.json")
 
@@ -269,8 +298,8 @@ def table(kept: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
                 for case in cases["answers"][method]:
                     evidence = of(np.array([case["evidence"]]))
                     name = known[int(Naming(jnp.asarray(evidence), None, tuple(names)).named[0])]
-                    groups = (kind, group_of(kind))
-                    groups += ("inputs",) if group_of(kind) in INPUTS else ()
+                    groups = {kind, group_of(kind)}
+                    groups |= {"inputs"} if group_of(kind) in INPUTS else set()
                     for group in groups:
                         rates.setdefault(group, []).append(name in right(kind))
             found[f"{method}, {way}" if len(ways) > 1 else method] = {
