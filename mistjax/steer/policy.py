@@ -56,8 +56,8 @@ class SteeredPolicy(Wrapper):
 
     def prefill(
         self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
-    ) -> Any:
-        raise ValueError("`sample` decides when the edit acts: call it without prefix.")
+    ) -> None:
+        """Nothing: `sample` decides when the edit acts."""
 
     def sample(
         self,
@@ -71,7 +71,7 @@ class SteeredPolicy(Wrapper):
     ) -> Sample:
         """See `Policy.sample`; `state` is `initial_state` or the last sample's."""
         if prefix is not None:
-            self.prefill(obs)
+            raise ValueError("`sample` decides when the edit acts: call it without prefix.")
         state = self.initial_state(obs.batch_size) if isinstance(state, tuple) else state
         return _sample(self, obs, key, state, Hooks.of(edits, taps))
 
