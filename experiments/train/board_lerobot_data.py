@@ -40,7 +40,7 @@ class Config:
     """
 
     out: Path = Path("data/board_lerobot")
-    parts: int = 8
+    parts: int = 3
     episodes: int = 100
     first_seed: int = 100_000
 

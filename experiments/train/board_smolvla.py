@@ -6,7 +6,7 @@ As SmolVLA starts from a trained VLM, this one starts from that of the board's p
 2. `python -m experiments.train.board_smolvla --minutes 9`, again and again until it says that it is
    done: it goes on from the last checkpoint.
 
-Runs in the environment of `make test-lerobot`. `docs/another_vla.md` says what else it needs.
+Runs in the environment of `make test-lerobot`. 0.13 CPU seconds a step.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Config:
     data: Path = Path("data/board_lerobot")
     start: Path = SHIPPED / "board_pi0"
     out: Path = Path("checkpoints/board_smolvla")
-    steps: int = 1000
+    steps: int = 3000
     batch_size: int = 32
     flow_samples: int = 2
     learning_rate: float = 1e-3

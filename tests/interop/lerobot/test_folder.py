@@ -14,6 +14,7 @@ from mistjax.cli import main
 from mistjax.envs.board.env import BoardEnv
 from mistjax.policies import BOARD, LIBERO_TINY, PiPolicy, load_policy
 from mistjax.rollouts.run import load_run
+from tests.test_every_policy import walk
 
 KEY = jax.random.key(1)
 
@@ -136,3 +137,8 @@ def test_on_the_board_it_acts_as_lerobot_does(policy):
         np.testing.assert_array_equal(chunk, policy.postprocessor(theirs)[0].clip(-1, 1))
         for action in chunk[: policy.spec.execute_steps]:
             raw, *_ = env.step(action)
+
+
+@pytest.mark.slow
+def test_the_main_path(tmp_path, capsys):
+    walk("board_smolvla", tmp_path, 16, capsys)
