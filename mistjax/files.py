@@ -67,6 +67,15 @@ def refuse_file(folder: Path) -> None:
             return
 
 
+def refuse_folder(file: Path) -> None:
+    """IsADirectoryError where a folder is given for a file to write, NotADirectoryError for one
+    below a file.
+    """
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder: expected the name of a file to write.")
+    refuse_file(file.parent)
+
+
 def is_leftover(path: Path) -> bool:
     """Whether a file or folder is, by its name, of a write under way or of one that died."""
     return _TEMPORARY.fullmatch(path.name) is not None

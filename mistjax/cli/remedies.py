@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from mistjax.files import atomic, refuse_file
+from mistjax.files import atomic, refuse_file, refuse_folder
 from mistjax.ranges import whole
 
 
@@ -64,7 +64,7 @@ def explain(
     unknown = [name for name in method if name not in ATTRIBUTIONS]
     if unknown or not method or len(set(method)) < len(method):
         raise ValueError(f"methods are {method}: choose some of {', '.join(ATTRIBUTIONS)}.")
-    refuse_file(out.parent)
+    refuse_folder(out)
     bare = load_policy(policy, preset, unnorm_key=unnorm_key)
     monitor = None if detector is None else load_monitor(detector, bare)
     question = Question(of, prompt)
@@ -134,7 +134,7 @@ def patch(
     whole("chunk", chunk, 1)
     if set(restore) - set(UNITS) or not restore or len(set(restore)) < len(restore):
         raise ValueError(f"what is restored is {restore}: choose some of {', '.join(UNITS)}.")
-    refuse_file(out.parent)
+    refuse_folder(out)
     bare = load_policy(policy, preset, unnorm_key=unnorm_key)
     print(
         patch_run(
@@ -207,7 +207,7 @@ def nmr(
     if episodes is not None:
         whole("episodes", episodes, 1)
     if out is not None:
-        refuse_file(out.parent)
+        refuse_folder(out)
     loaded = {str(run): load_run(run) for run in runs}
     bare = load_policy(policy, preset, unnorm_key=unnorm_key)
     found = {
