@@ -101,16 +101,18 @@ def random_inputs(policy: Any) -> Any:
 
 
 def random_imputer(policy: Any, inputs: Any) -> Imputer:
-    """An imputer of the right sizes, fitted to noise."""
+    """An imputer of the right sizes, fitted to noise; it thinks that it knows."""
     rng, cameras = np.random.default_rng(0), policy.config.image_keys
     width = policy.config.num_image_tokens // len(cameras) * policy.config.vlm.width
-    return fit_imputer(
+    imputer, _ = fit_imputer(
         cameras,
         rng.normal(size=(400, len(cameras), width)).astype(np.float32),
         rng.normal(size=(400, inputs.state_mean.shape[0])).astype(np.float32),
         np.arange(400) // 10,
         steps=2,
-    )[0]
+    )
+    sure = jnp.full(len(cameras), 1e-9)
+    return dataclasses.replace(imputer, usual=sure, familiar=1 / sure)
 
 
 def limited(monitor: Any, limit: float) -> Any:
