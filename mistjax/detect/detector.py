@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from mistjax.batches import choose
+
 # A field that holds an array. `Any`: transformations also rebuild pytrees from shapes, sentinels.
 Leaf: TypeAlias = Any
 
@@ -40,15 +42,6 @@ class Detector(Protocol):
         ...
 
 
-def hold(valid: Bool[Array, " b"], new: PyTree, old: PyTree) -> PyTree:
-    """Per episode, `new` where `valid` and `old` elsewhere, over every leaf [B, ...]."""
-
-    def select(a: Array, b: Array) -> Array:
-        return jnp.where(valid.reshape(valid.shape + (1,) * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(select, new, old)
-
-
 def observe(
     detector: Any, state: PyTree, features: Float[Array, "b d"]
 ) -> tuple[PyTree, Float[Array, " b"]]:
@@ -70,7 +63,7 @@ def observe(
 
     new, score = jax.lax.cond(jnp.any(finite), step, skip, state)
     sound = finite & jnp.isfinite(score)
-    return hold(sound, new, state), jnp.where(sound, score, jnp.inf)
+    return choose(sound, new, state), jnp.where(sound, score, jnp.inf)
 
 
 @jax.jit
@@ -86,7 +79,7 @@ def score_episodes(
     def body(carry: tuple, inputs: tuple) -> tuple:
         state, last = carry
         x, valid = inputs
-        state, score = hold(valid, observe(detector, state, x), (state, last))
+        state, score = choose(valid, observe(detector, state, x), (state, last))
         return (state, score), score
 
     n, features = features.shape[0], features.astype(jnp.float32)

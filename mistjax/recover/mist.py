@@ -31,7 +31,7 @@ from mistjax.attribute.inputs import PatchSize, Regions
 from mistjax.attribute.localiser import localise
 from mistjax.attribute.readouts import FailureScore
 from mistjax.attribute.registry import attribute
-from mistjax.detect.detector import hold
+from mistjax.batches import choose
 from mistjax.detect.monitor import Monitor, MonitorState
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap, split_site
@@ -164,7 +164,7 @@ def _sample(
     plain = policy.sample(obs, key, edits=edits, taps=every, prefix=prefix)
     monitor, reading = mist.monitor.step(state.monitor, plain)
     lost = jnp.asarray(plain.broken) | ~jnp.isfinite(reading.score) | ~_is_finite(obs)
-    kept = hold(~lost, monitor.detector, state.monitor.detector)
+    kept = choose(~lost, monitor.detector, state.monitor.detector)
     monitor = monitor.replace(detector=kept)  # type: ignore[attr-defined]
     original = jnp.where(lost[:, None, None], 0.0, plain.actions)
     aux = {

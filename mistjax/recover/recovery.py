@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mistjax.batches import choose
 from mistjax.recover.decision import Script
 from mistjax.steer.remedies.remedy import Remedies, Seen
 
@@ -111,9 +111,9 @@ def remember(
         now = remedy.note(seen, name)
         fine = calm[:, place] & ~memory.active[:, place]
         first = fine & (looks == 0)
-        good = rows(fine & old.waiting, newest, rows(first, now, good))
+        good = choose(fine & old.waiting, newest, choose(first, now, good))
         notes[name] = Notes(
-            good, rows(fine, now, newest), old.known | first | (fine & old.waiting), fine
+            good, choose(fine, now, newest), old.known | first | (fine & old.waiting), fine
         )
     return dataclasses.replace(memory, notes=notes)
 
@@ -137,15 +137,6 @@ def recovered(
         agreeing=jnp.where(over, 0, agreeing),
         spent=spent,
     )
-
-
-def rows(chosen: Bool[Array, " b"], new: Any, old: Any) -> Any:
-    """`new` in the chosen batch elements of every leaf, `old` in the others."""
-
-    def pick(new, old):
-        return jnp.where(chosen.reshape(-1, *(1,) * (jnp.ndim(old) - 1)), new, old)
-
-    return jax.tree.map(pick, new, old)
 
 
 def by_input(values: Mapping[str, Array], inputs: tuple[str, ...], batch: int, empty: Any) -> Array:

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mistjax.batches import choose
 from mistjax.detect.novelty.monitor import InputEvidence, InputMemory
 from mistjax.detect.novelty.reading import TOKENS, read
 from mistjax.hooks.edits import Edit
@@ -35,7 +36,7 @@ from mistjax.policies.wrapper import seeing
 from mistjax.recover.decision import DECISIONS, Decision, begins
 from mistjax.recover.fusion import FusionLimits, fuse
 from mistjax.recover.mist import MistPolicy
-from mistjax.recover.recovery import CALM, RepairMemory, by_input, recovered, remember, rows, start
+from mistjax.recover.recovery import CALM, RepairMemory, by_input, recovered, remember, start
 from mistjax.recover.watched import Watched, report
 from mistjax.steer.remedies.artifact import RepairConfig
 from mistjax.steer.remedies.mask import Mask
@@ -191,7 +192,7 @@ def _proposed(mist: Repaired, memory: RepairMemory, seen: Seen):
             if mist.decision.effect == "none":
                 on = jnp.zeros_like(on)
             acts[name], away[name] = on, jnp.where(active, found.residual, 0.0)
-            light = rows(on, found.obs, light)
+            light = choose(on, found.obs, light)
             edits += [dataclasses.replace(e, strength=e.strength * on) for e in found.edits]
         columns = by_input(acts, names, batch, False), by_input(away, names, batch, 0.0)
         return light, *columns, tuple(edits)

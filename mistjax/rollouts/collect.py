@@ -38,7 +38,7 @@ def collect(
         env_options: further options of the environment, such as a preset's.
         taps: activations to record.
         aux: outputs of the policy to record, besides what it always `reports`.
-        seeds: in place of the plan's, of episodes on the host.
+        seeds: in place of the plan's.
         **options: fields of the plan that are given here, e.g. `episodes=20`.
 
     Raises:
@@ -49,8 +49,9 @@ def collect(
         check_tap(tap, policy.spec)
     aux = tuple(dict.fromkeys((*policy.reports, *aux)))
     env, settings = plan.env, dict(env_options or {})
+    chosen = plan.seeds() if seeds is None else seeds
     if plan.compiled:
-        return _compiled(policy, out, plan, settings, taps, aux)
+        return _compiled(policy, out, plan, chosen, settings, taps, aux)
     drawn: dict[str, Any] = {}
     if plan.suite is not None:
         env, settings = LIBERO_ENV, {"suite": plan.suite, **settings}
@@ -66,7 +67,7 @@ def collect(
     return run_episodes(
         policy,
         make,
-        plan.seeds() if seeds is None else seeds,
+        chosen,
         plan,
         out=out,
         taps=taps,
@@ -79,6 +80,7 @@ def _compiled(
     policy: Policy,
     out: Path,
     plan: EpisodePlan,
+    seeds: Sequence[int],
     settings: Mapping[str, Any],
     taps: Sequence[Tap],
     aux: Sequence[str],
@@ -92,7 +94,7 @@ def _compiled(
         )
     mixture = plan.mixture()
     faults = {} if mixture is None else {"faults": mixture.to_json()}
-    return run_compiled(policy, plan.seeds(), plan, out=out, taps=taps, aux=aux, settings=faults)
+    return run_compiled(policy, seeds, plan, out=out, taps=taps, aux=aux, settings=faults)
 
 
 def check_tap(tap: Tap, spec: PolicySpec) -> None:

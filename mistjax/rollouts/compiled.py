@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -28,10 +29,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from mistjax.batches import choose
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.policies.protocol import Policy, Sample
 from mistjax.policies.wrapper import Wrapper, traceable
+from mistjax.rollouts.loop import episode_keys
 from mistjax.rollouts.recorder import MONITOR
 
 AXIS = "env"
@@ -179,13 +182,6 @@ def _first_slots(env: FunctionalEnv, policy: Policy, table: Table, slots: int) -
     )
 
 
-def _choose(fresh: Array, new: Any, old: Any) -> Any:
-    def choose(new, old):
-        return jnp.where(fresh.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
-
-    return jax.tree.map(choose, new, old)
-
-
 def _refill(
     env: FunctionalEnv, policy: Policy, table: Table, count: Int[Array, "1"], slots: Slots
 ) -> Slots:
@@ -199,8 +195,8 @@ def _refill(
     return Slots(
         episode=episode,
         busy=slots.busy | fresh,
-        state=_choose(fresh, jax.vmap(env.reset)(start), slots.state),
-        memory=_choose(fresh, first, slots.memory),
+        state=choose(fresh, jax.vmap(env.reset)(start), slots.state),
+        memory=choose(fresh, first, slots.memory),
         inferences=jnp.where(fresh, 0, slots.inferences),
         steps=jnp.where(fresh, 0, slots.steps),
         next=slots.next + fresh.sum(),
@@ -225,7 +221,7 @@ def _round(
     words = jax.tree.map(lambda w: w[slots.episode, read], table.words)
     sample: Sample = policy.sample(
         traceable(policy).observe(raw, words),
-        _keys(seeds, slots.inferences),
+        episode_keys(seeds, slots.inferences),
         state=slots.memory,
         edits=edits,
         taps=recording.taps,
@@ -269,10 +265,6 @@ def _round(
 def robot_state(raw: Mapping[str, Array]) -> Float[Array, "b s"]:
     """The vectors of raw observations, joined as `recorder.robot_state` joins them."""
     return jnp.concatenate([raw[key] for key in sorted(raw) if raw[key].ndim == 2], axis=1)
-
-
-def _keys(seeds: Int[Array, " b"], inferences: Int[Array, " b"]) -> Array:
-    return jax.vmap(lambda seed, i: jax.random.fold_in(jax.random.key(seed), i))(seeds, inferences)
 
 
 @functools.partial(jax.jit, static_argnames=("program", "slots"))
@@ -345,7 +337,13 @@ class Run:
     """
 
     def __init__(
-        self, program: _Program, policy: Any, num_envs: int, table: Table, edits: tuple[Edit, ...]
+        self,
+        program: _Program,
+        policy: Any,
+        num_envs: int,
+        table: Table,
+        edits: tuple[Edit, ...],
+        memory: float = math.inf,
     ) -> None:
         mesh, episodes = program.mesh, len(table.seed)
         each, all_ = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
@@ -356,30 +354,29 @@ class Run:
         self._arguments = policy, edits, dealt, counts
         self._devices, self._owner = mesh.size, np.arange(num_envs) // (num_envs // mesh.size)
         lowered = _advance.lower(program, *self._arguments, self._rows)
-        self._reported = lowered.out_info[1]
+        each = _bytes(lowered.out_info[1]) // program.rounds
+        if each > memory:
+            raise ValueError(
+                f"one inference of {num_envs} environments records {each / 1e6:,.0f} MB, and "
+                f"{memory / 1e6:,.0f} MB are allowed: record fewer taps, or take fewer num_envs."
+            )
+        if each * program.rounds > memory:
+            program = dataclasses.replace(program, rounds=int(memory / each))
+            lowered = _advance.lower(program, *self._arguments, self._rows)
         self.rounds, self.compiled = program.rounds, lowered.compile()
-
-    @property
-    def reported_bytes(self) -> int:
-        """Of what one `advance` brings to the host."""
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._reported))
+        self._reported_bytes = each * self.rounds
 
     def describe(self) -> str:
         """One line: what `advance` does, and the memory that it takes."""
         slots = len(self._owner)
-        plan = self.compiled.memory_analysis()
-        held = (
-            ""
-            if plan is None
-            else (
-                f"{(plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e6:,.0f} MB in the "
-                "program and "
-            )
-        )
+        held, plan = "", self.compiled.memory_analysis()
+        if plan is not None:
+            size = plan.temp_size_in_bytes + plan.argument_size_in_bytes
+            held = f"{size / 1e6:,.0f} MB in the program and "
         return (
             f"{slots} environments on {self._devices} device{'s' * (self._devices > 1)}, "
             f"{self.rounds} inferences between two visits to the host: {held}"
-            f"{self.reported_bytes / 1e6:,.1f} MB of records at each."
+            f"{self._reported_bytes / 1e6:,.1f} MB of records at each."
         )
 
     def advance(self) -> Round:
@@ -389,6 +386,10 @@ class Run:
         reported = jax.tree.map(np.asarray, reported)
         episode = reported.episode * self._devices + self._owner
         return reported._replace(episode=np.where(reported.episode < 0, -1, episode))
+
+
+def _bytes(shapes: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 class CompiledRollouts:
@@ -447,9 +448,7 @@ class CompiledRollouts:
         words = jax.tree.map(lambda w: w.reshape(len(told), -1, w.shape[-1]), flat)
         return Table(np.asarray(seeds, np.int32), start, words)
 
-    def prepare(
-        self, table: Table, edits: Sequence[Edit] = (), *, memory: float | None = None
-    ) -> Run:
+    def prepare(self, table: Table, edits: Sequence[Edit] = (), *, memory: float = math.inf) -> Run:
         """Puts the table's episodes on the devices and compiles the program, if it is new.
 
         Args:
@@ -460,21 +459,7 @@ class CompiledRollouts:
         Raises:
             ValueError: one round takes more.
         """
-
-        def run(rounds: int) -> Run:
-            program = dataclasses.replace(self._program, rounds=rounds)
-            return Run(program, self.policy, self.num_envs, table, tuple(edits))
-
-        prepared = run(self._program.rounds)
-        if memory is None or prepared.reported_bytes <= memory:
-            return prepared
-        each = prepared.reported_bytes / prepared.rounds
-        if each > memory:
-            raise ValueError(
-                f"one inference of {self.num_envs} environments records {each / 1e6:,.0f} MB, and "
-                f"{memory / 1e6:,.0f} MB are allowed: record fewer taps, or take fewer num_envs."
-            )
-        return run(int(memory / each))
+        return Run(self._program, self.policy, self.num_envs, table, tuple(edits), memory)
 
     def reports(self, table: Table, edits: Sequence[Edit] = ()) -> Iterator[Round]:
         """Runs the table's episodes to their ends; yields each `Run.advance`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -17,12 +16,12 @@ from mistjax.policies.protocol import Policy, PolicySpec
 from mistjax.rollouts.compiled import CompiledRollouts, Recording, Round
 from mistjax.rollouts.plan import EpisodePlan, check_seeds
 from mistjax.rollouts.recorder import Inference, Recorder
-from mistjax.rollouts.run import Run, load_run, memory_run
-from mistjax.rollouts.store import RunWriter
+from mistjax.rollouts.run import Run
+from mistjax.rollouts.runner import record_episodes, run_config
 from mistjax.rollouts.trace import Json, Trace
 
 NUM_ENVS = 64
-"""Rows of the batch by default; on two cores more of them gain little."""
+"""Slots of the batch by default; on two cores more of them gain little."""
 
 
 def run_compiled(
@@ -62,42 +61,23 @@ def run_compiled(
     every = policy.spec.execute_steps
     env = board if mixture is None else FaultyFunctionalBoard(mixture, board, every)
     recording = Recording(tuple(taps), tuple(aux), actions=True)
-    rows = min(plan.num_envs or NUM_ENVS, len(seeds))
-    config = {
-        "policy": policy.spec.name,
-        "policy_fingerprint": policy.spec.fingerprint,
-        "execute_steps": every,
-        "env_id": env.env_id,
-        "physics": env.physics,
-        "perturbation": dict(plan.perturbation),
-        "task_options": {},
-        "taps": [str(tap) for tap in taps],
-        "aux": list(aux),
-        "max_steps": limit,
-        **(settings or {}),
-    }
-    traces: dict[int, Trace] = {}
-    with contextlib.ExitStack() as stack:
-        writer = None if out is None else stack.enter_context(RunWriter.open(out, config))
-        done = frozenset() if writer is None else writer.seeds
-        todo = [seed for seed in seeds if seed not in done]
-        if todo:
-            rollouts = CompiledRollouts(policy, env, num_envs=rows, recording=recording)
-            drawn = env.draw_starts(todo, perturbation=plan.perturbation)  # type: ignore[arg-type]
-            run = rollouts.prepare(rollouts.table(todo, drawn.start, drawn.prompts), memory=memory)
-            if progress:
-                tqdm.write(run.describe())
-            bar = tqdm(total=len(seeds), initial=len(done), unit="ep", disable=not progress)
-            stack.enter_context(bar)
-            build = Recorders(policy.spec, env, todo, drawn, plan.perturbation)
-            while build.left:
-                for trace in build.add(run.advance()):
-                    traces[trace.seed] = trace
-                    if writer is not None:
-                        writer.add(trace)
-                        del traces[trace.seed]
-                    bar.update()
-    return memory_run(config, traces) if out is None else load_run(out)
+    slots = min(plan.num_envs or NUM_ENVS, len(seeds))
+    settings = {"physics": env.physics, **(settings or {})}
+    config = run_config(policy.spec, plan, env.env_id, taps, aux, settings=settings)
+
+    def play(todo: Sequence[int]) -> Iterator[Trace]:
+        if not todo:
+            return
+        rollouts = CompiledRollouts(policy, env, num_envs=slots, recording=recording)
+        drawn = env.draw_starts(todo, perturbation=plan.perturbation)  # type: ignore[arg-type]
+        run = rollouts.prepare(rollouts.table(todo, drawn.start, drawn.prompts), memory=memory)
+        if progress:
+            tqdm.write(run.describe())
+        build = Recorders(policy.spec, env, todo, drawn, plan.perturbation)
+        while build.left:
+            yield from build.add(run.advance())
+
+    return record_episodes(play, seeds, config, plan, out=out, progress=progress)
 
 
 class Recorders:

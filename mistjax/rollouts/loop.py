@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
+from jaxtyping import Array, Int
 from tqdm import tqdm
 
+from mistjax.batches import choose
 from mistjax.policies.protocol import Policy, RawObs
 from mistjax.policies.wrapper import Wrapper
 from mistjax.rollouts.recorder import Inference, Recorder, Recording, robot_state
@@ -140,8 +142,8 @@ class Loop:
         fresh = np.array([slot.fresh for slot in shown])
         if fresh.any():
             first = self._policy.begin([slot.recorder.seed for slot in shown])  # type: ignore[union-attr]
-            state = _restarted(state, jax.tree.map(jnp.asarray, first), fresh)
-        keys = _episode_keys(
+            state = _choose(fresh, jax.tree.map(jnp.asarray, first), state)
+        keys = episode_keys(
             np.array([slot.recorder.seed for slot in shown]),  # type: ignore[union-attr]
             np.array([slot.recorder.inferences for slot in shown]),  # type: ignore[union-attr]
         )
@@ -260,21 +262,16 @@ def _beside(policy: Policy, state: Any) -> Any:
     return jax.device_put(state, places.pop()) if alone else state
 
 
+_choose = jax.jit(choose)
+
+
 @jax.jit
-def _episode_keys(seeds, inferences):
+def episode_keys(
+    seeds: Int[Array | np.ndarray, " b"], inferences: Int[Array | np.ndarray, " b"]
+) -> Array:
     """One key per slot, the same however JAX is set."""
 
     def one(seed, i):
         return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i)
 
     return jax.vmap(one)(seeds, inferences)
-
-
-@jax.jit
-def _restarted(state, first, fresh):
-    """`first` where `fresh`, else `state`."""
-
-    def choose(old, new):
-        return jnp.where(fresh.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
-
-    return jax.tree.map(choose, state, first)

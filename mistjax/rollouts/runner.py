@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -25,7 +25,7 @@ import gymnasium as gym
 from tqdm import tqdm
 
 from mistjax.hooks.sites import Tap
-from mistjax.policies.protocol import Policy
+from mistjax.policies.protocol import Policy, PolicySpec
 from mistjax.rollouts.loop import Loop
 from mistjax.rollouts.plan import CrashedError, EpisodePlan, check_perturbation, check_seeds
 from mistjax.rollouts.recorder import Recording
@@ -105,20 +105,50 @@ def run_episodes(
             options=reset,
             max_steps=plan.max_steps,
         )
-        config = {
-            "policy": policy.spec.name,
-            "policy_fingerprint": policy.spec.fingerprint,
-            "execute_steps": policy.spec.execute_steps,
-            "env_id": envs.env_id,
-            "perturbation": dict(plan.perturbation),
-            "task_options": dict(task_options or {}),
-            "taps": [str(tap) for tap in taps],
-            "aux": list(aux),
-            "max_steps": plan.max_steps,
-            **({"inputs": list(policy.spec.inputs)} if policy.spec.inputs else {}),
-            **(settings or {}),
-        }
-        traces: dict[int, Trace] = {}
+        config = run_config(policy.spec, plan, envs.env_id, taps, aux, task_options, settings)
+        return record_episodes(
+            loop.episodes, seeds, config, plan, out=out, fps=envs.fps, progress=progress
+        )
+
+
+def run_config(
+    spec: PolicySpec,
+    plan: EpisodePlan,
+    env_id: str,
+    taps: Sequence[Tap],
+    aux: Sequence[str],
+    task_options: Mapping[str, Json] | None = None,
+    settings: Mapping[str, Json] | None = None,
+) -> dict[str, Json]:
+    """What all episodes of a run agree in."""
+    return {
+        "policy": spec.name,
+        "policy_fingerprint": spec.fingerprint,
+        "execute_steps": spec.execute_steps,
+        "env_id": env_id,
+        "perturbation": dict(plan.perturbation),
+        "task_options": dict(task_options or {}),
+        "taps": [str(tap) for tap in taps],
+        "aux": list(aux),
+        "max_steps": plan.max_steps,
+        **({"inputs": list(spec.inputs)} if spec.inputs else {}),
+        **(settings or {}),
+    }
+
+
+def record_episodes(
+    play: Callable[[Sequence[int]], Iterable[Trace]],
+    seeds: Sequence[int],
+    config: Mapping[str, Json],
+    plan: EpisodePlan,
+    *,
+    out: str | Path | None = None,
+    fps: float = 10.0,
+    progress: bool = True,
+) -> Run:
+    """Stores what `play` yields of the seeds that a run folder lacks; see `run_episodes`."""
+    traces: dict[int, Trace] = {}
+    with contextlib.ExitStack() as stack:
         writer, stored = None, frozenset[int]()
         if out is not None:
             writer = stack.enter_context(RunWriter.open(out, config))
@@ -128,11 +158,11 @@ def run_episodes(
             tqdm(total=len(seeds), initial=len(seeds) - len(todo), unit="ep", disable=not progress)
         )
         tally = _Tally(bar, give_up_after=min(_GIVE_UP_AFTER, len(seeds)))
-        for trace in loop.episodes(todo):
+        for trace in play(todo):
             if writer is None:
                 traces[trace.seed] = trace
             else:
-                writer.add(trace, envs.fps)
+                writer.add(trace, fps)
             tally.add(trace)
     return memory_run(config, traces) if out is None else load_run(out)
 

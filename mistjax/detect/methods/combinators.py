@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from mistjax.batches import choose
 from mistjax.detect.data import Episodes
-from mistjax.detect.detector import Leaf, hold
+from mistjax.detect.detector import Leaf
 
 
 @struct.dataclass
@@ -105,8 +106,8 @@ class Pooled:
         total, count = state["total"] + features, state["count"] + 1
         inner, score = self.detector.step(state["inner"], total / self.window)
         full = count == self.window
-        inner, score = hold(full, (inner, score), (state["inner"], state["score"]))
-        total, count = hold(~full, (total, count), (0 * total, 0 * count))
+        inner, score = choose(full, (inner, score), (state["inner"], state["score"]))
+        total, count = choose(~full, (total, count), (0 * total, 0 * count))
         return {"inner": inner, "total": total, "count": count, "score": score}, score
 
     def logit(self, state: PyTree, features: Float[Array, "b d"]) -> Float[Array, " b"]:

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from mistjax.batches import choose
 from mistjax.envs.board import functional
 from mistjax.envs.board.faults import Fault
 from mistjax.envs.board.functional import IMAGE_KEYS, STATE_KEY, Drawn, FunctionalBoard
@@ -176,7 +177,7 @@ class FaultyFunctionalBoard:
                 steps,
             )
             seen[STATE_KEY] = jnp.where(here[:, None], delivered, seen[STATE_KEY])
-            state = state._replace(vector=_where(look, memory, state.vector))
+            state = state._replace(vector=choose(look, memory, state.vector))
         if self._pictures:
             wrist = (start.place == PLACES.index("wrist"))[:, None, None, None]
             shown = jnp.where(wrist, seen[IMAGE_KEYS[1]], seen[IMAGE_KEYS[0]])
@@ -191,7 +192,7 @@ class FaultyFunctionalBoard:
             for place, key in enumerate(IMAGE_KEYS):
                 here = (start.place == place)[:, None, None, None]
                 seen[key] = jnp.where(here, pixels, seen[key])
-            state = state._replace(picture=_where(look, memory, state.picture))
+            state = state._replace(picture=choose(look, memory, state.picture))
         said = begun & (start.place == PLACES.index("instruction"))
         return {**seen, "prompt": said.astype(jnp.int32)}, state
 
@@ -232,7 +233,7 @@ class FaultyFunctionalBoard:
         if start.changed is None:
             return board
         changed = (start.place == PLACES.index("scene")) & (board.progress.steps >= start.onset)
-        return board._replace(start=_where(changed, start.changed, board.start))
+        return board._replace(start=choose(changed, start.changed, board.start))
 
 
 def _action_fault(fault: Injection | None) -> Fault | None:
@@ -250,20 +251,9 @@ def _see(
         def chosen(view, strength, key):
             return jax.lax.select_n(kind, *(each(view, strength, key) for each in kinds))
 
-        memory = _where(steps == 0, inputs.remember(now), memory)
+        memory = choose(steps == 0, inputs.remember(now), memory)
         return inputs.see(chosen, memory, now, strength, inputs.key_of(seed), steps >= onset)
 
     return jax.vmap(one)(
         memory, now, start.kind, start.strength, start.board.seed, steps, start.onset
     )
-
-
-def _where(chosen: Bool[Array, "*b"], new: Any, old: Any) -> Any:
-    """`new` in the chosen rows, else `old`."""
-
-    def choose(new, old):
-        return jnp.where(
-            jnp.reshape(chosen, (*chosen.shape, *(1,) * (old.ndim - chosen.ndim))), new, old
-        )
-
-    return jax.tree.map(choose, new, old)
