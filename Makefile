@@ -19,7 +19,7 @@ OPENPI_INSTALL := $(OPENPI_BIN)/python -m pip install --quiet --disable-pip-vers
 	-c constraints-openpi.txt
 OPENPI_PYTEST := $(OPENPI_BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --timeout 900
 
-.PHONY: types demo test test-all test-openvla test-openpi test-lerobot lint format bench libero clean
+.PHONY: demo test test-all test-openvla test-openpi test-lerobot lint format bench libero clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mistjax demo
@@ -49,8 +49,6 @@ endif
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-types: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.installed-dev

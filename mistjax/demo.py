@@ -13,7 +13,8 @@ _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED = _PACKAGE / "checkpoints"
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "checkpoints"
 """The shipped checkpoints: inside an installed package, beside it in a clone."""
-
+POLICY, MIST = SHIPPED / "board_pi0", SHIPPED / "board_mist"
+"""The board policy, and its monitors and remedies."""
 
 DEMO_ARMS = ("bare", "always_all", "wrong_input", "mist")
 DEMO_SEED = 5_000_000
@@ -29,7 +30,8 @@ def shipped_demo(out: Path, episodes: int = 24, *, retry_errors: bool = False) -
     check_shipped()
     return StudyPlan(
         "full_mist",
-        **shipped_subject(),
+        policy=POLICY,
+        mist=MIST,
         out=out,
         episodes=episodes,
         first_seed=DEMO_SEED,
@@ -45,11 +47,6 @@ def check_shipped() -> None:
     """FileNotFoundError where the installation has lost its checkpoints."""
     if not (SHIPPED / "board_mist").is_dir():
         raise FileNotFoundError(f"{SHIPPED} lacks the shipped checkpoints: install mistjax again.")
-
-
-def shipped_subject() -> dict[str, Path]:
-    """The shipped board policy with all that a study of it needs; fields of `StudyPlan`."""
-    return {"policy": SHIPPED / "board_pi0", "mist": SHIPPED / "board_mist"}
 
 
 PERTURBATION = {"table_texture": 0.4}
@@ -72,8 +69,8 @@ def shipped_study(
     """
     check_shipped()
     return StudyConfig(
-        policy=SHIPPED / "board_pi0",
-        mist=SHIPPED / "board_mist",
+        policy=POLICY,
+        mist=MIST,
         out=out,
         plan=EpisodePlan(
             episodes=episodes,

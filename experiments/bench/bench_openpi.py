@@ -103,7 +103,7 @@ def make_arms(config: Pi0Config, seed: int) -> dict[str, Callable[[], Any]]:
     obs = random_observation(config, seed)
     own = make_policy(config, random_variables(config, seed))
     stock = openpi_sizes.model_config(config).load(own.variables["params"])
-    wrapped = wrap(stock, own.preset, own.tokenizer, own.norm_stats)
+    wrapped: Any = wrap(stock, own.preset, own.tokenizer, own.norm_stats)
     theirs, noise = openpi_sizes.observation_of(obs), wrapped.noise(KEY, 1)
     sample = nnx_utils.module_jit(stock.sample_actions)
     tap = Tap("vlm.resid", (config.vlm.depth // 2,), "text", "mean")
@@ -136,8 +136,8 @@ def main(config: Config) -> dict[str, Any]:
         base = taken["openpi"]
         for arm, s in taken.items():
             off = None if "edit" in arm else float(np.abs(actions[arm] - actions["openpi"]).max())
-            ratios = (ratio(s[:, clock], base[:, clock], rng) for clock in (0, 1))
-            rows.append(Row(name, arm, 1e3 * float(np.median(s[:, 0])), *ratios, off))
+            wall, cpu = (ratio(s[:, clock], base[:, clock], rng) for clock in (0, 1))
+            rows.append(Row(name, arm, 1e3 * float(np.median(s[:, 0])), wall, cpu, off))
             print(
                 f"{name:5} {arm:20} {rows[-1].milliseconds:8.1f} ms  "
                 "wall x {:.3f} [{:.3f}, {:.3f}]  ".format(*rows[-1].wall)

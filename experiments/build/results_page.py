@@ -43,7 +43,7 @@ def known_change(results: Mapping[str, Any]) -> str:
 
 def as_markdown(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows of equal keys, the keys above."""
-    return markdown(list(rows[0]), (row.values() for row in rows))
+    return markdown(list(rows[0]), ([*row.values()] for row in rows))
 
 
 def study_rows(results: Mapping[str, Any], part: str) -> list[Row]:

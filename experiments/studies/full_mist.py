@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 from mistjax.compilation import enable_cache
-from mistjax.demo import shipped_subject
+from mistjax.demo import MIST, POLICY
 from mistjax.studies.registry import STUDIES
 from mistjax.studies.run import Found, StudyPlan, run_study
 from mistjax.studies.table import check_targets
@@ -93,7 +93,8 @@ def play(config: Config, name: str) -> Found:
     return run_study(
         StudyPlan(
             NAME,
-            **shipped_subject(),
+            policy=POLICY,
+            mist=MIST,
             out=config.out,
             episodes=max(1, round(part.episodes * config.scale)),
             first_seed=config.first_seed,

@@ -93,8 +93,14 @@ class _Trained(Policy):
     """What both kinds have in common: observations and actions go through openpi's transforms."""
 
     transforms: Transforms
+    robot: RobotPreset | None
     config: Any
     preset: RobotPreset
+
+    @property
+    def _state_width(self) -> int:
+        """Numbers of the state that openpi's output transforms take."""
+        raise NotImplementedError
 
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
         """See `Policy.prepare`; what is wrong with a raw observation, openpi's transforms say."""
@@ -118,6 +124,20 @@ class _Trained(Policy):
             tokenized_prompt=stacked("tokenized_prompt").astype(np.int32),
             tokenized_prompt_mask=stacked("tokenized_prompt_mask").astype(bool),
         )
+
+    def sample(
+        self,
+        obs: Observation,
+        key: Array,
+        *,
+        state: Any = (),
+        edits: Sequence[Edit] = (),
+        taps: Sequence[Tap] = (),
+        prefix: Prefix | None = None,
+    ) -> Sample:
+        """The model's; `aux["state"]` is what it read, for openpi's output transforms."""
+        sample = super().sample(obs, key, edits=edits, taps=taps, prefix=prefix)  # type: ignore[safe-super]
+        return sample.replace(aux={**sample.aux, "state": obs.state})  # type: ignore[attr-defined]
 
     def outputs(self, sample: Sample) -> list[dict[str, Any]]:
         """What `policy.infer` returns for each row, without its timing."""
@@ -207,20 +227,6 @@ class TrainedPolicy(_Trained, OpenpiPolicy):
             return jax.random.normal(key, (1, *shape))
         return jax.vmap(lambda k: jax.random.normal(k, shape))(row_keys(key, batch))
 
-    def sample(
-        self,
-        obs: Observation,
-        key: Array,
-        *,
-        state: Any = (),
-        edits: Sequence[Edit] = (),
-        taps: Sequence[Tap] = (),
-        prefix: Prefix | None = None,
-    ) -> Sample:
-        """See `PiPolicy.sample`; `aux["state"]` is the model's, for openpi's output transforms."""
-        sample = OpenpiPolicy.sample(self, obs, key, edits=edits, taps=taps, prefix=prefix)
-        return sample.replace(aux={**sample.aux, "state": obs.state})  # type: ignore[attr-defined]
-
 
 @flax.struct.dataclass
 class TrainedFastPolicy(_Trained, OpenpiFastPolicy):
@@ -236,20 +242,6 @@ class TrainedFastPolicy(_Trained, OpenpiFastPolicy):
     @property
     def _state_width(self) -> int:
         return self.norm_stats["state"].width
-
-    def sample(
-        self,
-        obs: Observation,
-        key: Array,
-        *,
-        state: Any = (),
-        edits: Sequence[Edit] = (),
-        taps: Sequence[Tap] = (),
-        prefix: Prefix | None = None,
-    ) -> Sample:
-        """See `FastPolicy.sample` and `TrainedPolicy.sample`."""
-        sample = OpenpiFastPolicy.sample(self, obs, key, edits=edits, taps=taps, prefix=prefix)
-        return sample.replace(aux={**sample.aux, "state": obs.state})  # type: ignore[attr-defined]
 
 
 def wrap_policy(
@@ -358,8 +350,9 @@ def _statistics(transforms: Transforms, width: int) -> dict[str, NormStats]:
     unit = NormStats(mean=0 * ones, std=ones, q01=-ones, q99=ones)
 
     def converted(stats: Any) -> NormStats:
-        fields: Any = {name: getattr(stats, name) for name in ("mean", "std", "q01", "q99")}
-        return NormStats(**{k: None if v is None else np.asarray(v) for k, v in fields.items()})
+        fields = ((name, getattr(stats, name)) for name in ("mean", "std", "q01", "q99"))
+        arrays: Any = {k: None if v is None else np.asarray(v) for k, v in fields}
+        return NormStats(**arrays)
 
     return {k: converted(found[k]) if k in found else unit for k in ("state", "actions")}
 

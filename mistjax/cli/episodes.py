@@ -281,7 +281,7 @@ def study(
         videos: of each arm's first episodes.
         retry_errors: run seeds again that crashed in an earlier call.
     """
-    from mistjax.demo import shipped_subject
+    from mistjax.demo import MIST, POLICY
     from mistjax.studies.run import StudyPlan, run_study
 
     whole("tuning", tuning, 1)
@@ -290,11 +290,13 @@ def study(
         raise ValueError(
             f"a study of {policy} needs the folder of its monitor and remedies: --mist."
         )
-    subject = shipped_subject() if policy is None else {"policy": policy}
-    given = {"mist": mist, "robust": robust, "robust_mist": robust_mist}
     found = run_study(
         StudyPlan(
             name,
+            policy=POLICY if policy is None else policy,
+            mist=MIST if mist is None else mist,
+            robust=robust,
+            robust_mist=robust_mist,
             out=out,
             episodes=episodes,
             first_seed=first_seed,
@@ -305,7 +307,6 @@ def study(
             num_envs=num_envs,
             videos=videos,
             retry_errors=retry_errors,
-            **subject | {key: value for key, value in given.items() if value is not None},
         )
     )
     return tell_study(found, out)

@@ -164,8 +164,7 @@ def velocity(
     """The velocity of noisy actions at one Euler step, and what was tapped; `time` is the step's
     own if none is given.
     """
-    if time is None:
-        time = 1.0 - jnp.float32(step) / num_steps
+    at = 1.0 - jnp.float32(step) / num_steps if time is None else time
     layout = token_layouts(model.config)["action"]
     tokens = {"action": Tokens(layout, jnp.ones((noisy.shape[0], layout.length), bool))}
     (value, _), found = hooked_apply(
@@ -175,7 +174,7 @@ def velocity(
         prefix.valid,
         state,
         noisy,
-        jnp.full(noisy.shape[0], time),
+        jnp.full(noisy.shape[0], at),
         state_mask,
         method=Pi0.velocity,
         stacks=model.stacks(),

@@ -117,7 +117,7 @@ def project(params: Mapping[str, Any], resid: Float[Any, "*b n w"]) -> Float[Arr
         params: of a `Siglip`.
         resid: value of the tap `vision.resid@-1`.
     """
-    norm = nn.LayerNorm().apply({"params": params["Transformer"]["encoder_norm"]}, resid)
+    norm: Any = nn.LayerNorm().apply({"params": params["Transformer"]["encoder_norm"]}, resid)
     return norm @ params["head"]["kernel"] + params["head"]["bias"][(None,) * (norm.ndim - 1)]
 
 

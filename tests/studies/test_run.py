@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from mistjax.demo import shipped_demo, shipped_subject
+from mistjax.demo import MIST, POLICY, shipped_demo
 from mistjax.envs.faults.battery import Mixture
 from mistjax.policies.load import load_policy
 from mistjax.recover.decision import NEVER
@@ -20,13 +20,18 @@ FRONT = Mixture.single("front_frozen", onset=(10, 10))
 
 @pytest.fixture(scope="module")
 def subject():
-    paths = shipped_subject()
-    return Subject(load_policy(paths["policy"]), paths["mist"])
+    return Subject(load_policy(POLICY), MIST)
 
 
 def plan(tmp_path, **options):
     return StudyPlan(
-        **{"name": "full_mist", "out": tmp_path / "study", **shipped_subject(), **options}
+        **{
+            "name": "full_mist",
+            "out": tmp_path / "study",
+            "policy": POLICY,
+            "mist": MIST,
+            **options,
+        }
     )
 
 

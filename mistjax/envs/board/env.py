@@ -48,7 +48,8 @@ class Snapshot:
 
 
 _forked_from_jax = False
-_enable_x64: Any = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
+_x64_home: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+_enable_x64 = _x64_home.enable_x64
 
 
 def _notice_fork() -> None:
