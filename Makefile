@@ -39,7 +39,7 @@ test-lerobot: $(LEROBOT_VENV)/.installed
 # With OPENPI_SRC, a checkout of openpi, also its own models and policies beside ours.
 test-openpi: $(OPENPI_VENV)/.installed
 	$(OPENPI_PYTEST) $(addprefix tests/,hooks models policies detect attribute steer recover) \
-		tests/interop/test_openpi.py tests/interop/test_openpi_itself.py
+		tests/interop/test_openpi.py tests/interop/test_openpi_itself.py tests/test_compilation.py
 ifdef OPENPI_SRC
 	$(OPENPI_INSTALL) augmax dm-tree einops equinox ml-collections numpydantic tqdm-loggable \
 		torch transformers websockets

@@ -2,6 +2,10 @@
 
 A pi0 sampler takes seconds (tiny) to minutes (full size) to compile; with the cache the second run
 of the same program on the same machine reads it from disk.
+
+With jaxlib 0.5.3 and 0.6.0, a program that is read back on a CPU can leave a `while_loop` without a
+turn and return what it began with: openpi's sampler of pi0-FAST writes only zeros, and nothing says
+so. These releases get no cache.
 """
 
 from __future__ import annotations
@@ -10,6 +14,9 @@ import os
 from pathlib import Path
 
 import jax
+import jaxlib.version
+
+_READS_BACK_RIGHT = (0, 6, 2)  # the first release of jaxlib that was seen to
 
 
 def cache_folder() -> Path:
@@ -20,13 +27,17 @@ def cache_folder() -> Path:
     return Path(base) / "mistjax" / "xla"
 
 
-def enable_cache(folder: Path | None = None, min_compile_seconds: float = 0.3) -> Path:
-    """Turns JAX's persistent compilation cache on and returns its folder.
+def enable_cache(folder: Path | None = None, min_compile_seconds: float = 0.3) -> Path | None:
+    """Turns JAX's persistent compilation cache on and returns its folder; off, and None, where
+    jaxlib is too old to read programs back.
 
     Args:
         folder: where to keep programs; None means `cache_folder()`. JAX creates it when needed.
         min_compile_seconds: quicker compilations are not kept.
     """
+    if jaxlib.version.__version_info__ < _READS_BACK_RIGHT:
+        jax.config.update("jax_compilation_cache_dir", None)
+        return None
     folder = cache_folder() if folder is None else folder
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", min_compile_seconds)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from mistjax import compilation
 from mistjax.compilation import cache_folder, enable_cache
 
 
@@ -29,10 +30,31 @@ def test_the_folder_is_the_variable_then_the_users_cache(monkeypatch):
     assert cache_folder() == Path.home() / ".cache/mistjax/xla"
 
 
-def test_a_compiled_program_is_kept(tmp_path, restored):
+def test_a_compiled_program_is_kept_and_computes_the_same_when_it_is_read_back(tmp_path, restored):
     from jax.experimental.compilation_cache import compilation_cache
 
+    def compiled_anew(x):
+        def turn(carry):
+            x, sums, done, step = carry
+            sums = sums.at[:, step].set(jnp.sum(x, axis=-1))
+            return jnp.tanh(x @ x.T), sums, jnp.all(x[:, 0] > 5), step + 1
+
+        def goes_on(carry):
+            return ~carry[2] & (carry[3] < 4)
+
+        begin = x, jnp.zeros((2, 4)), False, 0
+        return jax.jit(lambda begin: jax.lax.while_loop(goes_on, turn, begin)[1])(begin)
+
     compilation_cache.reset_cache()
-    enable_cache(tmp_path / "xla", min_compile_seconds=0)
-    jax.jit(lambda x: jnp.sin(x) * 1.2345).lower(1.0).compile()
-    assert any((tmp_path / "xla").iterdir())
+    folder = enable_cache(tmp_path / "xla", min_compile_seconds=0)
+    x = jnp.arange(4.0).reshape(2, 2)
+    first, again = compiled_anew(x), compiled_anew(x)
+    assert (folder is None) != (tmp_path / "xla").exists()
+    assert jnp.all(first != 0) and jnp.array_equal(first, again)
+
+
+def test_a_jaxlib_that_reads_programs_back_wrong_gets_no_cache(tmp_path, restored, monkeypatch):
+    monkeypatch.setattr(compilation.jaxlib.version, "__version_info__", (0, 5, 3))
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    assert enable_cache(tmp_path) is None
+    assert jax.config.jax_compilation_cache_dir is None
