@@ -35,7 +35,7 @@ def test_a_compiled_program_is_kept_and_computes_the_same_when_it_is_read_back(t
 
     def compiled_anew(x):
         def turn(carry):
-            x, sums, done, step = carry
+            x, sums, _, step = carry
             sums = sums.at[:, step].set(jnp.sum(x, axis=-1))
             return jnp.tanh(x @ x.T), sums, jnp.all(x[:, 0] > 5), step + 1
 
