@@ -1,6 +1,7 @@
 # make demo     the whole path on a learned policy, ends with runs/demo/report.html
 # make test     lint-free quick tests; make test-all adds the slow ones and the PyTorch side
 # make test-lerobot   LeRobot's policies, in an environment of their own
+# make test-serve    the server with openpi's own client, which has an environment of its own
 # make test-openpi   what a policy needs, in an environment with openpi's own pins
 
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
@@ -9,6 +10,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TEST_WORKERS ?= 2
 LEROBOT_VENV ?= .venv-lerobot
+CLIENT_VENV ?= .venv-client
 # A file stays with one worker, so that fixtures and compiled programs are made once.
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
@@ -19,7 +21,7 @@ OPENPI_INSTALL := $(OPENPI_BIN)/python -m pip install --quiet --disable-pip-vers
 	-c constraints-openpi.txt
 OPENPI_PYTEST := $(OPENPI_BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --timeout 900
 
-.PHONY: demo test test-all test-openvla test-openpi test-lerobot lint format bench libero clean
+.PHONY: demo test test-all test-openvla test-openpi test-lerobot test-serve lint format bench libero clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mistjax demo
@@ -35,6 +37,10 @@ test-openvla: $(VENV)/.installed-dev $(VENV)/.installed-openvla
 
 test-lerobot: $(LEROBOT_VENV)/.installed
 	$(LEROBOT_VENV)/bin/python -m pytest -m "" tests/interop/lerobot
+
+# openpi-client wants NumPy below 2, and does not declare that it needs typing_extensions.
+test-serve: $(VENV)/.installed-dev $(CLIENT_VENV)/.installed
+	MISTJAX_CLIENT=$(abspath $(CLIENT_VENV))/bin/python $(BIN)/python -m pytest -m "" tests/serve
 
 # With OPENPI_SRC, a checkout of openpi, also its own models and policies beside ours.
 test-openpi: $(OPENPI_VENV)/.installed
@@ -75,6 +81,12 @@ $(OPENPI_VENV)/.installed: pyproject.toml constraints-openpi.txt
 	$(OPENPI_INSTALL) -e '.[download]' beartype chex hypothesis pytest pytest-timeout pytest-xdist
 	touch $@
 
+$(CLIENT_VENV)/.installed:
+	test -x $(CLIENT_VENV)/bin/python || $(PYTHON) -m venv $(CLIENT_VENV)
+	$(CLIENT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		openpi-client==0.1.2 'numpy<2' typing_extensions
+	touch $@
+
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) -e '.[dev]'
 	touch $@
@@ -98,4 +110,4 @@ $(LEROBOT_VENV)/.installed: pyproject.toml constraints-lerobot.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OPENPI_VENV) $(LEROBOT_VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OPENPI_VENV) $(LEROBOT_VENV) $(CLIENT_VENV) .pytest_cache .ruff_cache

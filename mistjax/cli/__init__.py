@@ -35,6 +35,7 @@ from mistjax.cli.detectors import (
 from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, memory, report, study
 from mistjax.cli.installation import cite, conformance, doctor, export_checkpoint, fetch
 from mistjax.cli.remedies import explain, fit_imputer, nmr, patch, remedy, vectors
+from mistjax.cli.serving import serve
 
 DEBUG = "--debug"
 FOUND, REFUSED, BUG, INTERRUPTED = 1, 2, 70, 130
@@ -59,6 +60,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "eval": evaluate,
     "study": study,
     "report": report,
+    "serve": serve,
     "export-lerobot": export_lerobot,
     "fetch": fetch,
     "export-checkpoint": export_checkpoint,

@@ -59,7 +59,7 @@ class Loop:
         self._videos = videos
         self._options = options
         self._max_steps = max_steps
-        self._state = _beside(policy, policy.initial_state(slots))
+        self._state = beside(policy, policy.initial_state(slots))
         self._slots = [Slot(index) for index in range(slots)]
         self._waiting: collections.deque[int] = collections.deque()
         self._deaths: collections.Counter[int] = collections.Counter()
@@ -248,7 +248,7 @@ def _shapes(observation: Any) -> tuple[Any, ...]:
     return tuple((np.shape(x), str(getattr(x, "dtype", type(x).__name__))) for x in leaves)
 
 
-def _beside(policy: Policy, state: Any) -> Any:
+def beside(policy: Policy, state: Any) -> Any:
     """The state as arrays on the policy's device, as those that it returns: others would be
     compiled for twice.
     """

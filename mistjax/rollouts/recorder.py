@@ -142,6 +142,10 @@ class Recorder:
         self._actions.append(np.array(action, np.float32))
         self._info = info
 
+    def end(self, info: Mapping[str, Any]) -> None:
+        """Says how the episode ended, where that became known after its last step."""
+        self._info = info
+
     def trace(
         self, env_id: str, spec: PolicySpec, perturbation: Mapping[str, Json], error: str | None
     ) -> Trace:

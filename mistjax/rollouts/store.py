@@ -32,6 +32,8 @@ from mistjax.rollouts.mp4 import enlarge, write_mp4
 from mistjax.rollouts.run import FORMAT, JSON_COLUMNS, SCHEMA, read_header, read_rows
 from mistjax.rollouts.trace import Json, Trace, episode_name, to_json
 
+EVENTS = "events-*.jsonl"
+"""What a policy server writes beside its run, see `mistjax.serve.events`."""
 _ROWS_BETWEEN_TABLES = 32
 _FOLDERS = ("traces", "videos")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -166,6 +168,8 @@ def check_folder(path: Path, config: Mapping[str, Json] | None = None) -> None:
         inside = [p for name in _FOLDERS if (path / name).is_dir() for p in (path / name).iterdir()]
         known = {lock.NAME, *_FOLDERS}
         for found in [*path.iterdir(), *inside]:
+            if found not in inside and found.match(EVENTS):  # a server's
+                continue
             if not is_leftover(found) and (found in inside or found.name not in known):
                 raise FileExistsError(
                     f"{path} is not empty and not a run folder (it holds {found.name}): choose "

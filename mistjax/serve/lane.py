@@ -1,0 +1,311 @@
+"""`Lane`: one policy on one thread, which batches what several clients ask and remembers each one's
+episode.
+
+The thread is the only one that touches the policy. A request waits a bounded time for others, then
+all that are there run in one program of the next compiled size; rows that nobody asked for repeat
+the first. A request that cannot be prepared, or that fails, fails alone. What a policy remembers of
+an episode is a row of arrays on the device, one a connection, gathered before an inference and put
+back after it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mistjax.batches import choose
+from mistjax.policies.presets.base import RobotPreset
+from mistjax.policies.protocol import Policy, RawObs
+from mistjax.rollouts.loop import beside, episode_keys
+from mistjax.rollouts.recorder import Inference, Recording
+
+
+class BadObservation(ValueError):
+    """An observation that the policy cannot be given; says why in one sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One observation of one client.
+
+    Attributes:
+        raw: the flat raw observation.
+        slot: of the connection, below the lane's number of slots.
+        episode: names the episode in the slot; another one than before begins anew.
+        seed, inference: of the episode's noise.
+        since: `time.monotonic()` when it came in.
+        done: gets an `Answer`, or what went wrong.
+    """
+
+    raw: RawObs
+    slot: int
+    episode: int
+    seed: int
+    inference: int
+    since: float = dataclasses.field(default_factory=time.monotonic)
+    done: concurrent.futures.Future = dataclasses.field(default_factory=concurrent.futures.Future)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a policy said of one request.
+
+    Attributes:
+        actions: chunk in the robot's units [H,A].
+        said: `Sample.aux` of this row, the small arrays of it.
+        broken: whether the policy's own chunk was no action.
+        batch: the whole inference, for recording; and which element of it this is.
+        queue_ms, infer_ms: waited, computed.
+        size: rows that were asked for in the batch.
+    """
+
+    actions: np.ndarray
+    said: Mapping[str, Any]
+    broken: bool
+    batch: Inference
+    element: int
+    queue_ms: float
+    infer_ms: float
+    size: int
+
+
+class Lane:
+    """See the module.
+
+    Args:
+        policy: what acts.
+        sizes: batch sizes to compile, in order.
+        slots: connections at a time.
+        wait_s: how long a request waits for others.
+        expected: how many requests may come at a time, so that nobody waits for clients that are
+            not there.
+        recording: what to keep of each inference.
+        name: of the thread.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        sizes: Sequence[int],
+        slots: int,
+        wait_s: float,
+        expected: Callable[[], int],
+        recording: Recording = Recording(),
+        name: str = "policy",
+    ):
+        self.policy = policy
+        self.slowest_s = 0.0
+        self._sizes, self._wait_s, self._expected = tuple(sizes), wait_s, expected
+        self._recording = recording
+        self._queue: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._episodes: dict[int, int] = {}
+        self._spare = slots
+        self._memory = beside(policy, policy.initial_state(slots + 1))
+        self._fresh = {size: beside(policy, policy.initial_state(size)) for size in sizes}
+        self._since: float | None = None
+        self._thread = threading.Thread(target=self._work, name=f"mistjax {name}", daemon=True)
+
+    def warm(self) -> None:
+        """Compiles every size on a made-up observation, then starts the thread."""
+        raw = blank(self.policy.preset)
+        for size in self._sizes:
+            requests = [Request(raw, self._spare, -1, 0, i) for i in range(size)]
+            for _ in range(2):
+                start = time.perf_counter()
+                self._infer(requests, [self.policy.prepare([r.raw]) for r in requests])
+                seconds = time.perf_counter() - start
+            self.slowest_s = max(self.slowest_s, seconds)
+        self._thread.start()
+
+    def submit(self, request: Request) -> concurrent.futures.Future:
+        """Queues a request; its future is `request.done`."""
+        self._queue.put(request)
+        return request.done
+
+    def stop(self) -> None:
+        """Ends the thread after what is queued; does not wait for it."""
+        self._queue.put(None)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return self._queue.qsize()
+
+    @property
+    def busy_s(self) -> float:
+        """How long the inference under way has taken so far; 0 without one."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def _work(self) -> None:
+        while (requests := self._take()) is not None:
+            self._since = time.monotonic()
+            try:
+                self._answer(requests)
+            finally:
+                self._since = None
+
+    def _take(self) -> list[Request] | None:
+        """The next batch: what is there, and what comes within the wait; None at the end."""
+        first = self._queue.get()
+        if first is None:
+            return None
+        taken, until = [first], time.monotonic() + self._wait_s
+        while len(taken) < min(self._sizes[-1], self._expected()):
+            try:
+                more = self._queue.get(timeout=max(until - time.monotonic(), 0))
+            except queue.Empty:
+                break
+            if more is None:
+                self._queue.put(None)
+                break
+            taken.append(more)
+        while len(taken) < self._sizes[-1]:
+            try:
+                more = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if more is None:
+                self._queue.put(None)
+                break
+            taken.append(more)
+        return taken
+
+    def _answer(self, requests: Sequence[Request]) -> None:
+        """One inference; every request's future gets its answer or its own error."""
+        ready, observations = [], []
+        for request in requests:
+            if not request.done.set_running_or_notify_cancel():
+                continue
+            try:
+                observations.append(self.policy.prepare([request.raw]))
+                ready.append(request)
+            except Exception as error:
+                request.done.set_exception(BadObservation(_sentence(error)))
+        for group in _alike(ready, observations):
+            try:
+                answers = self._infer(*group)
+            except Exception as error:
+                if len(group[0]) == 1:
+                    group[0][0].done.set_exception(error)
+                    continue
+                for one in zip(*group, strict=True):
+                    self._alone(*one)
+                continue
+            for request, answer in zip(group[0], answers, strict=True):
+                request.done.set_result(answer)
+
+    def _alone(self, request: Request, observation: Any) -> None:
+        try:
+            (answer,) = self._infer([request], [observation])
+        except Exception as error:
+            request.done.set_exception(error)
+        else:
+            request.done.set_result(answer)
+
+    def _infer(self, requests: Sequence[Request], observations: Sequence[Any]) -> list[Answer]:
+        start = time.monotonic()
+        size = next(size for size in self._sizes if size >= len(requests))
+        repeated = [*range(len(requests)), *[0] * (size - len(requests))]
+        rows = [requests[i] for i in repeated]
+        slots = [r.slot for r in requests] + [self._spare] * (size - len(requests))
+        fresh = np.array([self._episodes.get(r.slot) != r.episode for r in rows])
+        raw = [r.raw for r in rows]
+        where = np.array(slots, np.int32)
+        came_from = np.array([r.slot for r in rows], np.int32)
+        state = _gather(self._memory, came_from, fresh, self._fresh[size])
+        keys = episode_keys(np.array([r.seed for r in rows]), np.array([r.inference for r in rows]))
+        observation = _stack([observations[i] for i in repeated])
+        sample = self.policy.sample(observation, keys, state=state, taps=self._recording.taps)
+        memory = _scatter(self._memory, where, sample.state)
+        said = {name: sample.aux[name] for name in sample.aux if name in SAID}
+        broken, said = jax.device_get((sample.broken, said))
+        actions = self.policy.finish(sample, raw)
+        jax.block_until_ready(memory)
+        self._memory = memory
+        self._episodes |= {r.slot: r.episode for r in requests}
+        seconds = time.monotonic() - start
+        batch = Inference.read(self._recording, sample, actions, 1e3 * seconds)
+        return [
+            Answer(
+                actions=np.array(actions[i]),
+                said={name: value[i] for name, value in said.items()},
+                broken=bool(broken[i]),
+                batch=batch,
+                element=i,
+                queue_ms=1e3 * (start - request.since),
+                infer_ms=1e3 * seconds,
+                size=len(requests),
+            )
+            for i, request in enumerate(requests)
+        ]
+
+
+SAID = (
+    "score",
+    "threshold",
+    "alarm",
+    "fallback",
+    "edited",
+    "cause",
+    "unsound",
+    "named",
+    "input_score",
+    "input_threshold",
+    *(f"evidence/{name}" for name in ("ratios", "sides", "cells", "entries", "words")),
+)
+"""What of `Sample.aux` a reply is made of."""
+
+
+@jax.jit
+def _gather(memory: Any, slots: Any, fresh: Any, first: Any) -> Any:
+    return choose(fresh, first, jax.tree.map(lambda leaf: leaf[slots], memory))
+
+
+@jax.jit
+def _scatter(memory: Any, slots: Any, rows: Any) -> Any:
+    return jax.tree.map(lambda leaf, row: leaf.at[slots].set(row), memory, rows)
+
+
+def _stack(observations: Sequence[Any]) -> Any:
+    """Prepared observations of one row each as one batch."""
+    if len(observations) == 1:
+        return observations[0]
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *observations)
+
+
+def _alike(
+    requests: Sequence[Request], observations: Sequence[Any]
+) -> list[tuple[list[Request], list[Any]]]:
+    """Requests whose observations have the same shapes, together."""
+    groups: dict[Any, tuple[list[Request], list[Any]]] = {}
+    for request, observation in zip(requests, observations, strict=True):
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(observation))
+        found = groups.setdefault(shapes, ([], []))
+        found[0].append(request)
+        found[1].append(observation)
+    return list(groups.values())
+
+
+def blank(preset: RobotPreset) -> dict[str, Any]:
+    """An observation that a policy of this robot can be given: black pictures, a state of zeros."""
+    keys = (preset.state_key,) if isinstance(preset.state_key, str) else preset.state_key
+    black = np.zeros((64, 64, 3), np.uint8)
+    raw: dict[str, Any] = {key: black for key in preset.cameras.values() if key is not None}
+    raw |= {key: np.zeros(1, np.float32) for key in keys}
+    raw[keys[0]] = np.zeros(preset.state_dim - len(keys) + 1, np.float32)
+    return {**raw, "prompt": preset.default_prompt or "warm up"}
+
+
+def _sentence(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return said or f"the observation cannot be read ({type(error).__name__})."

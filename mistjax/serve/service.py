@@ -1,0 +1,477 @@
+"""`Service`: an observation in, a reply out, whatever the policy does meanwhile.
+
+Two lanes hold the monitored policy and the bare one. The monitored one is asked first. Where it has
+not answered by half of the deadline, the bare one is asked as well, with the same noise; at the
+deadline the bare chunk goes out, tagged `mist/late`, and what the monitored one says later is
+dropped, but for what it remembers of the episode. Where neither has a chunk by the watchdog's time,
+or a chunk is none, the declared fallback goes out. The gate comes last, over everything.
+
+So a reply is never later than the watchdog, never of an earlier observation, and never a chunk
+that is not finite. On an accelerator that runs one program at a time, a stall inside of the
+monitored program also stalls the bare one: then the watchdog's fallback goes out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import importlib.metadata
+import itertools
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import mistjax
+from mistjax.attribute.naming import sentence
+from mistjax.detect.inputs import DEFAULT_TAPS
+from mistjax.models.transforms import flatten
+from mistjax.policies.protocol import Policy
+from mistjax.policies.wrapper import Wrapper
+from mistjax.recover.mist import MistPolicy
+from mistjax.report.unsound import NOBODY, STATE_NAMES
+from mistjax.rollouts.plan import EpisodePlan
+from mistjax.rollouts.recorder import Recording
+from mistjax.rollouts.runner import run_config
+from mistjax.serve.events import Events
+from mistjax.serve.gate import Gate, is_velocity, read_gate, still
+from mistjax.serve.lane import Answer, BadObservation, Lane, Request
+from mistjax.serve.metrics import Metrics
+from mistjax.serve.session import ENV, Control, Episode, Session
+from mistjax.serve.settings import Settings
+
+LOG = logging.getLogger("mistjax.serve")
+VERSIONS = {"mistjax": mistjax.__version__, "jax": importlib.metadata.version("jax")}
+
+
+class StopRobot(RuntimeError):
+    """There is no action, and the declared fallback is to end the connection."""
+
+
+class Service:
+    """See the module.
+
+    Args:
+        bare: the policy.
+        monitored: the same with its monitor and remedies; None serves the bare one.
+        settings: how long to wait, and for what.
+
+    Raises:
+        ValueError: a gate or a fallback that does not fit the robot, or a policy that is slower
+            than the deadline.
+        FileNotFoundError: no gate there.
+    """
+
+    def __init__(self, bare: Policy, monitored: Policy | None, settings: Settings):
+        self.bare, self.settings = bare, settings
+        self.policy = bare if monitored is None else monitored
+        self.pass_through = False
+        self.gate = Gate() if settings.gate is None else read_gate(settings.gate)
+        self._check()
+        recording = Recording(DEFAULT_TAPS, ()) if settings.record else Recording()
+        common: dict[str, Any] = {
+            "sizes": settings.batch_sizes,
+            "slots": settings.max_connections,
+            "wait_s": settings.batch_wait_ms / 1e3,
+            "expected": lambda: len(self.sessions),
+        }
+        self._bare = Lane(bare, **common, name="bare")
+        self._monitored = self._bare
+        if monitored is not None or settings.record:
+            self._monitored = Lane(self.policy, **common, recording=recording, name="monitored")
+        self.sessions: dict[int, Session] = {}
+        self._free = list(range(settings.max_connections))
+        self._connections = itertools.count()
+        self.metrics = Metrics(
+            {
+                "connections": lambda: len(self.sessions),
+                "queue": lambda: self._monitored.waiting,
+                "busy_seconds": lambda: max(lane.busy_s for lane in self._lanes),
+                "pass_through": lambda: float(self.pass_through),
+                "lost_episodes": lambda: self.events.lost,
+            }
+        )
+        config = None
+        if settings.record:
+            plan = EpisodePlan(env=None)
+            config = run_config(self.policy.spec, plan, ENV, DEFAULT_TAPS, ())
+        self.events = Events.open(settings.out, config)
+        self._numbers = itertools.count(self.events.first)
+
+    def _check(self) -> None:
+        preset, name = self.bare.preset, self.settings.fallback
+        if self.gate != Gate():
+            self.gate.check(self.bare.spec, preset)
+        if name == "hold" and preset.fallback is None:
+            raise ValueError(
+                f"preset {preset.name!r} does not say what holds the robot still: give RobotPreset "
+                "a `fallback`, or serve with --fallback zero or stop."
+            )
+        if name == "zero" and not all(
+            moves or i == preset.gripper_index for i, moves in enumerate(is_velocity(preset))
+        ):
+            raise ValueError(
+                f"preset {preset.name!r} is moved by positions, where 0 is a place to go to and "
+                "no velocity: serve with --fallback hold or stop."
+            )
+
+    @property
+    def _lanes(self) -> tuple[Lane, ...]:
+        return (
+            (self._monitored,)
+            if self._monitored is self._bare
+            else (
+                self._monitored,
+                self._bare,
+            )
+        )
+
+    def start(self) -> None:
+        """Compiles every shape; ValueError where the policy is slower than the deadline."""
+        for lane in self._lanes:
+            lane.warm()
+        slowest = 1e3 * max(lane.slowest_s for lane in self._lanes)
+        if slowest > self.settings.deadline_ms:
+            raise ValueError(
+                f"an inference of {self.settings.max_batch} observations takes {slowest:.0f} ms "
+                f"here, and the deadline is {self.settings.deadline_ms:g} ms: raise --deadline-ms, "
+                "or lower --max-batch."
+            )
+
+    def close(self) -> None:
+        """Ends every episode and writes what is left."""
+        for session in list(self.sessions.values()):
+            self.leave(session)
+        for lane in self._lanes:
+            lane.stop()
+        self.events.close()
+
+    def metadata(self) -> dict[str, Any]:
+        """What a client is told when it connects."""
+        spec, preset = self.policy.spec, self.bare.preset
+        return {
+            "policy": spec.name,
+            "policy_fingerprint": spec.fingerprint,
+            "mistjax": mistjax.__version__,
+            "robot": preset.name,
+            "action_horizon": spec.action_horizon,
+            "action_dim": spec.action_dim,
+            "action_names": list(spec.action_names),
+            "execute_steps": spec.execute_steps,
+            "cameras": [key for key in preset.cameras.values() if key is not None],
+            "inputs": list(spec.inputs),
+            "monitored": self.policy is not self.bare,
+            "deadline_ms": self.settings.deadline_ms,
+        }
+
+    @property
+    def hung_s(self) -> float:
+        """How long the policy has been silent for, beyond the watchdog's time; else 0."""
+        busy = self._bare.busy_s
+        return busy if 1e3 * busy > self.settings.watchdog_ms else 0.0
+
+    @property
+    def full(self) -> bool:
+        """Whether no client fits in any more."""
+        return not self._free
+
+    def join(self) -> Session:
+        """A new connection's session; the server asks `full` before."""
+        session = Session(next(self._connections), self._free.pop(), self._episode())
+        self.sessions[session.number] = session
+        return session
+
+    def leave(self, session: Session) -> None:
+        """The connection has ended."""
+        if self.sessions.pop(session.number, None) is not None:
+            self._end(session.episode)
+            self._free.append(session.slot)
+
+    def _episode(self, control: Control = Control()) -> Episode:
+        number = next(self._numbers)
+        seed = number if control.seed is None else control.seed
+        return Episode(number, seed, control.episode)
+
+    def _end(self, episode: Episode) -> None:
+        try:
+            trace = episode.trace(self.policy.spec)
+            if trace is not None:
+                self.events.keep(trace)
+        except Exception:
+            LOG.exception("episode %d cannot be stored", episode.number)
+
+    def obey(self, session: Session, control: Control) -> None:
+        """Does what a request says besides its observation."""
+        if control.pass_through is not None:
+            session.pass_through = control.pass_through
+        if control.success is not None:
+            session.episode.success = control.success
+        named = control.episode is not None and control.episode != session.episode.name
+        if named and session.episode.name is None and session.episode.inferences == 0:
+            session.episode.name = control.episode
+            named = False
+        if control.reset or named:
+            self._end(session.episode)
+            session.episode = self._episode(control)
+        elif control.seed is not None:
+            if session.episode.inferences:
+                raise ValueError("mist/seed came in mid-episode: send it with mist/reset.")
+            session.episode.seed = control.seed
+
+    async def answer(self, session: Session, request: Any) -> dict[str, Any]:
+        """The reply to one request.
+
+        Raises:
+            ValueError: an observation or a control that cannot be; says why in one sentence.
+            StopRobot: there is no action, and the fallback is to stop.
+        """
+        since = time.monotonic()
+        try:
+            control, raw = Control.split(request)
+            raw = flatten(raw)
+            self.obey(session, control)
+            if not raw:
+                if control == Control():
+                    raise ValueError("a request is empty: expected an observation.")
+                return {"mist/ok": True, "mist/episode": session.episode.number}
+            return await self._act(session, raw, since)
+        except ValueError as error:
+            self.metrics.count("refused_total", 'what="observation"')
+            self._event(session, since, decision="refused", why=str(error)[:300])
+            raise
+
+    async def _act(self, session: Session, raw: dict[str, Any], since: float) -> dict[str, Any]:
+        episode = session.episode
+        request = Request(
+            raw, session.slot, episode.number, episode.seed, episode.inferences, since
+        )
+        decision, answer = await self._decide(session, request)
+        now = str(raw.get("prompt", ""))
+        episode.inferences += 1
+        session.requests += 1
+        episode.prompt = episode.prompt or now
+        state = self.bare.preset.raw_state(raw)
+        fallen = answer is None or answer.broken or bool(answer.said.get("fallback", False))
+        if answer is None:
+            actions = self._fallback(state)
+        else:
+            actions = answer.actions
+            if fallen and self.settings.fallback != "hold":
+                actions = self._fallback(state)
+        proposed, actions = actions, self._gated(episode, actions, state)
+        gated = actions is not proposed and bool((actions != proposed).any())
+        reply = self._reply(episode, answer, actions, fallen, now)
+        reply["mist/late"] = decision in ("late", "fallback")
+        reply["mist/decision"] = decision
+        reply["mist/sequence"] = session.requests
+        if decision in ("late", "fallback", "pass_through"):
+            episode.incomplete = f"inference {episode.inferences - 1} was answered by: {decision}"
+        if self.settings.record:
+            found = None
+            if decision in ("monitored", "bare") and answer is not None:
+                found = answer.batch, answer.element
+            executed = actions[: self.policy.spec.execute_steps]
+            raw.setdefault("prompt", self.bare.preset.prompt(raw))
+            episode.record(raw, executed, found)
+        self._tell(session, reply, answer, decision, gated, since)
+        return reply
+
+    async def _decide(self, session: Session, request: Request) -> tuple[str, Answer | None]:
+        """(who answered, its answer): `monitored`, `bare` where there is no monitor, `pass_through`
+        where it is switched off, `late` where it is not there in time, `fallback` with None.
+        """
+        settings, alone = self.settings, self._monitored is self._bare
+        ends = request.since + settings.watchdog_ms / 1e3
+        if self.pass_through or session.pass_through:
+            return _or_fallback("pass_through", await _ask(self._bare, request, ends))
+        if alone:
+            return _or_fallback("bare", await _ask(self._bare, request, ends))
+        deadline_s = settings.deadline_ms / 1e3
+        if self._monitored.busy_s > deadline_s:  # it hangs in an earlier inference
+            return _or_fallback("late", await _ask(self._bare, request, ends))
+        asked = asyncio.wrap_future(self._monitored.submit(request))
+        found = await _until(asked, request.since + deadline_s / 2)
+        if found is None:
+            twin = dataclasses.replace(request, done=concurrent.futures.Future())
+            base = asyncio.wrap_future(self._bare.submit(twin))
+            found = await _until(asked, request.since + deadline_s)
+            if found is None:
+                asked.add_done_callback(lambda _: self.metrics.count("late_results_total"))
+                _forget(request, asked)
+                found = await _until(base, ends)
+                _forget(twin, base)
+                return _or_fallback("late", found)
+            _forget(twin, base)
+        return "bare" if self.policy is self.bare else "monitored", found
+
+    def _fallback(self, state: np.ndarray) -> np.ndarray:
+        """The declared fallback for the whole chunk; StopRobot where that is none."""
+        spec, preset = self.policy.spec, self.bare.preset
+        if self.settings.fallback == "stop":
+            raise StopRobot("the policy gives no action: this connection ends, stop the robot.")
+        if self.settings.fallback == "zero" and preset.fallback is None:
+            action = np.zeros(spec.action_dim, np.float32)
+        else:
+            action = still(preset, state)
+        if self.settings.fallback == "zero":
+            moves = [i for i in range(spec.action_dim) if i != preset.gripper_index]
+            action[moves] = 0.0
+        return np.repeat(action[None], spec.action_horizon, axis=0)
+
+    def _gated(self, episode: Episode, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
+        if self.gate == Gate():
+            return actions
+        rest = still(self.bare.preset, state)
+        passed = self.gate(actions, rest, state, episode.gate)
+        executed = self.policy.spec.execute_steps
+        episode.gate = self.gate.after(passed, executed, episode.gate, rest)
+        return passed
+
+    def _reply(
+        self, episode: Episode, answer: Answer | None, actions: np.ndarray, fallen: bool, now: str
+    ) -> dict[str, Any]:
+        said: Mapping[str, Any] = {} if answer is None else answer.said
+        named = int(said.get("named", -1))
+        failing, unsound = bool(said.get("alarm", False)), bool(said.get("unsound", False))
+        inputs = self.policy.spec.inputs
+        named_input = "" if named < 0 else [*inputs, NOBODY][named]
+        queued = 0.0 if answer is None else answer.queue_ms
+        return {
+            "actions": actions,
+            "policy_timing": {"infer_ms": 0.0 if answer is None else answer.infer_ms},
+            "mist/score": _number(said, "score"),
+            "mist/threshold": _number(said, "threshold"),
+            "mist/alarm": failing or unsound or fallen,
+            "mist/unsound": unsound,
+            "mist/input": named_input,
+            "mist/input_score": _number(said, "input_score"),
+            "mist/input_threshold": _number(said, "input_threshold"),
+            "mist/explanation": self._explanation(episode, said, fallen, now),
+            "mist/edited": bool(said.get("edited", False)),
+            "mist/fallback": fallen,
+            "mist/queue_ms": queued,
+        }
+
+    def _explanation(
+        self, episode: Episode, said: Mapping[str, Any], fallen: bool, now: str
+    ) -> str:
+        """Why there is an alarm, in a sentence or two; "" without one."""
+        parts = []
+        if fallen:
+            parts.append("The policy gave no action, so the fallback goes out.")
+        if said.get("unsound", False) and int(said.get("named", -1)) >= 0:
+            at = {
+                name.removeprefix("evidence/"): value
+                for name, value in said.items()
+                if name.startswith("evidence/")
+            }
+            at |= {"named": said["named"], "threshold": said["input_threshold"]}
+            states = STATE_NAMES.get(self.bare.preset.name, ())
+            prompts = (episode.prompt, now)
+            parts.append(sentence(at, self.policy.spec.inputs, states, prompts))
+        if said.get("alarm", False) and not fallen:
+            score, limit = _number(said, "score"), _number(said, "threshold")
+            cause = self._cause(int(said.get("cause", -1)))
+            because = f"; it relies most on the {cause}" if cause else ""
+            parts.append(f"The failure score is {score:.3g}, above {limit:.3g}{because}.")
+        return " ".join(parts)
+
+    def _cause(self, row: int) -> str:
+        policy: Any = self.policy
+        while isinstance(policy, Wrapper) and not isinstance(policy, MistPolicy):
+            policy = policy.policy
+        if row < 0 or not isinstance(policy, MistPolicy) or policy.remedy is None:
+            return ""
+        return policy.remedy.table.causes[row]
+
+    def _tell(
+        self,
+        session: Session,
+        reply: Mapping[str, Any],
+        answer: Answer | None,
+        decision: str,
+        gated: bool,
+        since: float,
+    ) -> None:
+        milliseconds = 1e3 * (time.monotonic() - since)
+        self.metrics.observe(decision, milliseconds)
+        self.metrics.count("requests_total", f'decision="{decision}"')
+        for kind in ("unsound", "fallback"):
+            if reply[f"mist/{kind}"]:
+                self.metrics.count("alarms_total", f'kind="{kind}"')
+        if reply["mist/alarm"] and not (reply["mist/unsound"] or reply["mist/fallback"]):
+            self.metrics.count("alarms_total", 'kind="failure"')
+        if reply["mist/edited"]:
+            self.metrics.count("edited_total")
+        if gated:
+            self.metrics.count("gated_total")
+        self._event(
+            session,
+            since,
+            decision=decision,
+            score=reply["mist/score"],
+            threshold=reply["mist/threshold"],
+            alarm=reply["mist/alarm"],
+            unsound=reply["mist/unsound"],
+            input=reply["mist/input"],
+            edited=reply["mist/edited"],
+            fallback=reply["mist/fallback"],
+            gated=gated,
+            batch=0 if answer is None else answer.size,
+            queue_ms=reply["mist/queue_ms"],
+            infer_ms=reply["policy_timing"]["infer_ms"],
+        )
+
+    def _event(self, session: Session, since: float, **more: Any) -> None:
+        self.events.add(
+            {
+                "time": time.time(),
+                "connection": session.number,
+                "sequence": session.requests,
+                "episode": session.episode.number,
+                "inference": session.episode.inferences - 1,
+                **more,
+                "total_ms": 1e3 * (time.monotonic() - since),
+                "policy": self.policy.spec.fingerprint,
+                **VERSIONS,
+            }
+        )
+
+
+async def _until(future: asyncio.Future, ends: float) -> Any:
+    """The result by then; None where it is late or failed. BadObservation is passed on."""
+    done, _ = await asyncio.wait((future,), timeout=max(ends - time.monotonic(), 0))
+    if not done:
+        return None
+    try:
+        return future.result()
+    except BadObservation:
+        raise
+    except Exception as error:
+        LOG.error("the policy failed: %s: %s", type(error).__name__, error)
+        return None
+
+
+async def _ask(lane: Lane, request: Request, ends: float) -> Answer | None:
+    """A lane's answer by then; None where there is none."""
+    future = asyncio.wrap_future(lane.submit(request))
+    found = await _until(future, ends)
+    _forget(request, future)
+    return found
+
+
+def _forget(request: Request, future: asyncio.Future) -> None:
+    """Nobody will look at the result: takes back a request that waits, hides an error."""
+    request.done.cancel()
+    future.add_done_callback(lambda f: f.cancelled() or f.exception())
+
+
+def _or_fallback(name: str, found: Answer | None) -> tuple[str, Answer | None]:
+    return ("fallback" if found is None else name), found
+
+
+def _number(said: Mapping[str, Any], name: str) -> float | None:
+    return float(said[name]) if name in said else None

@@ -1,0 +1,90 @@
+"""`Settings` of a server; checked before a policy is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from pathlib import Path
+from typing import Literal
+
+from mistjax.ranges import whole
+
+Stop = Literal["hold", "zero", "stop"]
+_WHOLE = {"port": 0, "max_batch": 1, "max_connections": 1}
+_POSITIVE = ("deadline_ms", "watchdog_ms", "send_timeout_s")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a server listens, how long it waits, and what goes out where there is no action.
+
+    Attributes:
+        host: address to listen on; only this machine reaches the default.
+        port: to listen on; 0 takes a free one and prints it.
+        api_key: what clients must send as `Authorization: Api-Key KEY`; None asks for none.
+        max_batch: observations of one inference; clients that ask together are batched.
+        batch_wait_ms: how long an observation waits for those of other clients.
+        deadline_ms: from an observation to its reply. When monitor, attribution or remedy are later
+            than that, the bare policy's action goes out, tagged `mist/late`.
+        watchdog_ms: from an observation to the fallback, when the bare policy gives no action
+            either.
+        fallback: what goes out then: hold is the robot's own (`RobotPreset.fallback`), zero is
+            velocities of 0, stop is an error and the end of the connection.
+        max_connections: clients at a time; further ones are turned away.
+        send_timeout_s: how long a client may take to read a reply before it is cut off.
+        gate: JSON file of a kinematic gate, see `mistjax.serve.gate`.
+        out: folder of the events, and of the run with `record`.
+        record: keep every episode with the activations that a detector reads, as a run folder.
+
+    Raises:
+        ValueError: a setting that no server can have; says which and what was expected.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    max_batch: int = 8
+    batch_wait_ms: float = 2.0
+    deadline_ms: float = 500.0
+    watchdog_ms: float = 2000.0
+    fallback: Stop = "hold"
+    max_connections: int = 64
+    send_timeout_s: float = 5.0
+    gate: Path | None = None
+    out: Path = Path("runs/serve")
+    record: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in _WHOLE.items():
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        if self.port > 65535:
+            raise ValueError(f"port is {self.port}: expected 0 to 65535.")
+        for name in _POSITIVE:
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected a number above 0.")
+        if not 0 <= self.batch_wait_ms <= self.deadline_ms:
+            raise ValueError(
+                f"batch_wait_ms is {self.batch_wait_ms}: expected 0 to deadline_ms, which is "
+                f"{self.deadline_ms:g}."
+            )
+        if self.watchdog_ms < self.deadline_ms:
+            raise ValueError(
+                f"watchdog_ms is {self.watchdog_ms:g}: expected at least deadline_ms, which is "
+                f"{self.deadline_ms:g}."
+            )
+        if self.fallback not in typing.get_args(Stop):
+            raise ValueError(f"fallback is {self.fallback!r}: expected hold, zero or stop.")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.strip()):
+            raise ValueError("api_key is empty or not ASCII: expected a secret of letters.")
+        if not self.host.strip():
+            raise ValueError("host is empty: expected an address, e.g. 127.0.0.1 or 0.0.0.0.")
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes that are compiled, in order: 1, 4, 16, ... and the largest."""
+        powers = [4**i for i in range(16) if 4**i < self.max_batch]
+        return (*powers, self.max_batch)
+
+
+typing.no_type_check(Settings.__init__)  # it says itself, in words, what is wrong with a number
