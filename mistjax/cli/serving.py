@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,7 @@ def serve(
         preset: robot preset; the checkpoint's own by default.
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
     """
-    from mistjax.serve.load import load_service
+    from mistjax.serve.load import is_loopback, load_service
     from mistjax.serve.server import serve
 
     service = load_service(
@@ -44,6 +45,9 @@ def serve(
     )
 
     def listening(port: int) -> None:
+        if settings.api_key is None and not is_loopback(settings.host):
+            said = f"mistjax: whoever reaches {settings.host} can move the robot: give --api-key."
+            print(said, file=sys.stderr)
         host = settings.host if ":" not in settings.host else f"[{settings.host}]"
         name = service.bare.spec.name + (" with its monitor" if mist else "")
         print(f"serving {name} at ws://{host}:{port}", flush=True)

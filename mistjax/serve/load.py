@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import sys
 from pathlib import Path
 
 from mistjax.policies.load import load_policy
@@ -30,18 +29,14 @@ def load_service(
     if mist is None and (shadow or stratum is not None):
         what = "shadow" if shadow else "stratum"
         raise ValueError(f"{what} is given, and no monitor that it is of: give its folder as mist.")
-    if settings.api_key is None and not _is_loopback(settings.host):
-        print(
-            f"mistjax: whoever reaches {settings.host} can move the robot: give --api-key.",
-            file=sys.stderr,
-        )
     bare = load_policy(policy, preset, unnorm_key=unnorm_key)
     arm = "monitor" if shadow else "mist"
     monitored = None if mist is None else load_mist(mist, bare, arm, stratum=stratum)
     return Service(bare, monitored, settings)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
     if host == "localhost":
         return True
     try:

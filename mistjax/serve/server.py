@@ -18,6 +18,7 @@ import hmac
 import http
 import logging
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,10 +36,11 @@ class Server:
 
     Args:
         service: what answers.
+        bound: a socket of its address that does not listen yet, see `bind`; None makes one.
     """
 
-    def __init__(self, service: Service):
-        self.service = service
+    def __init__(self, service: Service, bound: socket.socket | None = None):
+        self.service, self._bound = service, bound
         self.port: int | None = None
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -54,10 +56,10 @@ class Server:
         settings = self.service.settings
         self._stop, self._loop = asyncio.Event(), asyncio.get_running_loop()
         logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
+        bound = self._bound or bind(settings.host, settings.port)
         async with websockets.serve(
             self._converse,
-            settings.host,
-            settings.port,
+            sock=bound,
             compression=None,
             max_size=LARGEST,
             max_queue=1,
@@ -161,7 +163,7 @@ def serve(service: Service, listening: Callable[[int], None]) -> None:
     """
 
     async def run() -> None:
-        server, loop = Server(service), asyncio.get_running_loop()
+        server, loop = Server(service, bound), asyncio.get_running_loop()
         switch = {signal.SIGUSR1: True, signal.SIGUSR2: False}
         for number, off in switch.items():
             loop.add_signal_handler(number, setattr, service, "pass_through", off)
@@ -169,12 +171,37 @@ def serve(service: Service, listening: Callable[[int], None]) -> None:
             loop.add_signal_handler(number, server.stop)
         await server.run(listening)
 
-    _websockets()  # before anything is compiled
+    bound = None
     try:
+        _websockets()  # what is wrong is told before anything is compiled
+        bound = bind(service.settings.host, service.settings.port)
         service.start()
         asyncio.run(run())
     finally:
+        if bound is not None:
+            bound.close()
         service.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket of an address, which refuses clients until it listens.
+
+    Raises:
+        OSError: it cannot be had; names the address.
+    """
+    found = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        if found is not None:
+            found.close()
+        raise OSError(f"{host}:{port} cannot be listened on: {error.strerror}.") from None
+    return found
 
 
 @contextlib.contextmanager
