@@ -6,7 +6,7 @@ dead reckoning. Each is divided by its own size in clean episodes; the largest o
 with one threshold, calibrated on the largest of whole clean episodes, so that the promise is about
 all inputs at once. Its input is named, with one exception: a state that disagrees with dead
 reckoning is blamed only if the cameras agree with dead reckoning rather than with the sensor;
-otherwise none of the inputs is (a push, a broken actuator).
+otherwise none of the inputs is (a push, a broken actuator), and the drift so far counts no more.
 
 This is not a failure score: it says that an input is unsound, not that the episode will fail.
 Nothing is fitted to a fault. Memory of a row: tokens, grids and states of `LOOKS` looks. Cost
@@ -271,7 +271,7 @@ class InputMonitor:
             camera=camera,
             command=m.command,
             prompt=jnp.where(started[:, None], m.prompt, reading.prompt),
-            drift=drift,
+            drift=jnp.where(innocent[:, None], 0.0, drift),
             looks=m.looks + 1,
             named=named,
         )

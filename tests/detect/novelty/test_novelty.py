@@ -70,6 +70,12 @@ def test_a_push_is_no_inputs_fault(monitor):
     assert (named[at_onset] == len(monitor.inputs)).mean() > 0.8
 
 
+def test_what_a_push_moved_is_not_held_against_the_state_later(monitor):
+    found = evidence(monitor, world(EPISODES, seed=5, push=(5, 1.0)))
+    nobodys = found.unsound[:, 5] & (found.named[:, 5] == len(monitor.inputs))
+    assert np.mean(found.unsound[nobodys, 6]) < 0.2
+
+
 def test_clean_episodes_keep_the_promise_over_all_inputs_together(monitor):
     first, named = alarms(monitor, world(250, seed=9))
     false = int((first >= 0).sum())
