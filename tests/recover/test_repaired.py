@@ -23,7 +23,7 @@ from mistjax.recover.decision import (
 from mistjax.recover.fusion import FusionLimits
 from mistjax.recover.recovery import RepairMemory, recovered
 from mistjax.recover.repaired import Repaired, _sample
-from mistjax.rollouts.loop import _beside
+from mistjax.rollouts.loop import beside
 from mistjax.steer.remedies.artifact import RepairConfig, load_repairs, make_remedies, save_repairs
 from mistjax.steer.remedies.imputer import Imputer
 from mistjax.steer.remedies.mask import Mask
@@ -101,7 +101,7 @@ def told(seed):
 
 
 def two_looks(mist, obs, then=None, seeds=(0, 1, 2)):
-    first = mist.sample(obs, KEYS, state=_beside(mist, mist.begin(seeds)))
+    first = mist.sample(obs, KEYS, state=beside(mist, mist.begin(seeds)))
     return first, mist.sample(obs if then is None else then, KEYS, state=first.state)
 
 
@@ -134,7 +134,7 @@ def test_what_the_sensor_of_a_repaired_input_says_does_not_matter(make, obs):
 def test_one_program_serves_the_first_inference_and_the_others(make, obs):
     """Arrays that are bound to a device, and those that are not, would be two programs."""
     mist = make(SCRIPT)
-    state = _beside(mist, mist.begin([0, 1, 2]))
+    state = beside(mist, mist.begin([0, 1, 2]))
     sample = mist.sample(obs, KEYS, state=state)
     before = _sample._cache_size()
     mist.sample(obs, KEYS, state=sample.state)
