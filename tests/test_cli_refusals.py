@@ -214,6 +214,25 @@ COMMANDS = {
             "--layout": ("gr00t",),
         },
     ),
+    "words": (
+        "{policy} --out {out}.html",
+        {
+            0: CHECKPOINT,
+            "--run": (*RUN, "{run}"),
+            "--stack": ("vision", "nope", ""),
+            "--top": (*POSITIVE, "100000"),
+            "--clusters": (*WHOLE, "100000"),
+            "--concepts": ("up", "up wordwhichisnone", "up ,"),
+            "--doses": ("many",),
+            "--controls": POSITIVE,
+            "--scenes": (*POSITIVE, "1"),
+            "--statistics": ("torque",),
+            "--seed": WHOLE,
+            "--out": NEW_FILE,
+            "--preset": PRESET,
+            "--unnorm-key": UNNORM,
+        },
+    ),
     "vectors": (
         "{policy} --out {out}",
         {

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import torch
 
 from interop.arrays import to_jax
@@ -91,4 +92,5 @@ class Words:
             to_jax(norm.weight.float()),
             to_jax(rows.float()),
             tuple(names),
+            np.full(len(names), stack == "action"),
         )

@@ -78,4 +78,5 @@ class Words:
             to_jax(llama.model.norm.weight),
             to_jax(llama.lm_head.weight[: len(names)]),
             tuple(names),
+            np.arange(len(names)) >= first,
         )

@@ -34,6 +34,7 @@ from mistjax.cli.detectors import (
 )
 from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, memory, report, study
 from mistjax.cli.installation import cite, conformance, doctor, export_checkpoint, fetch
+from mistjax.cli.neurons import words
 from mistjax.cli.remedies import explain, fit_imputer, nmr, patch, remedy, vectors
 from mistjax.cli.serving import serve
 
@@ -52,6 +53,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "detect-bench": detect_bench,
     "import-safe": import_safe,
     "export-safe": export_safe,
+    "words": words,
     "vectors": vectors,
     "remedy": remedy,
     "explain": explain,

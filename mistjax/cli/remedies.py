@@ -260,12 +260,9 @@ def vectors(
     """
     from mistjax.policies.load import load_policy
     from mistjax.rollouts.run import load_run
-    from mistjax.steer.build import write_vectors
+    from mistjax.steer.build import parse_concepts, write_vectors
 
-    words = concepts and {name: text.split(",") for name, text in concepts.items()}
-    for name, some in (words or {}).items():
-        if not all(word.strip() for word in some):
-            raise ValueError(f"concept {name!r} is {','.join(some)!r}: expected words, WORD,WORD.")
+    words = parse_concepts(concepts)
     refuse_file(out)
     if run is not None:
         load_run(run)  # refuses, if it must, before a policy is loaded

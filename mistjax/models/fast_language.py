@@ -85,6 +85,12 @@ class FastTokenizer:
         return self.prompts.id_to_piece(index)
 
     @functools.cached_property
+    def is_action(self) -> Bool[np.ndarray, " v"]:
+        """Which of the model's ids stand for actions."""
+        place = self.vocab_size - 1 - RESERVED - np.arange(self.vocab_size)
+        return (place >= 0) & (place < self.actions.vocab_size)
+
+    @functools.cached_property
     def grammar(self) -> ActionGrammar:
         """What a whole action looks like."""
         size = self.actions.horizon * self.actions.action_dim

@@ -29,8 +29,10 @@ from mistjax.models.transforms import flat_rows
 from mistjax.models.written_state import StateWriter
 from mistjax.policies.families import Family, register
 from mistjax.policies.pi import PiPolicy
+from mistjax.policies.pi_values import fast_value_vectors
 from mistjax.policies.presets.base import RobotPreset
 from mistjax.policies.protocol import RawObs, Sample
+from mistjax.policies.value_vectors import ValueVectors
 
 
 @flax.struct.dataclass
@@ -105,6 +107,14 @@ class FastPolicy(PiPolicy):
 
     def _padded(self, state: Any) -> Any:
         return state
+
+    def value_vectors(self, stack: str = "vlm") -> ValueVectors:
+        """See `LanguagePolicy.value_vectors`. Both stacks are the same network: `vlm` names words
+        alone, `action` also the tokens that actions are written in.
+        """
+        if stack == "action":
+            return fast_value_vectors(self.spec.fingerprint, self.variables, self.tokenizer)
+        return super().value_vectors(stack)
 
     _absent_mask = True
     _tail = FAST_TAIL

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from mistjax.models.config import FastConfig, Pi0Config
+from mistjax.models.fast_language import FastTokenizer
 from mistjax.models.pi0 import Pi0
 from mistjax.models.tokenizers import PromptTokenizer
 from mistjax.policies.protocol import PolicySpec
@@ -40,7 +42,31 @@ def pi_value_vectors(
             f"stack {stack!r} has no names to read it by: expected 'vlm', or 'action' where there "
             "is an action expert."
         )
-    return ValueVectors(stack, spec.fingerprint, vectors, scale, rows, names)
+    actions = np.ones(len(names), bool) if stack == "action" else None
+    return ValueVectors(stack, spec.fingerprint, vectors, scale, rows, names, actions)
+
+
+def fast_value_vectors(policy: str, variables: Any, tokenizer: FastTokenizer) -> ValueVectors:
+    """Of pi0-FAST's only network while it writes an action: words and action tokens as names.
+
+    Args:
+        policy: its fingerprint.
+        variables: of the network.
+        tokenizer: names the tokens.
+    """
+    llm = variables["params"]["PaliGemma"]["llm"]
+    words = np.arange(min(tokenizer.prompts.vocab_size, tokenizer.vocab_size))
+    written = np.flatnonzero(tokenizer.is_action)
+    ids = np.concatenate([np.setdiff1d(words, written), written])
+    return ValueVectors(
+        "action",
+        policy,
+        llm["layers"]["mlp"]["linear"],
+        1 + llm["final_norm"]["scale"],
+        llm["embedder"]["input_embedding"][ids],
+        tuple(tokenizer.id_to_piece(int(i)) for i in ids),
+        tokenizer.is_action[ids],
+    )
 
 
 def _action_rows(variables: Any, spec: PolicySpec) -> tuple[Array, tuple[str, ...]]:

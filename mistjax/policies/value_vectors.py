@@ -14,7 +14,8 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,6 +29,7 @@ class ValueVectors:
         scale: what the final norm multiplies each width dimension by [D].
         rows: output direction of each name [V,D].
         names: of the rows.
+        actions: which names are actions, in place of words [V]; None where none is.
     """
 
     stack: str
@@ -36,6 +38,7 @@ class ValueVectors:
     scale: Float[Array, " d"]
     rows: Float[Array, "v d"]
     names: tuple[str, ...]
+    actions: Bool[np.ndarray, " v"] | None = None
 
     def decode(self, directions: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
         """How much each name is written per unit of a direction; float32, all names at once."""

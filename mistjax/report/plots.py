@@ -232,6 +232,26 @@ def dose_response(
     return figure
 
 
+def effect_lines(
+    doses: Float[np.ndarray, " n"],
+    effects: Mapping[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n 2"]]],
+    controls: Sequence[Float[np.ndarray, " n"]],
+    y: str,
+    x: str = "dose",
+) -> Figure:
+    """Mean change against a dose, one line an effect with its 95% band; controls are grey lines."""
+    figure, axes = new_axes(5.4, 2.9)
+    for i, control in enumerate(controls):
+        name = f"random neurons (n = {len(controls)})" if i == 0 else None
+        axes.plot(doses, control, color=LIGHT["arm0"], linewidth=1, alpha=0.55, label=name)
+    for (name, (mean, band)), color in zip(effects.items(), ARMS[1:], strict=False):
+        axes.fill_between(doses, band[:, 0], band[:, 1], color=color, alpha=0.18, linewidth=0)
+        axes.plot(doses, mean, "o-", color=color, linewidth=1.8, markersize=4, label=name)
+    label(axes, x, y)
+    legend(axes, ncols=2)
+    return figure
+
+
 def heatmap(
     image: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "rows columns"], height: int = 384
 ) -> UInt8[np.ndarray, "big_h big_w 3"]:

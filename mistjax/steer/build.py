@@ -156,6 +156,19 @@ def write_vectors(
     return "\n".join(lines)
 
 
+def parse_concepts(texts: Mapping[str, str] | None) -> dict[str, list[str]] | None:
+    """Concepts as a command line gives them: name -> words, comma-separated.
+
+    Raises:
+        ValueError: a word that is empty.
+    """
+    words = texts and {name: text.split(",") for name, text in texts.items()}
+    for name, some in (words or {}).items():
+        if not all(word.strip() for word in some):
+            raise ValueError(f"concept {name!r} is {','.join(some)!r}: expected words, WORD,WORD.")
+    return words or None
+
+
 def known_concepts(
     policy: Policy, concepts: Mapping[str, Sequence[str]]
 ) -> dict[str, Sequence[str]]:

@@ -67,7 +67,9 @@ def test_a_run_is_a_row_for_each_episode(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("what", "least"), [(("front",), 0.9), (("word", "--prompt", "move the stone"), 0.5)]
+    # Not all of it: the first layer has read the corrupted tokens before its output is put back.
+    ("what", "least"),
+    [(("front",), 0.7), (("word", "--prompt", "move the stone"), 0.5)],
 )
 def test_a_corrupted_moment_is_restored_by_the_vlm(what, least, run, tmp_path, capsys):
     page = tmp_path / "page.html"

@@ -1,0 +1,77 @@
+"""Subcommands on what single neurons and features write and do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from mistjax.files import refuse_folder
+from mistjax.ranges import whole
+
+
+def words(
+    policy: Positional[str],
+    /,
+    *,
+    run: Path | None = None,
+    stack: str = "vlm",
+    top: int = 1,
+    clusters: int = 8,
+    concepts: dict[str, str] | None = None,
+    doses: tuple[float, ...] = (-1.0, -0.5, 0.5, 1.0),
+    controls: int = 12,
+    scenes: int = 32,
+    statistics: tuple[str, ...] = (),
+    seed: int = 0,
+    out: Path = Path("words.html"),
+    preset: str | None = None,
+    unnorm_key: str | None = None,
+) -> None:
+    """Browse which neurons write which words, and measure what they do to the actions.
+
+    Args:
+        policy: checkpoint folder, gs://BUCKET/PATH, hf://OWNER/REPOSITORY@COMMIT, or
+            MODULE:FUNCTION for one of your own.
+        run: run folder with episodes recorded as video, whose scenes effects are measured on;
+            without one nothing is measured.
+        stack: vlm (words), or action (directions of motion).
+        top: names of a neuron that count where concepts are searched.
+        clusters: of value vectors; 0 for none.
+        concepts: name and its words, comma-separated.
+        doses: activations that a concept's neurons are set to, and raised by; 1 is what one neuron
+            in a hundred reaches.
+        controls: sets of random neurons beside each concept.
+        scenes: recorded observations.
+        statistics: speed, or action dimensions such as dz.
+        seed: of clusters, controls and noise.
+        out: page to write.
+        preset: robot preset; the checkpoint's own by default.
+        unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
+    """
+    from mistjax.policies.load import load_policy
+    from mistjax.report.words import WordsConfig, words_run
+    from mistjax.rollouts.run import load_run
+    from mistjax.steer.build import parse_concepts
+
+    config = WordsConfig(
+        stack=stack,
+        top=whole("top", top, 1),
+        clusters=whole("clusters", clusters, 0),
+        concepts=parse_concepts(concepts) or {},
+        doses=doses,
+        controls=whole("controls", controls, 1),
+        scenes=whole("scenes", scenes, 2),
+        statistics=statistics,
+        seed=whole("seed", seed, 0),
+    )
+    refuse_folder(out)
+    recorded = None if run is None else load_run(run)
+    print(words_run(load_policy(policy, preset, unnorm_key=unnorm_key), config, out, recorded))
+    then = f"mistjax vectors {policy} --concepts NAME WORD,WORD --out VECTORS"
+    if run is None:
+        then = f"mistjax words {policy} --run RUN"
+    print(
+        f"{out}: all layers, names and clusters. What a neuron writes is read off the weights; "
+        f"that it does what it writes is another matter.\nNext: {then}"
+    )
