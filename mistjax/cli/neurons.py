@@ -38,7 +38,7 @@ def words(
         stack: vlm (words), or action (directions of motion).
         top: names of a neuron that count where concepts are searched.
         clusters: of value vectors; 0 for none.
-        concepts: name and its words, comma-separated.
+        concepts: name and its words, comma-separated; one that begins with - is written [-]dz.
         doses: activations that a concept's neurons are set to, and raised by; 1 is what one neuron
             in a hundred reaches.
         controls: sets of random neurons beside each concept.

@@ -21,7 +21,7 @@ def run(tmp_path_factory):
 def test_directions_of_the_expert_are_measured_beside_random_neurons(run, tmp_path, capsys):
     page = tmp_path / "words.html"
     command = ["words", str(SHIPPED / "board_pi0"), "--stack", "action", "--run", str(run)]
-    command += ["--clusters", "2", "--concepts", "up", "+dz", "down", "-dz", "--scenes", "8"]
+    command += ["--clusters", "2", "--concepts", "up", "+dz", "down", "[-]dz", "--scenes", "8"]
     assert main([*command, "--controls", "3", "--statistics", "dz", "--out", str(page)]) == 0
     said, html = capsys.readouterr().out, page.read_text()
     assert re.search(r"On 8 scenes \d of \d effects are beyond random neurons", said)

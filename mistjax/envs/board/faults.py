@@ -6,11 +6,9 @@ Each fault is a pure function from the actions asked for so far to the action th
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 Asked = Float[np.ndarray, "t 4"]
 Action = Float[np.ndarray, "4"]
@@ -71,44 +69,3 @@ class Fault:
             )
         if not 0 <= self.strength <= 1:
             raise ValueError(f"fault strength is {self.strength}, expected 0 to 1")
-
-
-class FaultyBoard(gym.Wrapper):
-    """A board environment whose actions go wrong.
-
-    `info["fault_onset"]` is the step from which actions are corrupted (None before) and
-    `info["fault_active"]` whether the action just taken was. The noise is drawn from the seed of
-    `reset`.
-    """
-
-    def __init__(self, env: gym.Env, fault: Fault) -> None:
-        super().__init__(env)
-        self.fault = fault
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode; see `BoardEnv.reset`."""
-        observation, info = self.env.reset(seed=seed, options=options)
-        self._asked: list[Action] = []
-        self._rng = np.random.default_rng(seed)
-        self._triggered = 0 if self.fault.trigger == "start" else None
-        self._held = info["held"] is not None
-        return observation, {**info, "fault_onset": None, "fault_active": False}
-
-    def step(self, action: Shaped[np.ndarray, "4"]) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take a step with the corrupted action."""
-        self._asked.append(np.asarray(action, np.float64))
-        now, fault = len(self._asked) - 1, self.fault
-        fires = action[3] < 0 if fault.trigger == "close" else self._held
-        if self._triggered is None and fires:
-            self._triggered = now
-        onset = None if self._triggered is None else self._triggered + fault.delay
-        active = onset is not None and onset <= now < onset + fault.duration
-        if active:
-            action = FAULTS[fault.name](np.stack(self._asked), fault.strength, self._rng)
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        self._held = info["held"] is not None
-        started = onset if onset is not None and onset <= now else None
-        info = {**info, "fault_onset": started, "fault_active": active}
-        return observation, reward, terminated, truncated, info

@@ -160,7 +160,7 @@ class FunctionalBoard:
         Args:
             seeds: as in `BoardEnv.reset`.
             perturbation: name -> strength.
-            fault: what goes wrong with the actions, as in `FaultyBoard`.
+            fault: what goes wrong with the actions.
             scene: how the unperturbed scene looks.
         """
         rows, prompts, info = [], [], []
@@ -346,7 +346,7 @@ def _corrupt(
     fault: FaultArrays, state: State, action: Float[Array, "4"]
 ) -> tuple[Array, Array, Array, Array]:
     """(the action carried out, the gripper values asked for, when the fault fired, whether it is
-    active): what `FaultyBoard.step` does, on arrays."""
+    active): what a faulty actuator does, on arrays."""
     now, gripper = state.progress.steps, action[3]
     asked = jnp.where(now == 0, gripper, jnp.append(state.gripper_asked[1:], gripper))
     fires = jnp.where(fault.trigger == 1, gripper < 0, state.moment.held >= 0)
