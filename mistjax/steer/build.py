@@ -162,8 +162,8 @@ def parse_concepts(texts: Mapping[str, str] | None) -> dict[str, list[str]] | No
     Raises:
         ValueError: a word that is empty.
     """
-    words = texts and {name: text.split(",") for name, text in texts.items()}
-    for name, some in (words or {}).items():
+    words = {name: text.split(",") for name, text in (texts or {}).items()}
+    for name, some in words.items():
         if not all(word.strip() for word in some):
             raise ValueError(f"concept {name!r} is {','.join(some)!r}: expected words, WORD,WORD.")
     return words or None

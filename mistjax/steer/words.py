@@ -73,9 +73,10 @@ def clusters(values: ValueVectors, top: TopNames, count: int, *, seed: int = 0) 
     flat = np.asarray(read).reshape(depth * width, -1)
     unit = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
     # Batches of all neurons, as long as they are few: then it is Lloyd's algorithm.
-    means = MiniBatchKMeans(count, random_state=seed, n_init=3, batch_size=min(len(unit), 4096))
+    size = min(len(unit), 4096)
+    means = MiniBatchKMeans(count, random_state=seed, n_init=3, batch_size=size)  # pyright: ignore
     member = means.fit_predict(unit)
-    near = np.einsum("nd,nd->n", unit, means.cluster_centers_[member])
+    near = np.sum(unit * np.asarray(means.cluster_centers_)[member], axis=1)
     found = []
     for cluster in range(count):
         neurons = np.flatnonzero(member == cluster)
