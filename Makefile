@@ -65,9 +65,9 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m experiments.bench
 
 # LIBERO's declared dependencies are a training stack that its environments do not use. Pictures also
-# need OpenGL, and scenes need assets: `mistjax doctor` says what is missing.
+# need OpenGL: `mistjax doctor libero gl` says what is missing.
 libero: $(VENV)/.installed
-	$(INSTALL) -e '.[libero]'
+	$(INSTALL) -e '.[libero,download]'
 	$(INSTALL) --no-deps hf-libero robosuite bddl
 	$(BIN)/python -m mistjax.envs.libero.installation
 

