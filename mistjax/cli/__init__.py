@@ -33,7 +33,14 @@ from mistjax.cli.detectors import (
     train_detector,
 )
 from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, memory, report, study
-from mistjax.cli.installation import cite, conformance, doctor, export_checkpoint, fetch
+from mistjax.cli.installation import (
+    cite,
+    conformance,
+    doctor,
+    export_checkpoint,
+    fetch,
+    libero_pro,
+)
 from mistjax.cli.neurons import words
 from mistjax.cli.remedies import explain, fit_imputer, nmr, patch, remedy, vectors
 from mistjax.cli.serving import serve
@@ -66,6 +73,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "export-lerobot": export_lerobot,
     "fetch": fetch,
     "export-checkpoint": export_checkpoint,
+    "libero-pro": libero_pro,
     "conformance": conformance,
     "doctor": doctor,
     "cite": cite,

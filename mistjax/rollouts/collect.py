@@ -55,6 +55,8 @@ def collect(
     drawn: dict[str, Any] = {}
     if plan.suite is not None:
         env, settings = LIBERO_ENV, {"suite": plan.suite, **settings}
+        if plan.prompts is not None:
+            settings["prompts"] = plan.prompts
     if env is None:
         raise ValueError("the plan names no environment: give its gymnasium id as env.")
     if env in (BOARD_ENV, LIBERO_ENV) and not plan.videos:  # only what an inference looks at

@@ -48,7 +48,10 @@ class EpisodePlan:
         fault_onset: first and last step at which a fault begins; the mixture's own by default.
         sensor_noise: whether cameras and state have ordinary noise; by default only a mixture's.
         env: gymnasium id; None where the environment is made elsewhere (see `run_episodes`).
-        suite: a LIBERO suite in place of `env`, e.g. libero_spatial.
+        suite: in place of `env` a LIBERO suite, e.g. libero_spatial, one of LIBERO-PRO's, e.g.
+            libero_object_swap, or a folder of .bddl files.
+        prompts: whether instructions are those in the tasks' file name or in their text; by default
+            the name for LIBERO's own suites, and else the text, as published evaluations do.
         tasks: which tasks of the suite; all by default.
         videos: how many of the first episodes to record as video.
         max_steps: cut episodes off here; by default the environment does.
@@ -74,6 +77,7 @@ class EpisodePlan:
     sensor_noise: bool | None = None
     env: str | None = BOARD_ENV
     suite: str | None = None
+    prompts: Literal["name", "text"] | None = None
     tasks: tuple[int, ...] = ()
     videos: int = 0
     max_steps: int | None = None
@@ -97,6 +101,12 @@ class EpisodePlan:
         tasks = tuple(whole("a task", task, 0) for task in self.tasks)
         if len(set(tasks)) < len(tasks):
             raise ValueError(f"tasks are {list(tasks)}: expected each at most once.")
+        if self.prompts is not None and (
+            self.suite is None or self.prompts not in ("name", "text")
+        ):
+            raise ValueError(
+                f"prompts is {self.prompts!r}: expected name or text, and a suite whose they are."
+            )
         if tasks and self.suite is None:
             raise ValueError(f"tasks are {[*tasks]}, and no LIBERO suite is named that has them.")
         if self.executor not in ("process", "ray"):
@@ -175,10 +185,9 @@ _LEAST = {
 
 
 def _check_suite(suite: str) -> None:
-    from mistjax.envs.libero.suites import SUITES
+    from mistjax.envs.libero.suites import check_suite
 
-    if suite not in SUITES:
-        raise ValueError(f"unknown suite {suite!r}; expected one of {', '.join(SUITES)}.")
+    check_suite(suite)
 
 
 def check_seeds(seeds: Iterable[Any]) -> tuple[int, ...]:

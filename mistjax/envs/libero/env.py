@@ -39,6 +39,9 @@ IMAGE_KEYS = ("observation/image", "observation/wrist_image")
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 STATE_KEY, PROMPT_KEY = "observation/state", "prompt"
 
+TYPOGRAPHIC = (0x2018, 0x2019, 0x201C, 0x201D, 0x2013, 0x2014)
+"""Quotation marks and dashes in published instructions."""
+
 
 class LiberoEnv(gym.Env):
     """See the module. The same seed and options give the same episode bit for bit."""
@@ -58,6 +61,7 @@ class LiberoEnv(gym.Env):
         reflections: bool = True,
         max_steps: int | None = None,
         settle_steps: int = SETTLE_STEPS,
+        prompts: str | None = None,
         assets: str | None = None,
         render_mode: str | None = None,
     ) -> None:
@@ -74,6 +78,7 @@ class LiberoEnv(gym.Env):
             reflections: draw reflections as LIBERO does; without them it takes half as long.
             max_steps: steps before truncation; None takes the suite's.
             settle_steps: steps at rest before the episode begins, while things fall into place.
+            prompts: instructions by the file's "name" or its "text"; None takes the suite's own.
             assets: asset folder, see `installation.find_assets`.
             render_mode: gymnasium's; "rgb_array" makes `render()` return the agent's view.
 
@@ -92,7 +97,11 @@ class LiberoEnv(gym.Env):
         if settle_steps < 0:
             raise ValueError(f"settle_steps is {settle_steps}, expected at least 0")
         self._libero = load(assets)
+        if prompts not in (None, "name", "text"):
+            raise ValueError(f"prompts is {prompts!r}, expected 'name' or 'text'")
         self.tasks = suites.suite(suite) if isinstance(suite, str) else tuple(suite)
+        if prompts is not None:
+            self.tasks = tuple(task.named_by(prompts) for task in self.tasks)
         self.task_id = None if task_id is None else check_task(self.tasks, task_id)
         self.image_size, self.convention, self.reflections = image_size, convention, reflections
         self.picture_every, self.settle_steps = picture_every, settle_steps
@@ -104,7 +113,9 @@ class LiberoEnv(gym.Env):
         self.action_space = gym.spaces.Box(-1.0, 1.0, (7,), np.float32)
         spaces: dict[str, gym.Space] = {
             STATE_KEY: gym.spaces.Box(-np.inf, np.inf, (8,), np.float32),
-            PROMPT_KEY: gym.spaces.Text(500, charset=frozenset(map(chr, range(32, 127)))),
+            PROMPT_KEY: gym.spaces.Text(
+                500, charset=frozenset(map(chr, (*range(32, 127), *TYPOGRAPHIC)))
+            ),
         }
         if pictures:
             picture = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)

@@ -22,6 +22,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from mistjax.envs.libero.variants import define
+
 ASSETS_VARIABLE = "MISTJAX_LIBERO_ASSETS"
 MODULES = ("libero", "robosuite", "bddl", "numba", "cv2", "easydict", "future", "termcolor")
 MARKER = Path("scenes") / "libero_tabletop_base_style.xml"
@@ -113,6 +115,7 @@ def load(assets: str | Path | None = None) -> Libero:
             )
         libero._assets_path_cache = str(folder)
         scenes = importlib.import_module("libero.libero.envs")
+        define(importlib.import_module("libero.libero.envs.base_object").OBJECTS_DICT)
         robosuite = importlib.import_module("robosuite")
         controller = robosuite.load_controller_config(default_controller="OSC_POSE")
     return Libero(scenes.TASK_MAPPING, controller, folder)

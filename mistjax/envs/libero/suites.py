@@ -1,4 +1,5 @@
-"""Suites of LIBERO tasks: the five installed ones, and published folders in the same layout.
+"""Suites of LIBERO tasks: the five installed ones, LIBERO-PRO's sixteen, and any published folder
+in the same layout.
 
 Step limits are those that openpi and OpenVLA evaluate with: the longest demonstration of a suite
 and a margin.
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from mistjax.envs.libero.bddl import Problem
 from mistjax.envs.libero.init_states import read_init_states
 from mistjax.envs.libero.installation import package, task_map
+from mistjax.envs.libero.pro import PRO_SUITES, base_of, files
 from mistjax.untrusted import read_text, reading
 
 MAX_STEPS = {
@@ -49,6 +51,11 @@ class Task:
     init_file: Path | None
     max_steps: int
 
+    def named_by(self, prompts: str) -> Task:
+        """The same task with its instruction taken from the file's `name`, or from its `text`."""
+        said = prompt_of(self.name) if prompts == "name" else self.problem.language
+        return dataclasses.replace(self, prompt=said)
+
     def init_states(self) -> Float[np.ndarray, "states size"] | None:
         """The fixed start states: rows of (time, qpos, qvel)."""
         return None if self.init_file is None else read_init_states(self.init_file)
@@ -59,16 +66,30 @@ def prompt_of(name: str) -> str:
     return re.sub(r"^[A-Z_]+SCENE\d+_", "", name).replace("_", " ")
 
 
+def check_suite(name: str) -> None:
+    """ValueError unless a suite has this name, or is a folder."""
+    if name not in (*SUITES, *PRO_SUITES) and not Path(name).is_dir():
+        raise ValueError(
+            f"unknown suite {name!r}; expected one of {', '.join(SUITES)}, one of LIBERO-PRO's "
+            f"such as {PRO_SUITES[0]}, or a folder of .bddl files."
+        )
+
+
 @functools.cache
 def suite(name: str) -> tuple[Task, ...]:
-    """The tasks of an installed suite in LIBERO's order.
+    """The tasks of a suite in LIBERO's order; of a folder see `published`.
 
     Raises:
         ValueError: an unknown suite.
         ImportError: LIBERO is not installed.
+        FileNotFoundError: LIBERO-PRO's suites were not fetched.
     """
+    check_suite(name)
+    if name in PRO_SUITES:
+        tasks = {task.name: task for task in published(*files(name))}
+        return tuple(tasks[task] for task in task_map()[base_of(name)])
     if name not in SUITES:
-        raise ValueError(f"unknown suite {name!r}; expected one of {', '.join(SUITES)}.")
+        return published(name)
     bddl, init = package() / "bddl_files" / name, package() / "init_files" / name
     return tuple(
         Task(
@@ -94,15 +115,18 @@ def published(
 
     Args:
         bddl_folder: its `.bddl` files, one a task, in the order of their names.
-        init_folder: start states of the same names, `.pruned_init` or `.init`; a task without one,
-            or None, draws its starts from its regions.
+        init_folder: start states of the same names, `.pruned_init`, `.init` or
+            `.pruned_init.npz`; a task without one draws its starts from its regions. None takes the
+            folder beside it in the published layout (`bddl_files/NAME`, `init_files/NAME`), if any.
         max_steps: step limit; None takes that of the suite whose name the folder's begins with.
 
     Raises:
         FileNotFoundError: a folder without tasks.
         ValueError: a file that is not a LIBERO task, or no step limit to go by.
     """
-    folder = Path(bddl_folder)
+    folder = Path(bddl_folder).absolute()
+    if init_folder is None and folder.parent.name == "bddl_files":
+        init_folder = folder.parents[1] / "init_files" / folder.name
     files = sorted(folder.glob("*.bddl"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no .bddl files.")
@@ -121,6 +145,6 @@ def _published(path: Path, init_folder: str | Path | None, max_steps: int) -> Ta
         problem = Problem.parse(read_text(path))
     init = None
     if init_folder is not None:
-        names = (f"{path.stem}.pruned_init", f"{path.stem}.init")
+        names = [f"{path.stem}{end}" for end in (".pruned_init", ".init", ".pruned_init.npz")]
         init = next((p for n in names if (p := Path(init_folder) / n).exists()), None)
     return Task(path.parent.name, path.stem, problem.language, problem, init, max_steps)

@@ -18,7 +18,7 @@ def written(path, value, protocol=2, name="archive/data.pkl"):
     return path
 
 
-@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("states", [STATES, np.asfortranarray(STATES)])
 def test_states_are_read_bit_for_bit(tmp_path, states, protocol):
     found = read_init_states(written(tmp_path / "a.init", states, protocol))
@@ -69,3 +69,25 @@ def test_a_broken_file_is_named(tmp_path):
         archive.writestr("archive/data.pkl", whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="not a plain float64 matrix"):
         read_init_states(path)
+
+
+def test_numpy_archives_are_read_as_published(tmp_path):
+    np.savez_compressed(tmp_path / "a.pruned_init.npz", states=STATES)
+    np.testing.assert_array_equal(read_init_states(tmp_path / "a.pruned_init.npz"), STATES)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"other": STATES}, "expected one array, states"),
+        ({"states": STATES, "more": STATES}, "expected one array, states"),
+        ({"states": STATES.astype(np.float32)}, "type float32, expected float64"),
+        ({"states": STATES[0]}, "expected states and their size"),
+        ({"states": STATES * np.nan}, "not finite"),
+        ({"states": np.array([None])}, "allow_pickle=False"),
+    ],
+)
+def test_another_numpy_archive_is_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        read_init_states(tmp_path / "a.npz")
