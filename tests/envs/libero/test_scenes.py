@@ -1,6 +1,10 @@
 """Real scenes: as LIBERO makes them, the same every time, and perturbed as asked."""
 
+import os
+from pathlib import Path
+
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -9,7 +13,7 @@ import mistjax.envs  # noqa: F401 (registers the environments)
 from mistjax.envs.libero.env import IMAGE_KEYS, PROMPT_KEY, STATE_KEY, LiberoEnv
 from mistjax.envs.libero.expert import Expert
 from mistjax.envs.libero.installation import find_assets, package
-from mistjax.envs.libero.suites import suite
+from mistjax.envs.libero.suites import SUITES, suite
 
 try:
     find_assets()
@@ -45,6 +49,10 @@ def test_states_and_pictures_are_those_of_libero_even_with_two_scenes_in_a_proce
     task = suite("libero_goal")[0]
     path = package() / "bddl_files" / task.suite / f"{task.name}.bddl"
     theirs = OffScreenRenderEnv(bddl_file_name=str(path), camera_heights=128, camera_widths=128)
+    model, drawn = theirs.env.sim.model._model, theirs.env.sim._render_context_offscreen.con
+    model.tex_colorspace[:] = mujoco.mjtColorSpace.mjCOLORSPACE_LINEAR
+    for texture in range(model.ntex):
+        mujoco.mjr_uploadTexture(model, drawn, texture)
     theirs.seed(5)
     theirs.reset()
     theirs.set_init_state(task.init_states()[5])
@@ -275,3 +283,33 @@ def test_an_action_of_another_robot_is_refused(env, action):
 def test_reset_options_that_mean_nothing_are_refused(env, options):
     with pytest.raises(ValueError, match="expected"):
         env.reset(seed=0, options=options)
+
+
+PICTURES = Path(__file__).parents[2] / "goldens" / "libero_pictures.npz"
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_pictures_are_those_that_published_policies_were_trained_on(name):
+    """Golden: start 0 of a suite's first task, 64 pixels, by MuJoCo 2.3.7 and robosuite 1.4.0."""
+    env = LiberoEnv(name, 0, image_size=64, convention="upright", settle_steps=0)
+    seen, _ = env.reset(seed=0)
+    with np.load(PICTURES) as golden:
+        for picture, key in zip(golden[name], IMAGE_KEYS, strict=True):
+            assert np.abs(picture.astype(int) - seen[key].astype(int)).mean() < 1, key
+    env.close()
+
+
+def test_a_closed_scene_gives_its_memory_back():
+    tasks = len(suite("libero_90"))
+    env, taken = LiberoEnv("libero_90", image_size=64), []
+    for task in range(0, tasks, tasks // 40):
+        env.reset(seed=0, options={"task_id": task})
+        taken.append(resident())
+    env.close()
+    assert max(taken) < 3e9, taken
+
+
+def resident() -> float:
+    """Resident memory of this process in bytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
