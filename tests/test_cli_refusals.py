@@ -24,6 +24,7 @@ from mistjax import cli
 from mistjax.demo import SHIPPED
 from mistjax.policies import load
 from mistjax.rollouts import EpisodePlan, RunWriter, Trace
+from mistjax.serve.settings import Settings
 
 TAPS = ("action.resid@-1/action/mean", "vlm.resid@all/image/mean")
 CONFIG = {
@@ -81,6 +82,7 @@ PLAN = {
     ),
     "--env": ("nope", "mistjax/Board-v99", "no.module:Env-v0", ""),
     "--suite": ("libero_table", ""),
+    "--prompts": ("name", "text", "both", ""),
     "--tasks": ("1", "-1", "one"),
     "--videos": WHOLE,
     "--max-steps": POSITIVE,
@@ -346,6 +348,7 @@ COMMANDS = {
         },
     ),
     "fetch": ("{policy}", {0: ("{missing}", "ftp://x", "gs://x", "hf://x", "hf://a/b/../c@1", "")}),
+    "libero-pro": ("", {"--wheel": ("{missing}", "{file}", "{empty}")}),
     "export-checkpoint": (
         "{policy} --out {out}",
         {
@@ -638,13 +641,16 @@ def test_a_wrong_argument_is_refused_in_one_sentence(command, argument, value, w
     assert after == before
 
 
+GROUPS = {"Plan": EpisodePlan, "Options": Settings}  # annotation -> the options in it
+
+
 def test_every_argument_of_every_subcommand_is_tried():
     assert COMMANDS.keys() == cli.COMMANDS.keys()
     for command, function in cli.COMMANDS.items():
         names = []
         for name, parameter in inspect.signature(function).parameters.items():
-            if parameter.annotation == "Plan":
-                names += [field.name for field in dataclasses.fields(EpisodePlan)]
+            if parameter.annotation in GROUPS:
+                names += [field.name for field in dataclasses.fields(GROUPS[parameter.annotation])]
             elif parameter.kind == inspect.Parameter.POSITIONAL_ONLY:
                 names.append(sum(isinstance(n, int) for n in names))
             else:

