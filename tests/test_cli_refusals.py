@@ -332,6 +332,7 @@ COMMANDS = {
             "--robust-mist": DETECTOR,
             "--tuning": POSITIVE,
             "--preset": PRESET,
+            "--compiled": ("maybe",),
             "--num-envs": POSITIVE,
             "--videos": WHOLE,
             "--retry-errors": ("maybe",),

@@ -10,6 +10,7 @@ Interrupt it at will: what has been played is kept.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -88,11 +89,22 @@ class Jittered(Wrapper):
 
 
 def agreement(mujoco: Run, other: Run) -> dict[str, Any]:
-    """Of two runs on the same seeds: success in each, how many end alike, and McNemar's p."""
-    ends = [{row["seed"]: row["success"] for row in run.finished} for run in (mujoco, other)]
-    seeds = sorted(set(ends[0]) & set(ends[1]))
-    a, b = (np.array([end[seed] for seed in seeds]) for end in ends)
-    return _counts(a, b)
+    """Of two runs on the same seeds: success in each, how many end alike, McNemar's p, and why
+    those failed that did in one of them alone."""
+    there, here = ({row["seed"]: row for row in run.finished} for run in (mujoco, other))
+    seeds = sorted(set(there) & set(here))
+    ends = [np.array([rows[seed]["success"] for seed in seeds]) for rows in (there, here)]
+
+    def alone(failed: Mapping[int, Any], succeeded: Mapping[int, Any]) -> dict[str, int]:
+        causes = (
+            failed[seed]["failure_cause"]
+            for seed in seeds
+            if succeeded[seed]["success"] and not failed[seed]["success"]
+        )
+        return dict(collections.Counter(causes).most_common())
+
+    causes = {"failed_in_mujoco": alone(there, here), "failed_in_other": alone(here, there)}
+    return {**_counts(*ends), **causes}
 
 
 def _counts(mujoco: np.ndarray, other: np.ndarray) -> dict[str, Any]:
@@ -158,8 +170,9 @@ def main(config: Config) -> None:
             flush=True,
         )
         if config.results is not None:
-            report = {"config": {**dataclasses.asdict(config)}, "rows": rows}
-            config.results.write_text(json.dumps(report, indent=2, default=str) + "\n")
+            played = ("policy", "episodes", "expert", "first_seed")
+            report = {"config": {k: getattr(config, k) for k in played}, "rows": rows}
+            config.results.write_text(json.dumps(report, indent=2) + "\n")
 
     add("expert", "kinematic", expert(config))
     plan = EpisodePlan(config.episodes, config.first_seed)

@@ -549,6 +549,38 @@ def gpu_models(results: Mapping[str, Any]) -> str:
     )
 
 
+def kinematic_agreement(results: Mapping[str, Any]) -> str:
+    head = ["condition", "beside MuJoCo", "success there", "success here", "points", "p", "alike"]
+
+    def row(r: Mapping[str, Any]) -> tuple:
+        n, moved = r["n"], 100 * (r["other"] - r["mujoco"]) / r["n"]
+        rates = str(Rate(r["mujoco"], n)), str(Rate(r["other"], n))
+        alike = f"{r['alike'] / n:.0%} ({r['alike']}/{n})"
+        return r["condition"], r["against"], *rates, f"{moved:+.1f}", f"{r['p']:.2g}", alike
+
+    return markdown(head, map(row, results["rows"]))
+
+
+def compiled_cpu(results: Mapping[str, Any]) -> str:
+    wall, cpu = results["steps_per_second"], results["steps_per_cpu_second"]
+    n, host = results["n"], "host loop"
+    success = {host: results["success_host"], "compiled": results["success_jit"]}
+    return markdown(
+        ["arm", "steps/s", "x host loop", "steps per CPU second", "x host loop", "success"],
+        (
+            (
+                arm,
+                f"{wall[arm]:,.0f}",
+                f"{wall[arm] / wall[host]:.2f}",
+                f"{cpu[arm]:,.0f}",
+                f"{cpu[arm] / cpu[host]:.2f}",
+                str(Rate(round(success[arm] * n), n)) if arm in success else None,
+            )
+            for arm in wall
+        ),
+    )
+
+
 def beside_openpi(results: Mapping[str, Any]) -> str:
     head = ["model", "arm", "ms", "wall, ratio to openpi", "CPU, ratio to openpi", "difference"]
 
@@ -597,6 +629,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "fault_names": ("fault_explanations", fault_names),
     "fault_within": ("fault_explanations", fault_within),
     "mist_cost": ("bench_mist", mist_cost),
+    "kinematic_agreement": ("fit_kinematic", kinematic_agreement),
     "beside_openpi": ("bench_openpi", beside_openpi),
 }
 

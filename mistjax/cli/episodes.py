@@ -260,6 +260,7 @@ def study(
     num_envs: int = 16,
     videos: int = 0,
     retry_errors: bool = False,
+    compiled: bool = False,
 ) -> int:
     """Play a study by name: paired arms under faults, table.json and a page.
 
@@ -280,6 +281,7 @@ def study(
         num_envs: environments in lock-step.
         videos: of each arm's first episodes.
         retry_errors: run seeds again that crashed in an earlier call.
+        compiled: each arm as one compiled program; faster, but the physics are not MuJoCo's.
     """
     from mistjax.demo import MIST, POLICY
     from mistjax.studies.run import StudyPlan, run_study
@@ -307,6 +309,7 @@ def study(
             num_envs=num_envs,
             videos=videos,
             retry_errors=retry_errors,
+            compiled=compiled,
         )
     )
     return tell_study(found, out)

@@ -36,7 +36,7 @@ class LatchedState:
     begun: Bool[Array, " b"]
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class LatchedPrompt(Wrapper):
     """See the module.
 
@@ -46,7 +46,7 @@ class LatchedPrompt(Wrapper):
     """
 
     policy: Any
-    length: int
+    length: int = flax.struct.field(pytree_node=False)
 
     @classmethod
     def around(cls, policy: Policy, bare: Policy) -> Policy:

@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mistjax.batches import choose
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
+from mistjax.policies.latched import LatchedPrompt
 from mistjax.policies.protocol import Policy, Sample
 from mistjax.policies.wrapper import Wrapper, traceable
 from mistjax.rollouts.loop import episode_keys
@@ -388,6 +389,25 @@ class Run:
         return reported._replace(episode=np.where(reported.episode < 0, -1, episode))
 
 
+def check_compiled(policy: Policy) -> None:
+    """ValueError for a policy that cannot act inside a compiled program; says why."""
+    traceable(policy)
+    if told := _told(policy):
+        raise ValueError(
+            f"{told} is told something of each episode when it begins, which a compiled program "
+            "cannot be: leave compiled out, or take other arms."
+        )
+
+
+def _told(policy: Policy) -> str | None:
+    """What of a policy is told something of an episode, by name."""
+    if isinstance(policy, LatchedPrompt):  # passes on what it is told
+        return _told(policy.policy)
+    if type(policy).begin not in (Policy.begin, Wrapper.begin):
+        return type(policy).__name__
+    return _told(policy.policy) if isinstance(policy, Wrapper) else None
+
+
 def _bytes(shapes: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
@@ -427,12 +447,7 @@ class CompiledRollouts:
             raise ValueError(
                 f"num_envs is {num_envs}: expected a multiple of the {len(devices)} devices."
             )
-        traceable(policy)
-        if type(policy).begin not in (Policy.begin, Wrapper.begin):
-            raise ValueError(
-                f"{type(policy).__name__} is told something of each episode when it "
-                "begins: that is not traced. Use `run_episodes`."
-            )
+        check_compiled(policy)
         self.policy, self.num_envs = policy, num_envs
         mesh = Mesh(np.array(devices), (AXIS,))
         self._program = _Program(env, policy.spec.execute_steps, rounds, recording, mesh)

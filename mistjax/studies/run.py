@@ -28,6 +28,7 @@ from mistjax.report.build import episodes
 from mistjax.report.explanation import raw_observation
 from mistjax.report.html import Section
 from mistjax.rollouts.collect import collect
+from mistjax.rollouts.compiled import check_compiled
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import load_run
 from mistjax.studies.arms import Subject, find_arm, make_arm
@@ -62,6 +63,7 @@ class StudyPlan:
         num_envs: environments in lock-step; the same in all arms.
         videos: of each arm's first episodes.
         retry_errors: run seeds again that crashed in an earlier call.
+        compiled: see `EpisodePlan`; the physics of all arms are then not MuJoCo's.
         title: of the page.
 
     Raises:
@@ -84,6 +86,7 @@ class StudyPlan:
     num_envs: int = 16
     videos: int = 0
     retry_errors: bool = False
+    compiled: bool = False
     title: str = ""
 
     def __post_init__(self) -> None:
@@ -129,6 +132,7 @@ class StudyPlan:
             num_envs=self.num_envs,
             videos=self.videos,
             retry_errors=self.retry_errors,
+            compiled=self.compiled,
             **where.plan,
         )
 
@@ -173,7 +177,9 @@ def run_study(config: StudyPlan) -> Found:
     where = [condition(name) for name in config.chosen_conditions]
     for arm in config.chosen_arms:
         if arm != BEST:
-            make_arm(arm, subject, where[0].faults)
+            made = make_arm(arm, subject, where[0].faults)
+            if config.compiled:
+                check_compiled(made)
     best = find_best(config, subject) if BEST in config.chosen_arms else None
     found: dict[str, dict[str, Outcomes]] = {}
     crashed: dict[str, dict[str, int]] = {}
@@ -311,6 +317,7 @@ def _write(
         "first_seed": config.first_seed,
         "tuning_seeds": [TUNING, config.tuning] if best else None,
         "num_envs": config.num_envs,
+        "physics": "kinematic" if config.compiled else "mujoco",
     }
     about = {key: value for key, value in result.to_json().items() if key != "rows"}
     for name, document in (

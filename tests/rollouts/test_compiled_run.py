@@ -1,6 +1,8 @@
 """Compiled episodes of the trained board policy, in the run format."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,3 +103,12 @@ def test_what_no_compiled_run_has_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         EpisodePlan(compiled=True, **options)
     assert EpisodePlan(compiled=True).env == BOARD_ENV
+
+
+@pytest.mark.slow
+def test_the_environment_that_the_page_shows_runs(capsys):
+    page = Path("docs/your_environment.md").read_text()
+    (source,) = re.findall(r"^```python run\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    exec(compile(source, "docs/your_environment.md", "exec"), {"__name__": "page"})
+    reached, _, episodes = capsys.readouterr().out.split()[:3]
+    assert 0 <= int(reached) <= int(episodes) == 12

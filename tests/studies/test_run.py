@@ -44,6 +44,7 @@ def plan(tmp_path, **options):
         ({"conditions": ("rain",)}, "no condition is called"),
         ({"first_seed": TUNING - 10}, "overlap"),
         ({"episodes": 0}, "episodes"),
+        ({"compiled": True, "videos": 1}, "compiled episodes have none"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(tmp_path, options, said):
@@ -55,6 +56,22 @@ def test_an_arm_that_cannot_be_made_is_known_before_anything_is_played(tmp_path)
     with pytest.raises(ValueError, match="--robust"):
         run_study(plan(tmp_path, arms=("bare", "robust"), conditions=("nominal",)))
     assert not (tmp_path / "study").exists()
+
+
+def test_a_compiled_study_refuses_a_scripted_arm_before_anything_is_played(tmp_path):
+    with pytest.raises(ValueError, match="Scripted is told something of each episode"):
+        run_study(plan(tmp_path, arms=("bare", "oracle"), compiled=True))
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.slow
+def test_a_compiled_study_says_which_physics_made_it(tmp_path):
+    options = {"arms": ("bare", "always_state"), "conditions": ("mixture",)}
+    run_study(plan(tmp_path, episodes=4, num_envs=4, compiled=True, **options))
+    study = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert study["physics"] == "kinematic"
+    rows = json.loads((tmp_path / "study" / "table.json").read_text())
+    assert [(row["arm"], row["n"]) for row in rows] == [("bare", 4), ("always_state", 4)]
 
 
 def test_an_oracle_is_told_the_input_and_the_first_inference_that_shows_it(subject):
