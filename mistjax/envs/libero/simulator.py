@@ -11,7 +11,8 @@ An observation is not of the end of a control step: robosuite samples its sensor
 moment, so that states and pictures equal those that published policies were trained on.
 
 Cost on one busy CPU core: 2 to 5 s to build (more the first time, when numba compiles), 0.1 to
-0.5 s a reset, 7 to 13 ms a step; 0.7 GB of memory, 2 to 3 GB with pictures.
+0.5 s a reset, 7 to 13 ms a step; 0.7 GB of memory, 2 to 3 GB with pictures;
+`check_memory` refuses more of them than fit.
 """
 
 # MuJoCo and robosuite ship no type stubs.
@@ -33,6 +34,8 @@ from mistjax.envs.libero.appearances import Appearances
 from mistjax.envs.libero.bddl import Problem
 from mistjax.envs.libero.installation import Libero
 
+ACTIONS = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
+MEMORY_BYTES = 2.5e9  # of one simulator with pictures
 CONTROL_HZ = 20
 REST = np.array([0.0] * 6 + [-1.0])
 DIVERGED = (
@@ -246,6 +249,19 @@ class Simulator:
         """Makes lamps and buttons show the state that was set."""
         self.success()
         self._env._post_process()
+
+
+def check_memory(scenes: int, meminfo: Path = Path("/proc/meminfo")) -> None:
+    """ValueError where so many scenes with pictures do not fit in what is free (on Linux)."""
+    if not meminfo.exists():
+        return
+    free = 1024 * int(meminfo.read_text().split("MemAvailable:")[1].split()[0])
+    taken, most = scenes * MEMORY_BYTES, max(1, int(free / MEMORY_BYTES))
+    if scenes > most:
+        raise ValueError(
+            f"{scenes} LIBERO scenes at a time take about {taken / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free: give at most {most} workers."
+        )
 
 
 @contextlib.contextmanager

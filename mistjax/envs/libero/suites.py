@@ -134,7 +134,8 @@ def published(
         base = [name for name in SUITES if folder.name.startswith(name)]
         if not base:
             raise ValueError(
-                f"max_steps is needed: the name of {folder} begins with none of {list(SUITES)}."
+                f"{folder} has no step limit to go by: expected max_steps, or a folder whose name "
+                f"begins with that of the suite it varies ({', '.join(SUITES)})."
             )
         max_steps = MAX_STEPS[base[0]]
     return tuple(_published(path, init_folder, max_steps) for path in files)

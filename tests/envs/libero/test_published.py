@@ -44,7 +44,7 @@ def test_a_folder_without_tasks_or_step_limit_is_refused(tmp_path, folders):
     with pytest.raises(FileNotFoundError, match=r"no \.bddl files"):
         published(tmp_path)
     other = folders[0].rename(tmp_path / "my_suite")
-    with pytest.raises(ValueError, match="max_steps is needed"):
+    with pytest.raises(ValueError, match="has no step limit to go by"):
         published(other)
     assert published(other, max_steps=5)[0].max_steps == 5
 
