@@ -311,6 +311,7 @@ COMMANDS = {
             "--out": NEW_FOLDER,
             "--mist": (*DETECTOR, "{detector}"),
             "--arms": ("best", "bare bare", ""),
+            "--mask-words": ("", "stone,", "stone stone", "stone --compiled"),
             "--stratum": ("nope",),
             "--preset": PRESET,
             "--unnorm-key": UNNORM,

@@ -196,6 +196,7 @@ def evaluate(
     mist: Path | None = None,
     arms: tuple[str, ...] = ("bare",),
     stratum: str | None = None,
+    mask_words: tuple[str, ...] = (),
     plan: Plan = EpisodePlan(),
     preset: str | None = None,
     unnorm_key: str | None = None,
@@ -210,6 +211,7 @@ def evaluate(
         mist: folder of a monitor and remedy, for the arms other than bare.
         arms: of bare, monitor, random, mist.
         stratum: which threshold of the monitor, where it has several.
+        mask_words: further arms that cannot read some words, WORD,WORD each; * is a wildcard.
         plan: which episodes, where, and how.
         preset: robot preset; the checkpoint's own by default.
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
@@ -232,6 +234,7 @@ def evaluate(
             unnorm_key=unnorm_key,
             title="mistjax eval",
             plan=plan,
+            mask_words=mask_words,
         )
     )
     tell_unsound(runs)

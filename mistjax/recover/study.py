@@ -2,6 +2,7 @@
 
 Arms: `bare`; `monitor` watches only, so its actions must equal the bare ones; `random` steers at
 the same alarms along random directions of the same length, the control for steering at all; `mist`.
+Beside them, `without_WORDS`: the bare policy, which cannot read these words.
 `mistjax.report.study` makes tables and a page of them.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from mistjax.attribute.masked import MaskedWords
 from mistjax.policies.protocol import Policy
 from mistjax.recover.artifact import ARMS, LOADABLE, load_mist
 from mistjax.rollouts.collect import collect
@@ -33,6 +35,8 @@ class StudyConfig:
         preset: robot preset of the policy; None is the checkpoint's own.
         unnorm_key: see `load_policy`.
         title: of the report.
+        mask_words: further arms, each a bare policy that cannot read these words, apart by commas;
+            see `MaskedWords`.
     """
 
     policy: str | Path
@@ -44,20 +48,30 @@ class StudyConfig:
     preset: str | None = None
     unnorm_key: str | None = None
     title: str = "Paired study"
+    mask_words: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.mask_words and self.plan.compiled:
+            raise ValueError("compiled episodes are played with all words: leave compiled out.")
 
 
 def load_arms(bare: Policy, config: StudyConfig) -> dict[str, Policy]:
     """The policy of every arm.
 
     Raises:
-        ValueError: an unknown arm, or no `mist` for an arm that needs it.
+        ValueError: an unknown arm, no `mist` for an arm that needs it, or see `MaskedWords`.
         FileNotFoundError, FingerprintError: see `load_mist`.
     """
     known = ("bare", *LOADABLE)
     unknown = sorted(set(config.arms) - set(known))
     if unknown or not config.arms or len(set(config.arms)) < len(config.arms):
         raise ValueError(f"arms are {config.arms}: choose some of {', '.join(known)}.")
-    return {arm: _arm(bare, arm, config) for arm in config.arms}
+    masked = [MaskedWords.parse(bare, words) for words in config.mask_words]
+    names = [policy.name for policy in masked]
+    if len(set(names)) < len(names):
+        raise ValueError(f"words to mask are {list(config.mask_words)}: expected each once.")
+    arms = {arm: _arm(bare, arm, config) for arm in config.arms}
+    return arms | dict(zip(names, masked, strict=True))
 
 
 def play(bare: Policy, policies: dict[str, Policy], config: StudyConfig) -> dict[str, Run]:
@@ -77,7 +91,7 @@ def play(bare: Policy, policies: dict[str, Policy], config: StudyConfig) -> dict
             config.out / arm,
             config.plan,
             env_options=bare.preset.env_options,
-            aux=() if arm in ("bare", "monitor") else _why(bare),
+            aux=_why(bare) if arm in config.arms and arm not in ("bare", "monitor") else (),
         )
     return runs
 
