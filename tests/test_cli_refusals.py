@@ -235,6 +235,26 @@ COMMANDS = {
             "--unnorm-key": UNNORM,
         },
     ),
+    "train-sae": (
+        "{run} --policy {policy} --tap " + TAPS[0] + " --out {out}",
+        {
+            0: RUN,
+            "--policy": CHECKPOINT,
+            "--tap": (*TAP, TAPS[0]),
+            "--out": NEW_FOLDER,
+            "--features": POSITIVE,
+            "--k": POSITIVE,
+            "--epochs": POSITIVE,
+            "--batch": POSITIVE,
+            "--learning-rate": ("many", "nan", "-1", "0"),
+            "--cards": POSITIVE,
+            "--episodes": WHOLE,
+            "--first-seed": WHOLE,
+            "--seed": WHOLE,
+            "--preset": PRESET,
+            "--unnorm-key": UNNORM,
+        },
+    ),
     "vectors": (
         "{policy} --out {out}",
         {

@@ -41,7 +41,7 @@ from mistjax.cli.installation import (
     fetch,
     libero_pro,
 )
-from mistjax.cli.neurons import words
+from mistjax.cli.neurons import train_sae, words
 from mistjax.cli.remedies import explain, fit_imputer, nmr, patch, remedy, vectors
 from mistjax.cli.serving import serve
 
@@ -61,6 +61,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "import-safe": import_safe,
     "export-safe": export_safe,
     "words": words,
+    "train-sae": train_sae,
     "vectors": vectors,
     "remedy": remedy,
     "explain": explain,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from mistjax.files import refuse_folder
+from mistjax.files import refuse_file, refuse_folder
 from mistjax.ranges import whole
 
 
@@ -74,4 +74,68 @@ def words(
     print(
         f"{out}: all layers, names and clusters. What a neuron writes is read off the weights; "
         f"that it does what it writes is another matter.\nNext: {then}"
+    )
+
+
+def train_sae(
+    run: Positional[Path],
+    /,
+    *,
+    policy: str,
+    tap: str,
+    out: Path,
+    features: int = 512,
+    k: int = 16,
+    epochs: int = 20,
+    batch: int = 512,
+    learning_rate: float = 1e-3,
+    cards: int = 6,
+    episodes: int = 0,
+    first_seed: int = 6_000_000,
+    seed: int = 0,
+    preset: str | None = None,
+    unnorm_key: str | None = None,
+) -> None:
+    """Find sparse features of recorded activations, and say what they tell and do.
+
+    Args:
+        run: run folder, recorded with the tap; cards have pictures where there are videos.
+        policy: checkpoint folder, gs://BUCKET/PATH, hf://OWNER/REPOSITORY@COMMIT, or
+            MODULE:FUNCTION for one of your own.
+        tap: of the single tokens of one layer, e.g. action.resid@-1/action/tokens.
+        out: folder for the autoencoder, the directions of its features and the page.
+        features: how many there are.
+        k: features of a token.
+        epochs: of training.
+        batch: tokens of an update.
+        learning_rate: of Adam.
+        cards: features that are shown, and saved as directions.
+        episodes: to play with the features in place of the tokens, and in every control; 0 plays
+            none.
+        first_seed: of them.
+        seed: of weights and noise.
+        preset: robot preset; the checkpoint's own by default.
+        unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
+    """
+    from mistjax.hooks.sites import Tap
+    from mistjax.policies.load import load_policy
+    from mistjax.report.features import SparseConfig, train_features
+    from mistjax.rollouts.run import load_run
+
+    sizes = {"features": features, "k": k, "epochs": epochs, "batch": batch, "cards": cards}
+    config = SparseConfig(
+        tap=Tap.parse(tap),
+        **{name: whole(name, value, 1) for name, value in sizes.items()},
+        learning_rate=learning_rate,
+        episodes=whole("episodes", episodes, 0),
+        first_seed=whole("first_seed", first_seed, 0),
+        seed=whole("seed", seed, 0),
+    )
+    refuse_file(out)
+    recorded = load_run(run)
+    print(train_features(load_policy(policy, preset, unnorm_key=unnorm_key), recorded, config, out))
+    print(
+        f"{out}/features.html: a card for each of the {cards} most telling features. That a "
+        f"feature tells failures apart does not say that it makes them.\n"
+        f"Next: mistjax collect {policy} --steer {out} feature_N 1.0 --out STEERED"
     )

@@ -1,7 +1,7 @@
 """Where activations are read (`Tap`) and changed (`Edit`)."""
 
 from mistjax.hooks.adapters import Point, ScannedStack, Stream
-from mistjax.hooks.edits import Add, Affine, Edit, Patch, ProjectOut, Scale, SetNeurons
+from mistjax.hooks.edits import Add, Affine, Edit, Patch, ProjectOut, Scale, SetNeurons, Sparse
 from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.interceptor import Tokens, hooked_apply, tap_shapes
 from mistjax.hooks.sites import POINTS, STACKS, Tap, TokenLayout
@@ -19,6 +19,7 @@ __all__ = [
     "Scale",
     "ScannedStack",
     "SetNeurons",
+    "Sparse",
     "Stream",
     "Tap",
     "TokenLayout",

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -223,3 +224,54 @@ class Patch(Edit):
     @staticmethod
     def transform(x, coefficient, data) -> Array:
         return x + coefficient.astype(x.dtype) * (data["value"].astype(x.dtype) - x)
+
+
+@flax.struct.dataclass
+class Sparse(Edit):
+    """x + c * (decode(encode(x)) - x): a TopK autoencoder stands in for every token.
+
+    encoder [L,D,F], bias [L,F], decoder [L,F,D], mean [L,D], and k features of a token (static).
+    """
+
+    encoder: Float[Array, "l d f"] = None  # type: ignore[assignment]
+    bias: Float[Array, "l f"] = None  # type: ignore[assignment]
+    decoder: Float[Array, "l f d"] = None  # type: ignore[assignment]
+    mean: Float[Array, "l d"] = None  # type: ignore[assignment]
+    k: int = _static(1)
+
+    def layer_data(self, depth) -> dict[str, Array]:
+        names = ("encoder", "bias", "decoder", "mean")
+        return {name: _check(f"Sparse.{name}", getattr(self, name), depth) for name in names}
+
+    def fits(self, name, own, shape) -> bool:
+        """See `Edit.fits`; of points without heads."""
+        width, features = shape[-1], self.bias.shape[-1]
+        expected = {
+            "encoder": (width, features),
+            "bias": (features,),
+            "decoder": (features, width),
+            "mean": (width,),
+        }
+        return len(shape) == 3 and own == expected[name]
+
+    @staticmethod
+    def encode(
+        x: Float[Array, "*n d"],
+        encoder: Float[Array, "d f"],
+        bias: Float[Array, " f"],
+        mean: Float[Array, " d"],
+        k: int,
+    ) -> Float[Array, "*n f"]:
+        """Activations of the features, all but the k largest 0."""
+        ones = (1,) * (x.ndim - 1)
+        code = jax.nn.relu((x - mean.reshape(*ones, -1)) @ encoder + bias.reshape(*ones, -1))
+        least = jax.lax.top_k(code, k)[0][..., -1:]
+        return jnp.where(code >= least, code, 0)
+
+    def transform(self, x, coefficient, data) -> Array:  # type: ignore[override]
+        flat = {name: value.reshape(getattr(self, name).shape[1:]) for name, value in data.items()}
+        flat = {name: value.astype(x.dtype) for name, value in flat.items()}
+        decoder = flat.pop("decoder")
+        code = self.encode(x, k=self.k, **flat)
+        stand_in = code @ decoder + flat["mean"][None, None]
+        return x + coefficient.astype(x.dtype) * (stand_in - x)
