@@ -21,7 +21,9 @@ Cost on one busy CPU core: 2 to 5 s to build (more the first time, when numba co
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -112,10 +114,14 @@ class Simulator:
         self._env._observables["seen"] = self._observable()
 
     def close(self) -> None:
-        """Frees the scene; robosuite's objects refer to each other in circles and would stay."""
+        """Frees the scene: robosuite's objects refer to each other in circles and would stay, and
+        the C library keeps what is freed.
+        """
         self._env.close()
         del self._env, self.seen
         gc.collect()
+        if sys.platform == "linux":
+            getattr(ctypes.CDLL(None), "malloc_trim", bool)(0)  # of the GNU C library alone
 
     @property
     def model(self) -> mujoco.MjModel:

@@ -1,5 +1,6 @@
 """Real scenes: as LIBERO makes them, the same every time, and perturbed as asked."""
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -305,13 +306,21 @@ def test_pictures_are_those_that_published_policies_were_trained_on(name):
 
 
 def test_a_closed_scene_gives_its_memory_back():
-    tasks = len(suite("libero_90"))
+    """In a process of its own: others' memory is none of it."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        taken = pool.apply(forty_scenes)
+    assert len(taken) >= 40
+    assert max(taken) < 3e9, taken
+
+
+def forty_scenes() -> list[float]:
+    """Resident memory with each of 45 scenes, one after another."""
     env, taken = LiberoEnv("libero_90", image_size=64), []
-    for task in range(0, tasks, tasks // 40):
+    for task in range(0, len(suite("libero_90")), 2):
         env.reset(seed=0, options={"task_id": task})
         taken.append(resident())
     env.close()
-    assert max(taken) < 3e9, taken
+    return taken
 
 
 def resident() -> float:
