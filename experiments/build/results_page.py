@@ -586,6 +586,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "fault_within": ("fault_explanations", fault_within),
     "mist_cost": ("bench_mist", mist_cost),
     "kinematic_agreement": ("fit_kinematic", kinematic_agreement),
+    "compiled_cpu": ("bench_jit", compiled_cpu),
     "beside_openpi": ("bench_openpi", beside_openpi),
 }
 
