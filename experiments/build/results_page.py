@@ -203,6 +203,25 @@ def hooks(results: Mapping[str, Any]) -> str:
     )
 
 
+def libero(results: Mapping[str, Any]) -> str:
+    """Success of the shipped policy, by task and over all, in each condition that was played."""
+
+    def changed(part: Mapping[str, Any]) -> str:
+        changes = (f"{name} {value}" for name, value in part["perturbation"].items())
+        return ", ".join(changes) or "nominal"
+
+    parts = [results[name] for name in ("nominal", "perturbed") if name in results]
+    rows = [
+        (task.replace("_", " "), *(rate(part["success"][task]) for part in parts))
+        for task in parts[0]["success"]
+    ]
+    sums = [
+        {key: sum(found[key] for found in part["success"].values()) for key in ("k", "n")}
+        for part in parts
+    ]
+    return markdown(["task", *map(changed, parts)], [*rows, ("all", *map(rate, sums))])
+
+
 def rate(found: Mapping[str, Any]) -> str:
     return str(Rate(found["k"], found["n"]))
 
@@ -569,6 +588,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "architectures": ("cross_architecture", as_table),
     "better_than_safe": ("better_than_safe", better_than_safe),
     "board_detectors": ("board_detector", board_detectors),
+    "libero": ("libero_policy", libero),
     "detector_cost": ("bench_detect", detector_cost),
     "hooks": ("bench_hooks", hooks),
     "hooks_sequential": ("bench_hooks_sequential", hooks),

@@ -1,13 +1,13 @@
-"""Trains a tiny pi0 on demonstrations of two LIBERO tasks, rendered at 64 px.
+"""Trains a tiny pi0 on demonstrations of libero_object's ten tasks, rendered at 64 px.
 
 1. `make libero`
-2. `python -m mistjax.envs.libero.demos --out data/libero_demos`
-3. `python -m experiments.train.libero_pi0`
+2. `python -m mistjax.envs.libero.demos --episodes 20 --out data/libero_demos`
+3. `python -m experiments.train.libero_pi0 --out checkpoints/libero_pi0`
 4. `python -m experiments.studies.libero_policy`
 
 A demonstration that the whole loop runs on a real benchmark, not a competitor on it: 0.9 M
-parameters, 80 scripted demonstrations, no pretraining. Interrupt it at will: the same command goes
-on. Other tasks and more of them: `--tasks` in step 2, and steps and batches in step 3.
+parameters, some 160 scripted demonstrations, no pretraining. Interrupt it at will: the same command
+goes on.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Config(Training):
     """
 
     demos: Path = Path("data/libero_demos")
-    out: Path = Path("runs/libero_tiny")
-    steps: int = 1500
+    out: Path = Path("runs/libero_pi0")
+    steps: int = 1600
     batch_size: int = 32
     flow_samples: int = 4
     checkpoint_every: int = 100

@@ -6,11 +6,13 @@ import functools
 import numpy as np
 import pytest
 
+from mistjax.cli import main
+from mistjax.demo import SHIPPED
 from mistjax.envs.libero.installation import find_assets
 from mistjax.models.config import IMAGE_KEYS, TINY
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies import PRESETS, random_policy
-from mistjax.rollouts import run_episodes
+from mistjax.rollouts import load_run, run_episodes
 from mistjax.rollouts.collect import make_env
 from mistjax.rollouts.plan import LIBERO_ENV, EpisodePlan, suite_seeds
 
@@ -34,6 +36,15 @@ def test_every_task_of_a_suite_takes_its_turn():
         EpisodePlan(2, suite="libero_object", tasks=(2, 2))
     with pytest.raises(ValueError, match="start states 0 to 49"):
         suite_seeds("libero_object", 10, first=41)
+
+
+@pytest.mark.slow
+def test_the_shipped_policy_is_evaluated_without_naming_its_robot(tmp_path):
+    words = ["eval", str(SHIPPED / "libero_pi0"), "--suite", "libero_object", "--tasks", "3"]
+    options = ["--episodes", "1", "--max-steps", "10", "--out", str(tmp_path / "run")]
+    assert main([*words, *options]) == 0
+    (row,) = load_run(tmp_path / "run" / "bare").rows
+    assert (row["error"], row["steps"], row["seed"]) == (None, 10, 150)
 
 
 @pytest.mark.slow

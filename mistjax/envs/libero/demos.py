@@ -1,7 +1,6 @@
-r"""Demonstrations of LIBERO tasks by the scripted expert, for behaviour cloning.
+"""Demonstrations of LIBERO tasks by the scripted expert, for behaviour cloning.
 
-    python -m mistjax.envs.libero.demos --suite libero_object --tasks 0 2 --episodes 40 \
-        --out data/libero_demos
+    python -m mistjax.envs.libero.demos --suite libero_object --episodes 20 --out data/libero_demos
 
 Starts are drawn from each task's regions, so that its fixed start states stay for evaluation. Most
 episodes are disturbed by short noise bursts, so that the data shows how to come back; a frame is
@@ -46,7 +45,7 @@ class Config:
 
     out: Path
     suite: str = "libero_object"
-    tasks: tuple[int, ...] = (0, 2)
+    tasks: tuple[int, ...] = tuple(range(10))
     episodes: int = 40
     image_size: int = 64
     every: int = 3
