@@ -333,6 +333,8 @@ COMMANDS = {
             "--arms": ("best", "bare bare", ""),
             "--mask-words": ("", "stone,", "stone stone", "stone --compiled"),
             "--stratum": ("nope",),
+            "--delay": (*WHOLE, "2", "1001 --strategy naive"),
+            "--strategy": ("soon", "", "vlash"),
             "--preset": PRESET,
             "--unnorm-key": UNNORM,
         },

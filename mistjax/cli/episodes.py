@@ -197,6 +197,8 @@ def evaluate(
     arms: tuple[str, ...] = ("bare",),
     stratum: str | None = None,
     mask_words: tuple[str, ...] = (),
+    delay: int = 0,
+    strategy: str | None = None,
     plan: Plan = EpisodePlan(),
     preset: str | None = None,
     unnorm_key: str | None = None,
@@ -212,6 +214,8 @@ def evaluate(
         arms: of bare, monitor, random, mist.
         stratum: which threshold of the monitor, where it has several.
         mask_words: further arms that cannot read some words, WORD,WORD each; * is a wildcard.
+        delay: actions that the robot makes while an inference runs.
+        strategy: what they are: wait, naive, ensemble, rtc, rtc_identity, rtc_closed, vlash, rail.
         plan: which episodes, where, and how.
         preset: robot preset; the checkpoint's own by default.
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
@@ -232,6 +236,8 @@ def evaluate(
             stratum=stratum,
             preset=preset,
             unnorm_key=unnorm_key,
+            delay=whole("delay", delay, 0),
+            strategy=strategy,
             title="mistjax eval",
             plan=plan,
             mask_words=mask_words,

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mistjax.models.config import FastConfig, Pi0Config
+from mistjax.models.inpainting import Pending
 
 AnyArray = Array | np.ndarray
 
@@ -27,6 +28,7 @@ class Observation:
         image_embedding: when given, stands in for what the vision tower makes of `images`: the
             projected tokens of all cameras, so that they can be repaired.
         state_mask: whether the state is to be read in that batch element; None is everywhere.
+        pending: what is executed while the inference runs, for flow policies; None for nothing.
     """
 
     images: dict[str, Float[AnyArray, "b h w 3"]]
@@ -37,6 +39,7 @@ class Observation:
     prompt_embedding: Float[AnyArray, "b l d"] | None = None
     image_embedding: Float[AnyArray, "b n d"] | None = None
     state_mask: Bool[AnyArray, " b"] | None = None
+    pending: Pending | None = None
 
     @property
     def batch_size(self) -> int:
@@ -66,6 +69,12 @@ def check_observation(config: Pi0Config | FastConfig, obs: Observation) -> None:
         if not isinstance(config, Pi0Config) or config.pi05:
             raise ValueError("state_mask: the state of this model is in its prompt; mask it there.")
         expected["state_mask"] = obs.state_mask, (batch,)
+    if obs.pending is not None:
+        if not isinstance(config, Pi0Config):
+            raise ValueError("pending: only a flow policy (pi0, pi0.5) is guided by what it does.")
+        size = (batch, config.action_horizon, config.action_dim)
+        expected["pending.actions"] = obs.pending.actions, size
+        expected["pending.weight"] = obs.pending.weight, size[:2]
     if isinstance(config, Pi0Config):  # pi0-FAST reads the state in its prompt
         expected["state"] = obs.state, (batch, config.action_dim)
     for name, (array, shape) in expected.items():

@@ -15,6 +15,7 @@ from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.interceptor import Tokens, hooked_apply
 from mistjax.models.config import FastConfig, Pi0Config
 from mistjax.models.gemma import KVCache
+from mistjax.models.inpainting import Pending, guided
 from mistjax.models.observation import Observation, check_observation
 from mistjax.models.pi0 import Pi0, PrefixModel
 from mistjax.models.stacks import token_layouts
@@ -122,16 +123,18 @@ def denoise(
     *,
     num_steps: int,
     state_mask: Bool[Array, " b"] | None = None,
+    pending: Pending | None = None,
 ) -> tuple[Float[Array, "b h a"], dict[str, Array], Float[Array, "n b h a"]]:
-    """Euler steps from noise to actions; taps and edits of the `action` stack at every step.
+    """Euler steps from noise to actions, guided by what is `pending`; taps and edits of the
+    `action` stack at every step.
 
     Returns:
         (actions, taps with the flow step as leading axis, velocities of all steps).
     """
     hooks.check_steps(num_steps)
 
-    def step(x_t, i):
-        v, found = velocity(
+    def plain(x_t, i):
+        return velocity(
             model,
             variables,
             prefix,
@@ -142,10 +145,27 @@ def denoise(
             num_steps=num_steps,
             state_mask=state_mask,
         )
-        return x_t - v / num_steps, (found, v)
 
-    actions, (found, velocities) = jax.lax.scan(step, noise, jnp.arange(num_steps))
-    return actions, found, velocities
+    def steered(x_t, i):
+        assert pending is not None
+        return guided(lambda x: plain(x, i), x_t, 1.0 - jnp.float32(i) / num_steps, pending)
+
+    def integrate(field, noise):
+        def step(x_t, i):
+            v, found = field(x_t, i)
+            return x_t - v / num_steps, (found, v)
+
+        actions, (found, velocities) = jax.lax.scan(step, noise, jnp.arange(num_steps))
+        return actions, found, velocities
+
+    if pending is None:
+        return integrate(plain, noise)
+    return jax.lax.cond(
+        jnp.any(pending.weight > 0),
+        lambda noise: integrate(steered, noise),
+        lambda noise: integrate(plain, noise),
+        noise,
+    )
 
 
 def velocity(

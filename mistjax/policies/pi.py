@@ -454,6 +454,7 @@ def _sample(model, variables, obs, key, hooks, prefix):
         hooks,
         num_steps=config.num_steps,
         state_mask=obs.state_mask,
+        pending=obs.pending,
     )
     aux = {"velocity": jnp.swapaxes(velocity, 0, 1)}
     return Sample(actions, {**prefix.taps, **found}, aux)

@@ -206,12 +206,12 @@ def seeing(policy: Policy) -> SeeingPolicy:
 
 def traceable(policy: Policy) -> TraceablePolicy:
     """What turns arrays into observations and samples into actions inside a compiled rollout: a
-    policy, or the one that it is wrapped around.
+    policy, or the one that it is wrapped around, the outermost that does.
 
     Raises:
         ValueError: it cannot be traced.
     """
-    while isinstance(policy, Wrapper):
+    while isinstance(policy, Wrapper) and not isinstance(policy, TraceablePolicy):
         policy = policy.policy
     if isinstance(policy, TraceablePolicy):
         return policy

@@ -34,6 +34,9 @@ class StudyConfig:
         stratum: which threshold of the monitor, where it has several.
         preset: robot preset of the policy; None is the checkpoint's own.
         unnorm_key: see `load_policy`.
+        delay: actions that an inference takes.
+        strategy: what is executed meanwhile, see `mistjax.realtime.strategies`; None executes
+            chunks without a delay.
         title: of the report.
         mask_words: further arms, each a bare policy that cannot read these words, apart by commas;
             see `MaskedWords`.
@@ -47,6 +50,8 @@ class StudyConfig:
     stratum: str | None = None
     preset: str | None = None
     unnorm_key: str | None = None
+    delay: int = 0
+    strategy: str | None = None
     title: str = "Paired study"
     mask_words: tuple[str, ...] = ()
 

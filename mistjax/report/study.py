@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mistjax.detect.calibration.drift import known_excess, watched_drift
+from mistjax.detect.novelty.artifact import CARD as INPUTS
+from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
+from mistjax.realtime.delayed import Delayed
+from mistjax.realtime.strategies import NAMES
 from mistjax.recover.mist import MistPolicy
 from mistjax.recover.study import StudyConfig, load_arms, play
 from mistjax.recover.watched import Watched
@@ -29,7 +33,7 @@ def run_study(config: StudyConfig) -> dict[str, Run]:
         ValueError, FileNotFoundError, FingerprintError: see `load_arms` and `play`.
     """
     bare = load_policy(config.policy, config.preset, unnorm_key=config.unnorm_key)
-    policies = load_arms(bare, config)
+    policies = _delayed(load_arms(bare, config), bare, config)
     runs = play(bare, policies, config)
     print(f"\n{format_table(table(runs))}\n")
     tasks = []
@@ -49,6 +53,28 @@ def run_study(config: StudyConfig) -> dict[str, Run]:
     return runs
 
 
+def _delayed(policies: dict[str, Policy], bare: Policy, config: StudyConfig) -> dict[str, Policy]:
+    """The arms under the delay of the study, if it has one.
+
+    Raises:
+        ValueError: a delay without a strategy, or what none can follow.
+    """
+    if config.strategy is None:
+        if config.delay:
+            raise ValueError(
+                f"delay is {config.delay}, and no strategy says what is executed meanwhile: give "
+                f"one of {', '.join(NAMES)}."
+            )
+        return policies
+    motion = None
+    if config.mist is not None and (config.mist / INPUTS).exists():
+        motion = load_inputs(config.mist, bare.spec.fingerprint).motion
+    return {
+        arm: Delayed.around(policy, config.strategy, config.delay, motion)
+        for arm, policy in policies.items()
+    }
+
+
 def _alarms(policy: Policy, runs: dict[str, Run]) -> list[Section]:
     """The report's section on what the alarms relied on; none if no remedy began on video."""
     shown = alarm_explanations(policy, runs["mist"]) if "mist" in runs else []
@@ -64,6 +90,8 @@ def _calibration(
     if "monitor" not in runs:
         return []
     watched, lines = policies["monitor"], []
+    if isinstance(watched, Delayed):
+        watched = watched.policy
     assert config.mist is not None
     if isinstance(watched, Watched):
         lines = [f"Inputs: {watched.inputs.threshold.describe()}", named_inputs(runs["monitor"])]
