@@ -334,7 +334,7 @@ COMMANDS = {
             "--mask-words": ("", "stone,", "stone stone", "stone --compiled"),
             "--stratum": ("nope",),
             "--delay": (*WHOLE, "2", "1001 --strategy naive"),
-            "--strategy": ("soon", "", "vlash"),
+            "--strategy": ("soon", ""),
             "--preset": PRESET,
             "--unnorm-key": UNNORM,
         },
