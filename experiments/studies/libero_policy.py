@@ -71,7 +71,7 @@ class Config:
     results: Path = Path("experiments/results/libero_policy.json")
     suite: str = "libero_object"
     tasks: tuple[int, ...] = tuple(range(10))
-    starts: int = 3
+    starts: int = 2
     perturbation: dict[str, float] = dataclasses.field(default_factory=lambda: {"position": 0.2})
     drawn: int = 0
     folds: int = 5
