@@ -3,7 +3,9 @@
     python -m experiments.studies.full_mist
 
 The study `full_mist` (see `mistjax.studies`) in the sizes of docs/results.md: the mixture with the
-arms that decide, the first of its episodes with all controls, and other conditions with fewer arms.
+arms that decide and with a policy that was trained to do without a camera, the first of its
+episodes with all controls, and other conditions with fewer arms. The arms of `ablations` (loop),
+and of `baselines` and `steering_only` (failure monitor), play on those first episodes too.
 Seeds are test seeds, unseen by fitting, calibration and tuning. Some two hours on an idle core.
 Interrupt it at will: the same command goes on.
 """
@@ -18,12 +20,13 @@ from typing import Any
 import tyro
 
 from mistjax.compilation import enable_cache
-from mistjax.demo import MIST, POLICY
+from mistjax.demo import MIST, POLICY, SHIPPED
 from mistjax.studies.registry import STUDIES
 from mistjax.studies.run import Found, StudyPlan, run_study
 from mistjax.studies.table import check_targets
 
 NAME = "full_mist"
+ROBUST = SHIPPED / "board_pi0_dropout"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,38 @@ PARTS = {
             "random_time",
             "random_direction",
             "no_op",
+        ),
+        100,
+    ),
+    "robust": Part(("mixture",), ("bare", "mist", "robust"), 600),
+    "loop": Part(
+        ("mixture",),
+        (
+            "bare",
+            "monitor",
+            "mist",
+            "without_front",
+            "without_wrist",
+            "without_state",
+            "level_only",
+            "change_only",
+            "never_ends",
+            "cap_0.5",
+            "cap_0.25",
+        ),
+        100,
+    ),
+    "failure_monitor": Part(
+        ("mixture",),
+        (
+            "bare",
+            "monitor",
+            "mist",
+            "detect_only",
+            "retreat",
+            "steer",
+            "steer_random",
+            "steer_always",
         ),
         100,
     ),
@@ -101,6 +136,7 @@ def play(config: Config, name: str) -> Found:
             arms=part.arms,
             conditions=part.conditions,
             tuning=config.tuning,
+            robust=ROBUST,
             title=f"{NAME}, {name}",
         )
     )

@@ -8,11 +8,11 @@
 
 A policy that can do without one of its cameras, `checkpoints/board_pi0_dropout`, goes on from the
 shipped one, on labels in its own states (3, with `--policy checkpoints/board_pi0 --first-seed
-320000 --shards 20`):
+320000 --shards 15`):
 
     python -m experiments.train.board_pi0 --demos data/board_demos data/board_dagger --start
-       checkpoints/board_pi0 --camera-dropout 0.25 --steps 3600 --batch-size 32 --learning-rate 7e-4
-       --out checkpoints/board_pi0_dropout
+       checkpoints/board_pi0 --camera-dropout 0.25 --steps 900 --batch-size 32 --learning-rate 5e-4
+       --warmup 50 --ema 0.99 --out checkpoints/board_pi0_dropout
 
 Cloning alone (2) leaves a policy that small errors bring where no demonstration has been; expert
 labels in its own states (3) and a second training (4) repair that. Interrupt it at will: the same
