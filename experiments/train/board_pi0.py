@@ -7,8 +7,8 @@
    runs/board_cloned --out checkpoints/board_pi0`
 
 A policy that can do without one of its cameras, `checkpoints/board_pi0_dropout`, goes on from the
-shipped one, on labels in its own states (3, with `--policy checkpoints/board_pi0 --first-seed
-320000 --shards 15`):
+shipped one, on 1,200 demonstrations (1) and labels in its own states (3, with `--policy
+checkpoints/board_pi0 --first-seed 320000 --shards 15`):
 
     python -m experiments.train.board_pi0 --demos data/board_demos data/board_dagger --start
        checkpoints/board_pi0 --camera-dropout 0.25 --steps 900 --batch-size 32 --learning-rate 5e-4
