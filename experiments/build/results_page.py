@@ -51,10 +51,6 @@ def study_rows(results: Mapping[str, Any], part: str) -> list[Row]:
     return [Row(**{**row, "interval": tuple(row["interval"])}) for row in results["tables"][part]]
 
 
-def study_mixture(results: Mapping[str, Any]) -> str:
-    return as_markdown(table_rows(study_rows(results, "mixture")))
-
-
 def study_summary(results: Mapping[str, Any]) -> str:
     """The mixture in short."""
     shown = {
@@ -79,14 +75,19 @@ def study_summary(results: Mapping[str, Any]) -> str:
     )
 
 
-def study_controls(results: Mapping[str, Any]) -> str:
-    return as_markdown(table_rows(study_rows(results, "controls")))
+def study_part(part: str) -> Callable[[Mapping[str, Any]], str]:
+    """All arms of a part of the study."""
+    return lambda results: as_markdown(table_rows(study_rows(results, part)))
 
 
 def study_conditions(results: Mapping[str, Any]) -> str:
     """Everything but the mixture."""
-    parts = [name for name in results["tables"] if name not in ("mixture", "controls")]
-    rows = [row for part in parts for row in study_rows(results, part) if row.arm != "monitor"]
+    rows = [
+        row
+        for part in results["tables"]
+        for row in study_rows(results, part)
+        if row.arm != "monitor" and row.condition != "mixture"
+    ]
     shown = table_rows(rows)
     kept = ("arm", "success [95%] (k/n)", "repaired / broken", "p against bare")
     kept += ("p against always on",)
@@ -577,9 +578,12 @@ def beside_openpi(results: Mapping[str, Any]) -> str:
 
 TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "known_change": ("known_change", known_change),
-    "study_mixture": ("full_mist", study_mixture),
+    "study_mixture": ("full_mist", study_part("mixture")),
     "study_summary": ("full_mist", study_summary),
-    "study_controls": ("full_mist", study_controls),
+    "study_controls": ("full_mist", study_part("controls")),
+    "study_robust": ("full_mist", study_part("robust")),
+    "study_loop": ("full_mist", study_part("loop")),
+    "study_failures": ("full_mist", study_part("failure_monitor")),
     "study_conditions": ("full_mist", study_conditions),
     "study_targets": ("full_mist", study_targets),
     "study_losses": ("full_mist", study_losses),

@@ -59,7 +59,7 @@ PARTS = {
         ),
         100,
     ),
-    "robust": Part(("mixture",), ("bare", "mist", "robust"), 600),
+    "robust": Part(("mixture",), ("bare", "monitor", "mist", "robust"), 600),
     "loop": Part(
         ("mixture",),
         (
