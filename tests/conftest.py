@@ -54,7 +54,7 @@ def register_unchecked(cls, data_fields=None, meta_fields=None, drop_fields=()):
 jax.tree_util.register_dataclass = register_unchecked
 
 
-STRICT = ("attribute", "envs", "hooks", "models")
+STRICT = ("attribute", "envs", "hooks", "models", "rollouts", "steer", "studies")
 """Folders of tests in which no axis and no dtype is promoted unless the code says so."""
 
 
