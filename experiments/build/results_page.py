@@ -583,6 +583,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "study_controls": ("full_mist", study_part("controls")),
     "study_robust": ("full_mist", study_part("robust")),
     "study_loop": ("full_mist", study_part("loop")),
+    "study_failures": ("full_mist", study_part("failure_monitor")),
     "study_conditions": ("full_mist", study_conditions),
     "study_targets": ("full_mist", study_targets),
     "study_losses": ("full_mist", study_losses),
