@@ -55,7 +55,7 @@ def sentence(
     """
     named = int(at["named"])
     largest = np.where(np.isnan(at["ratios"]), np.inf, at["ratios"]).max(axis=1)
-    suspect = int(np.argmax(largest))
+    suspect = named if named < len(inputs) else int(np.argmax(largest))
     kind = ("camera",) * len(at["cells"]) + ("state", "text")
     score = int(np.argmax(at["ratios"][suspect]))
     size = f"{at['ratios'][suspect, score]:.1f} times its 95% limit in clean episodes"

@@ -199,3 +199,14 @@ def test_the_sentence_about_a_push_blames_no_input(monitor):
     quiet = jax.tree.map(lambda x: x[:, 0], found)
     row = int(np.flatnonzero(~quiet.unsound)[0])
     assert "as in clean episodes" in describe_inputs(monitor, quiet, row)
+
+
+def test_a_later_sentence_gives_the_evidence_of_the_input_that_it_names(monitor):
+    found = evidence(
+        monitor, changed(world(EPISODES, seed=5), **FAULTS["camera, other colours"][1])
+    )
+    look = jax.tree.map(lambda x: np.array(x[:, 5]), found)
+    row = int(np.flatnonzero(look.unsound & (look.named == 0))[0])
+    look.ratios[row, 2, 2] = 1e3  # the state drifts by now, too
+    said = describe_inputs(monitor, look, row)
+    assert re.search(r"camera base_0_rgb \((level|change) .*; next the state with 1000\.0", said)
