@@ -39,7 +39,7 @@ from mistjax.models.tokenizers import PromptTokenizer
 from mistjax.policies.fingerprint import fingerprint
 from mistjax.policies.presets import RobotPreset
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample
-from mistjax.policies.wrapper import Wrapper
+from mistjax.policies.wrapper import Wrapper, innermost
 from mistjax.recover.artifact import load_mist
 
 _ANY = float(np.finfo(np.float32).max)  # a bound that no action reaches
@@ -440,13 +440,6 @@ class InferPolicy:
         if told := {k: np.asarray(sample.aux[k])[0].item() for k in said if k in sample.aux}:
             outputs["mist"] = told
         return outputs
-
-
-def innermost(policy: Any) -> Any:
-    """The policy inside all wrappers."""
-    while isinstance(policy, Wrapper):
-        policy = policy.policy
-    return policy
 
 
 def _with_noise(policy: Any, noise: np.ndarray) -> Any:

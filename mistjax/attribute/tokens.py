@@ -31,7 +31,7 @@ from mistjax.models.sampling import Prefix
 from mistjax.models.stacks import token_layouts
 from mistjax.policies.pi import PiPolicy
 from mistjax.policies.protocol import Policy
-from mistjax.policies.wrapper import Wrapper
+from mistjax.policies.wrapper import innermost
 
 _ACTION = Tap("action.resid")
 
@@ -53,7 +53,7 @@ def attention_mass(
     Raises:
         ValueError: another kind of policy, or other patches than the vision tower's.
     """
-    inner = _bare(policy)
+    inner = innermost(policy)
     if not isinstance(inner, PiPolicy) or not isinstance(inner.model, Pi0):
         raise ValueError(
             f"attention mass is read from pi0 and pi0.5, and this is a {type(inner).__name__}: "
@@ -137,7 +137,7 @@ def token_norm(
         ValueError: another kind of policy than pi0, pi0.5 and pi0-FAST, or other patches than the
             vision tower's.
     """
-    inner = _bare(policy)
+    inner = innermost(policy)
     if not isinstance(inner, PiPolicy):
         raise ValueError(
             f"token norms are read from pi0, pi0.5 and pi0-FAST, and this is a "
@@ -221,12 +221,6 @@ def ablated(
         return readout(sample)
 
     return in_chunks(run, regions, chunk)
-
-
-def _bare(policy: Policy) -> Policy:
-    while isinstance(policy, Wrapper):
-        policy = policy.policy
-    return policy
 
 
 def _check_patch(policy: Policy, patch: PatchSize) -> None:

@@ -152,14 +152,20 @@ def acting(policy: Policy) -> Policy:
     return policy
 
 
+def innermost(policy: Any) -> Any:
+    """The policy inside all wrappers."""
+    while isinstance(policy, Wrapper):
+        policy = policy.policy
+    return policy
+
+
 def language(policy: Policy) -> LanguagePolicy:
     """The language side of a policy, or of the one that it is wrapped around.
 
     Raises:
         ValueError: it has none; says what is lacking.
     """
-    while isinstance(policy, Wrapper):
-        policy = policy.policy
+    policy = innermost(policy)
     if isinstance(policy, LanguagePolicy):
         return policy
     lacking = [
@@ -178,8 +184,7 @@ def flow_of(policy: Policy) -> Any:
     Raises:
         ValueError: it has no velocity field.
     """
-    while isinstance(policy, Wrapper):
-        policy = policy.policy
+    policy = innermost(policy)
     if not isinstance(getattr(policy, "config", None), Pi0Config):
         raise ValueError(
             f"a {type(policy).__name__} has no velocity field: that is of flow policies (pi0, "
@@ -194,8 +199,7 @@ def seeing(policy: Policy) -> SeeingPolicy:
     Raises:
         ValueError: it cannot.
     """
-    while isinstance(policy, Wrapper):
-        policy = policy.policy
+    policy = innermost(policy)
     if isinstance(policy, SeeingPolicy):
         return policy
     raise ValueError(

@@ -28,7 +28,7 @@ from mistjax.models.observation import Observation
 from mistjax.models.transforms import flat_rows
 from mistjax.policies.pi import PiPolicy
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample
-from mistjax.policies.wrapper import Wrapper, flow_of, traceable
+from mistjax.policies.wrapper import Wrapper, flow_of, innermost, traceable
 from mistjax.realtime.strategies import Strategy
 from mistjax.recover.watched import Watched
 
@@ -224,8 +224,8 @@ class Delayed(Wrapper):
                 "give RobotPreset a `fallback`."
             )
         states = np.stack([preset.raw_state(one) for one in flat_rows(raw)])
-        still = np.clip(preset.fallback(states), preset.action_low, preset.action_high)
-        return np.where(planned[..., None], actions, still[:, None]).astype(np.float32)
+        still = np.asarray(preset.still(states))
+        return np.where(planned[..., None], actions, still[:, None])
 
     def _whole(self, sample: Sample) -> Sample:
         """The sample as the policy inside may finish it: what is lost is held here."""
@@ -248,8 +248,7 @@ class Delayed(Wrapper):
         keys = self.preset.state_key
         keys = (keys,) if isinstance(keys, str) else keys
         state = jnp.concatenate([raw[key] for key in keys], axis=-1)
-        none = jnp.zeros(len(state), bool)
-        still = self.preset.held(jnp.zeros_like(actions), ~none, state)
+        still = self.preset.still(state)[:, None]
         return jnp.where(sample.aux["planned"][..., None], actions, still)
 
 
@@ -266,6 +265,5 @@ def _first(values: Array, length: int, fill: Any) -> Array:
 
 
 def _pi(policy: Any) -> PiPolicy | None:
-    while isinstance(policy, Wrapper):
-        policy = policy.policy
+    policy = innermost(policy)
     return policy if isinstance(policy, PiPolicy) else None

@@ -37,6 +37,7 @@ from mistjax.steer.sparse import (
     SparseArtifact,
     SparseCoder,
     feature_vector,
+    principal,
     replacements,
     save_sparse,
     token_activations,
@@ -139,10 +140,8 @@ def find_features(run: Run, config: SparseConfig) -> tuple[Features, np.ndarray]
     held = np.concatenate(codes[count - last :])
     seen = tokens[~training]
     left = {"features": unexplained(np.asarray(coder.decode(jnp.asarray(held))), seen)}
-    mean = tokens[training].mean(0)
-    _, _, axes = np.linalg.svd(tokens[training] - mean, full_matrices=False)
-    onto = (seen - mean) @ axes[: coder.k].T @ axes[: coder.k] + mean
-    left["principal_components"] = unexplained(onto, seen)
+    mean, onto = principal(tokens[training], coder.k)
+    left["principal_components"] = unexplained((seen - mean) @ onto + mean, seen)
     every = np.concatenate(codes)
     active = (every > 0).mean(0)
     strong = np.array([np.quantile(c[c > 0], 0.99) if (c > 0).any() else 0.0 for c in every.T])

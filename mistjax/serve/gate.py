@@ -225,13 +225,6 @@ def read_gate(path: str | Path) -> Gate:
         raise ValueError(f"{path} is no gate: {error}") from None
 
 
-def still(preset: RobotPreset, state: Float[np.ndarray, " s"]) -> Float[np.ndarray, " a"]:
-    """The action that holds the robot still in a raw state."""
-    assert preset.fallback is not None
-    held = np.asarray(preset.fallback(state[None])[0], np.float32)
-    return np.clip(held, preset.action_low, preset.action_high).astype(np.float32)
-
-
 def is_velocity(preset: RobotPreset) -> Sequence[bool]:
     """Which action dimensions stand still at 0: those whose fallback does not follow the state."""
     followed = {a for a, _ in preset.fallback.from_state} if preset.fallback else set()

@@ -24,6 +24,7 @@ import numpy as np
 from mistjax.batches import choose
 from mistjax.policies.presets.base import RobotPreset
 from mistjax.policies.protocol import Policy, RawObs
+from mistjax.recover.watched import EVIDENCE
 from mistjax.rollouts.loop import beside, episode_keys
 from mistjax.rollouts.recorder import Inference, Recording
 
@@ -160,18 +161,10 @@ class Lane:
         if first is None:
             return None
         taken, until = [first], time.monotonic() + self._wait_s
-        while len(taken) < min(self._sizes[-1], self._expected()):
-            try:
-                more = self._queue.get(timeout=max(until - time.monotonic(), 0))
-            except queue.Empty:
-                break
-            if more is None:
-                self._queue.put(None)
-                break
-            taken.append(more)
         while len(taken) < self._sizes[-1]:
+            left = until - time.monotonic() if len(taken) < self._expected() else 0
             try:
-                more = self._queue.get_nowait()
+                more = self._queue.get(timeout=max(left, 0))
             except queue.Empty:
                 break
             if more is None:
@@ -261,7 +254,7 @@ SAID = (
     "named",
     "input_score",
     "input_threshold",
-    *(f"evidence/{name}" for name in ("ratios", "sides", "cells", "entries", "words")),
+    *(f"evidence/{name}" for name in EVIDENCE),
 )
 """What of `Sample.aux` a reply is made of."""
 

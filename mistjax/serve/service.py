@@ -37,7 +37,7 @@ from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.recorder import Recording
 from mistjax.rollouts.runner import run_config
 from mistjax.serve.events import Events
-from mistjax.serve.gate import Gate, is_velocity, read_gate, still
+from mistjax.serve.gate import Gate, is_velocity, read_gate
 from mistjax.serve.lane import Answer, BadObservation, Lane, Request
 from mistjax.serve.metrics import Metrics
 from mistjax.serve.session import ENV, Control, Episode, Session
@@ -120,14 +120,7 @@ class Service:
 
     @property
     def _lanes(self) -> tuple[Lane, ...]:
-        return (
-            (self._monitored,)
-            if self._monitored is self._bare
-            else (
-                self._monitored,
-                self._bare,
-            )
-        )
+        return tuple(dict.fromkeys((self._monitored, self._bare)))
 
     def start(self) -> None:
         """Compiles every shape; ValueError where the policy is slower than the deadline."""
@@ -315,7 +308,7 @@ class Service:
         if self.settings.fallback == "zero" and preset.fallback is None:
             action = np.zeros(spec.action_dim, np.float32)
         else:
-            action = still(preset, state)
+            action = np.array(preset.still(state[None])[0])
         if self.settings.fallback == "zero":
             moves = [i for i in range(spec.action_dim) if i != preset.gripper_index]
             action[moves] = 0.0
@@ -324,7 +317,7 @@ class Service:
     def _gated(self, episode: Episode, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
         if self.gate == Gate():
             return actions
-        rest = still(self.bare.preset, state)
+        rest = np.asarray(self.bare.preset.still(state[None])[0])
         passed = self.gate(actions, rest, state, episode.gate)
         executed = self.policy.spec.execute_steps
         episode.gate = self.gate.after(passed, executed, episode.gate, rest)

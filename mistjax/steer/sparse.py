@@ -216,6 +216,15 @@ def unexplained(stand_in: Float[np.ndarray, "n d"], tokens: Float[np.ndarray, "n
     return float(((stand_in - tokens) ** 2).sum() / ((tokens - tokens.mean(0)) ** 2).sum())
 
 
+def principal(
+    tokens: Float[np.ndarray, "n d"], count: int
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+    """The tokens' mean, and the projection onto so many of their principal components."""
+    mean = tokens.mean(0)
+    _, _, axes = np.linalg.svd(tokens - mean, full_matrices=False)
+    return mean, axes[:count].T @ axes[:count]
+
+
 def replacements(
     coder: SparseCoder, tokens: Float[np.ndarray, "n d"], tap: Tap, spec: PolicySpec
 ) -> dict[str, Sparse | Affine]:
@@ -227,9 +236,7 @@ def replacements(
     depth, width = spec.stacks[tap.stack].depth, tokens.shape[1]
     (layer,) = resolve_layers(tap.layers, depth)
     gate = jnp.zeros(depth).at[layer].set(1.0)
-    mean = tokens.mean(0)
-    _, _, axes = np.linalg.svd(tokens - mean, full_matrices=False)
-    onto = axes[: coder.k].T @ axes[: coder.k]
+    mean, onto = principal(tokens, coder.k)
 
     def tiled(array: Any) -> Array:
         return jnp.broadcast_to(jnp.asarray(array, jnp.float32), (depth, *np.shape(array)))

@@ -232,6 +232,15 @@ class RobotPreset:
             xp.float32
         )
 
+    def still(self, state: Float[AnyArray, "b s"]) -> Float[AnyArray, "b a"]:
+        """The action that holds the robot still in a state of its own units, within the bounds; for
+        a preset with a fallback. NumPy's arrays or JAX's.
+        """
+        assert self.fallback is not None
+        xp = jnp if isinstance(state, jax.Array) else np
+        low, high = xp.array(self.action_low), xp.array(self.action_high)
+        return xp.clip(self.fallback(state), low, high).astype(xp.float32)
+
     def prompt(self, raw: Mapping[str, Any]) -> str:
         """What an observation asks for, else the default.
 
