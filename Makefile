@@ -1,5 +1,6 @@
 # make demo     the whole path on a learned policy, ends with runs/demo/report.html
 # make test     lint-free quick tests; make test-all adds the slow ones and the PyTorch side
+# make docs     the site, in site/; fails on a page or link that is not there
 # make test-lerobot   LeRobot's policies, in an environment of their own
 # make test-serve    the server with openpi's own client, which has an environment of its own
 # make test-openpi   what a policy needs, in an environment with openpi's own pins
@@ -21,7 +22,7 @@ OPENPI_INSTALL := $(OPENPI_BIN)/python -m pip install --quiet --disable-pip-vers
 	-c constraints-openpi.txt
 OPENPI_PYTEST := $(OPENPI_BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --timeout 900
 
-.PHONY: demo test test-all test-openvla test-openpi test-lerobot test-serve lint format bench libero clean
+.PHONY: demo docs test test-all test-openvla test-openpi test-lerobot test-serve lint format bench libero clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mistjax demo
@@ -57,6 +58,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -91,6 +95,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) -e '.[dev]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) -e '.[docs]'
+	touch $@
+
 $(VENV)/.installed-openvla: $(VENV)/.installed
 	$(INSTALL) -e '.[openvla]'
 	touch $@
@@ -110,4 +118,4 @@ $(LEROBOT_VENV)/.installed: pyproject.toml constraints-lerobot.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OPENPI_VENV) $(LEROBOT_VENV) $(CLIENT_VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OPENPI_VENV) $(LEROBOT_VENV) $(CLIENT_VENV) .pytest_cache .ruff_cache site

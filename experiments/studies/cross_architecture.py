@@ -45,7 +45,8 @@ class Config:
 
     Attributes:
         work: recorded runs and the parts of the result.
-        results: file of the result; the figure lies beside it as PNG.
+        results: file of the result.
+        figure: file of its figure.
         episodes: paired test episodes of each condition.
         training: training episodes of each condition, for the detectors.
         scenes: seeds that scenes are taken from, two each.
@@ -55,6 +56,7 @@ class Config:
 
     work: Path = Path("runs/cross_architecture")
     results: Path = Path("experiments/results/cross_architecture.json")
+    figure: Path = Path("docs/assets/cross_architecture.png")
     episodes: int = 100
     training: int = 75
     scenes: int = 100
@@ -129,7 +131,7 @@ def main(config: Config) -> dict[str, Any]:
     }
     config.results.parent.mkdir(parents=True, exist_ok=True)
     config.results.write_text(json.dumps(results, indent=1) + "\n")
-    draw(results, config.results.with_suffix(".png"))
+    draw(results, config.figure)
     print(as_table(results))
     return results
 

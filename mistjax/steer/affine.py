@@ -33,7 +33,7 @@ class AffineMap:
     """The change x @ weight + bias of each layer.
 
     Attributes:
-        weight, bias: 0 in layers without a map [L,D,D] [L,D].
+        weight, bias: 0 in layers without a map, `[L,D,D]` and `[L,D]`.
         gate: weight of each layer [L].
         site: where it acts, `<stack>.<point>` (static).
         tokens: a token selector (static).
