@@ -77,7 +77,7 @@ class Trained:
 
 def train_detector(
     runs: Sequence[Run],
-    out: Path,
+    out: Path | str,
     *,
     name: str = "safe_mlp",
     features: Sequence[str] = (),

@@ -20,7 +20,7 @@ from mistjax.rollouts.runner import run_episodes
 
 def collect(
     policy: Policy,
-    out: Path,
+    out: Path | str,
     plan: EpisodePlan = EpisodePlan(),
     *,
     env_options: Mapping[str, Any] | None = None,
@@ -44,7 +44,7 @@ def collect(
     Raises:
         ValueError, RuntimeError, ImportError: see `EpisodePlan`, `suite_seeds` and `run_episodes`.
     """
-    plan = dataclasses.replace(plan, **options)
+    plan, out = dataclasses.replace(plan, **options), Path(out)
     for tap in taps:
         check_tap(tap, policy.spec)
     aux = tuple(dict.fromkeys((*policy.reports, *aux)))

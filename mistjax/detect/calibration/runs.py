@@ -67,7 +67,7 @@ class Calibrated:
 
 
 def calibrate_detector(
-    folder: Path,
+    folder: Path | str,
     runs: Sequence[Run],
     *,
     alpha: float = 0.1,
