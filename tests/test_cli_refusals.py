@@ -371,6 +371,10 @@ COMMANDS = {
             "--fps": ("many", "nan", "inf", "0", "-5"),
         },
     ),
+    "export-rerun": (
+        "{run} --out {out}",
+        {0: RUN, "--out": NEW_FOLDER, "--seed": (*WHOLE, "7"), "--beside": RUN},
+    ),
     "fetch": ("{policy}", {0: ("{missing}", "ftp://x", "gs://x", "hf://x", "hf://a/b/../c@1", "")}),
     "libero-pro": ("", {"--wheel": ("{missing}", "{file}", "{empty}")}),
     "export-checkpoint": (

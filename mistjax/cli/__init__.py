@@ -32,7 +32,16 @@ from mistjax.cli.detectors import (
     import_safe,
     train_detector,
 )
-from mistjax.cli.episodes import collect, demo, evaluate, export_lerobot, memory, report, study
+from mistjax.cli.episodes import (
+    collect,
+    demo,
+    evaluate,
+    export_lerobot,
+    export_rerun,
+    memory,
+    report,
+    study,
+)
 from mistjax.cli.installation import (
     cite,
     conformance,
@@ -72,6 +81,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "report": report,
     "serve": serve,
     "export-lerobot": export_lerobot,
+    "export-rerun": export_rerun,
     "fetch": fetch,
     "export-checkpoint": export_checkpoint,
     "libero-pro": libero_pro,

@@ -372,3 +372,28 @@ def export_lerobot(
         "Pictures have been through H.264 once; crashed episodes are not in it.\n"
         f'Next: lerobot.datasets.LeRobotDataset("NAME", root="{out}")'
     )
+
+
+def export_rerun(
+    run: Positional[Path],
+    /,
+    *,
+    out: Path,
+    seed: tuple[int, ...] = (),
+    beside: Path | None = None,
+) -> None:
+    """Write recorded episodes for the Rerun viewer: cameras, scores, alarms, actions, explanation.
+
+    Args:
+        run: run folder.
+        out: folder to write, one .rrd an episode.
+        seed: which episodes; those with pictures by default.
+        beside: a run with the same seeds, such as the arm bare, whose actions are drawn beside.
+    """
+    from mistjax.report.rerun import export_rerun
+    from mistjax.rollouts.run import load_run
+
+    other = None if beside is None else load_run(beside)
+    done = export_rerun(load_run(run), out, seed, beside=other)
+    left = f", {done.without_pictures} of them without pictures" if done.without_pictures else ""
+    print(f"{out}: {len(done.files)} episodes{left}.\nNext: rerun {out}/*.rrd")
