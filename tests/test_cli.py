@@ -1,15 +1,19 @@
 """The command line parses, calls, and says in one sentence what was refused."""
 
 import errno
+import json
 import os
+import sys
 from pathlib import Path
 
 import gymnasium
 import pytest
 
 from mistjax import cli
+from mistjax.cli.telling import tell
 from mistjax.demo import SHIPPED
 from mistjax.envs.board.env import BoardEnv
+from mistjax.stats import Rate
 
 
 def test_help_lists_every_subcommand(capsys):
@@ -98,6 +102,54 @@ def test_a_report_that_cannot_read_its_option_says_which_was_meant(capsys):
     told = capsys.readouterr().err
     assert told.startswith("mistjax: Unrecognized options: --episods, 3 (perhaps --episodes INT")
     assert told.endswith("see mistjax collect --help\n") and told.count("\n") == 1
+
+
+def test_json_is_one_object_with_what_was_said_and_told(monkeypatch, capsys):
+    def work():
+        print("a line")
+        tell(rate=Rate(3, 4), page=Path("x.html"), missing=float("nan"))
+        return 1
+
+    monkeypatch.setattr(cli, "COMMANDS", {"doctor": work, "cite": cli.cite})
+    assert cli.main(["doctor", "--json"]) == 1
+    shown = capsys.readouterr()
+    told = json.loads(shown.out)
+    assert shown.out.count("\n") == 1 and shown.err == ""
+    assert (told["command"], told["exit_code"], told["said"]) == ("doctor", 1, ["a line"])
+    assert told["rate"] == {"k": 3, "n": 4} and told["page"] == "x.html" and told["missing"] is None
+    assert "error" not in told and told["seconds"] >= 0
+
+
+def test_json_says_what_was_refused_and_nothing_of_an_earlier_command(capsys):
+    tell(left="over")
+    assert cli.main(["report", "/no/such/run", "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert "not a run folder" in told["error"] and "left" not in told and told["exit_code"] == 2
+
+
+def test_quiet_shows_an_error_and_nothing_else(monkeypatch, capsys):
+    def work():
+        print("a line")
+        print("progress", file=sys.stderr)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cli, "COMMANDS", {"doctor": work, "cite": cli.cite})
+        assert cli.main(["--quiet", "doctor"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert cli.main(["report", "/no/such/run", "--quiet"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("mistjax: /no/such/run is not a run folder")
+    with pytest.raises(SystemExit):
+        cli.main(["report", "--quiet"])
+    assert capsys.readouterr().err.startswith("mistjax: Missing from mistjax report")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_for_a_shell_knows_every_subcommand(shell, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--tyro-print-completion", shell])
+    script = capsys.readouterr().out
+    assert not ended.value.code and all(name in script for name in cli.COMMANDS)
 
 
 class Unlucky(BoardEnv):

@@ -3,7 +3,8 @@
 Exit codes: 0 it is done; 1 it is done, and found something (crashed episodes, a stale calibration,
 a missing part); 2 the library refused what it was given (ValueError, a missing file or extra, a
 broken connection); 70 a bug; 130 interrupted. All but 0 come with one sentence on stderr or a
-finding on stdout; `--debug` shows the traceback instead. Modules of the library are imported where
+finding on stdout; `--debug` shows the traceback instead, `--json` prints an object for machines and
+`--quiet` nothing but an error, anywhere in the command. Modules of the library are imported where
 a subcommand needs them, so that `--help` is quick.
 """
 
@@ -53,6 +54,7 @@ from mistjax.cli.installation import (
 from mistjax.cli.neurons import train_sae, words
 from mistjax.cli.remedies import explain, fit_imputer, nmr, patch, remedy, vectors
 from mistjax.cli.serving import serve
+from mistjax.cli.telling import JSON, QUIET, Said, silence
 
 DEBUG = "--debug"
 FOUND, REFUSED, BUG, INTERRUPTED = 1, 2, 70, 130
@@ -102,23 +104,36 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if args is None else args)
     debug = sys.flags.dev_mode or DEBUG in words
-    words = [word for word in words if word != DEBUG]
+    asks = {"--help", "-h"} & set(words)
+    shown = {flag for flag in (JSON, QUIET) if flag in words and not asks}
+    words = [word for word in words if word not in (DEBUG, JSON, QUIET)]
     if words and words[0] in RENAMED:
         now = RENAMED[words[0]]
         print(f"mistjax: `{words[0]}` is now called `{now}`", file=sys.stderr)
         words[0] = now
-    try:
-        command = _parse(words)
-        from mistjax.compilation import enable_cache
 
-        enable_cache()
-        return command() or 0
-    except KeyboardInterrupt:
-        return _end("interrupted; run the same command again to go on", INTERRUPTED)
-    except Exception as error:
-        if debug:
-            raise
-        return _end(*_told(error))
+    said, code, error = Said(), 0, ""
+    with contextlib.ExitStack() as around:
+        try:
+            command = _parse(words)
+            if QUIET in shown:
+                around.enter_context(silence())
+            if JSON in shown:
+                around.enter_context(said.captured())
+            from mistjax.compilation import enable_cache
+
+            enable_cache()
+            code = command() or 0
+        except KeyboardInterrupt:
+            code, error = INTERRUPTED, "interrupted; run the same command again to go on"
+        except Exception as caught:
+            if debug:
+                raise
+            error, code = _told(caught)
+    if JSON in shown:
+        print(said.document(words[0], code, error))
+        return code
+    return _end(error, code) if error else code
 
 
 def _parse(words: Sequence[str]) -> Callable[[], int | None]:
@@ -137,8 +152,8 @@ def _parse(words: Sequence[str]) -> Callable[[], int | None]:
             return tyro.extras.subcommand_cli_from_dict(
                 {name: later(function) for name, function in COMMANDS.items()},
                 prog="mistjax",
-                description=f"Watch, explain and steer robot policies. {DEBUG}, anywhere, shows "
-                "the traceback of an error.",
+                description=f"Watch, explain and steer robot policies. Anywhere: {DEBUG} shows the "
+                f"traceback of an error, {JSON} prints an object for machines, {QUIET} nothing.",
                 args=words,
             )
     except SystemExit as end:

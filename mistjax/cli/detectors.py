@@ -8,6 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from mistjax.cli.telling import tell
 from mistjax.files import refuse_file
 from mistjax.ranges import between
 
@@ -66,6 +67,12 @@ def train_detector(
         networks=networks,
         progress=True,
     )
+    tell(
+        out=out,
+        episodes=trained.episodes,
+        failures=trained.failures,
+        held_out=dict(trained.held_out),
+    )
     print(trained.describe())
     print(
         f"Written to {out}. Next, with runs of the same policy on other seeds:\n"
@@ -115,6 +122,21 @@ def calibrate(
         strata=strata,
         group=lambda trace: task_group(trace, group),
         seed=seed,
+    )
+    tell(
+        detector=detector,
+        episodes=found.episodes,
+        failures=found.failures,
+        metrics=dict(found.metrics),
+        thresholds={
+            stratum: {
+                "alpha": threshold.alpha,
+                "successes": threshold.n_calibration,
+                "rank": threshold.rank,
+                "finite": threshold.rank <= threshold.n_calibration,
+            }
+            for stratum, threshold in found.thresholds.items()
+        },
     )
     print(found.describe())
     if why := Input.from_json(read_card(detector)["reads"]).not_live:
@@ -192,6 +214,7 @@ def drift(
     from mistjax.rollouts.run import load_run
 
     found = check_drift(detector, [load_run(run) for run in runs], stratum=stratum, delta=delta)
+    tell(stale=found.monitor.stale, successes=found.false_alarms.n)
     print(f"{found.false_alarms.n} successes compared with the calibration of {detector}.")
     print(found.describe())
     if found.monitor.stale:
@@ -252,6 +275,7 @@ def detect_bench(
         networks=networks,
     )
     rows = run_bench(config, write_page=write_page)
+    tell(page=out / "bench.html", rows=[*rows])
     print(f"{text_table(rows)}\n\nAll of test episodes, which trained and calibrated nothing.")
     print(f"Page: {out / 'bench.html'}")
     if best := next((row["name"] for row in scored(rows) if not row["control"]), None):

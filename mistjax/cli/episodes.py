@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.conf import Positional
 
+from mistjax.cli.telling import tell
 from mistjax.files import refuse_file
 from mistjax.ranges import whole
 from mistjax.rollouts.plan import EpisodePlan
@@ -48,6 +49,7 @@ def tell_study(found: Found, out: Path) -> int:
     from mistjax.report.study import format_table
     from mistjax.studies.page import table_rows
 
+    tell(out=out, page=out / "report.html", table=out / "table.json", rows=found.rows)
     for where in dict.fromkeys(row.condition for row in found.rows):
         print(f"\n{where}\n")
         print(format_table(table_rows([row for row in found.rows if row.condition == where])))
@@ -64,6 +66,7 @@ def tell_study(found: Found, out: Path) -> int:
 def tell_crashes(runs: Mapping[str, Run]) -> int:
     """Says which episodes crashed; the exit code."""
     code = 0
+    tell(runs={name: _row(run) for name, run in runs.items()})
     for name, run in runs.items():
         if run.crashed:
             seeds = ", ".join(map(str, run.crashed[:8])) + ", ..." * (len(run.crashed) > 8)
@@ -73,6 +76,20 @@ def tell_crashes(runs: Mapping[str, Run]) -> int:
             )
             code = 1
     return code
+
+
+def _row(run: Run) -> dict[str, Any]:
+    from mistjax.rollouts.summary import summarize
+
+    success = summarize(run).success
+    return {
+        "folder": run.path,
+        "episodes": len(run.rows),
+        "successes": success.k,
+        "finished": success.n,
+        "interval": success.interval,
+        "crashed": run.crashed,
+    }
 
 
 def tell_unsound(runs: Mapping[str, Run]) -> None:
@@ -342,6 +359,7 @@ def report(
 
     runs = {str(run): run for run in (baseline, *others)}
     page = build_report(runs, out, title="mistjax report")
+    tell(page=page)
     compared = f", each compared by seed with {baseline}" if others else ""
     print(f"{page}: {len(runs)} run{'s' * (len(runs) > 1)}{compared}; open it in a browser.")
 
@@ -366,6 +384,7 @@ def export_lerobot(
     from mistjax.rollouts.run import load_run
 
     done = export_lerobot(load_run(run), out, pictures=pictures, fps=fps)
+    tell(out=out, episodes=done.episodes, frames=done.frames)
     left = f"; {done.without_video} without video left out" if done.without_video else ""
     print(
         f"{out}: {done.episodes} episodes, {done.frames} frames{left}.\n"
@@ -395,5 +414,6 @@ def export_rerun(
 
     other = None if beside is None else load_run(beside)
     done = export_rerun(load_run(run), out, seed, beside=other)
+    tell(files=done.files)
     left = f", {done.without_pictures} of them without pictures" if done.without_pictures else ""
     print(f"{out}: {len(done.files)} episodes{left}.\nNext: rerun {out}/*.rrd")

@@ -209,7 +209,11 @@ def write_episode(
         "failure score": (trace.score, trace.threshold),
         "input score": (trace.input_score, trace.input_threshold),
     }
-    scores = {name: pair for name, pair in watched.items() if pair[0] is not None}
+    scores = {
+        name: (score, np.full(len(score), np.inf) if limit is None else limit)
+        for name, (score, limit) in watched.items()
+        if score is not None
+    }
     stream = open_stream(trace.episode, [*cameras.values()], names, [*scores], out=out)
     said = _said(trace, inputs)
     for number, step in enumerate(trace.inference_step):
@@ -219,7 +223,7 @@ def write_episode(
                 int(step),
                 {name: trace.images[key][number] for key, name in cameras.items()},
                 {
-                    name: (float(score[number]), np.inf if limit is None else float(limit[number]))
+                    name: (float(score[number]), float(limit[number]))
                     for name, (score, limit) in scores.items()
                 },
                 said=said.get(number, ""),
