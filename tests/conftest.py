@@ -1,5 +1,6 @@
 """Settings of the whole test run; they must be in place before JAX starts a backend."""
 
+import functools
 import inspect
 import io
 import os
@@ -10,6 +11,7 @@ import jax
 import jax.experimental
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jaxtyping import install_import_hook
 from typing_extensions import get_protocol_members
@@ -54,17 +56,29 @@ def register_unchecked(cls, data_fields=None, meta_fields=None, drop_fields=()):
 jax.tree_util.register_dataclass = register_unchecked
 
 
-STRICT = ("attribute", "envs", "hooks", "models", "rollouts", "steer", "studies")
-"""Folders of tests in which no axis and no dtype is promoted unless the code says so."""
+# No axis and no dtype is promoted unless the code says so, in any thread.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
-    """Also while fixtures are made."""
-    if not item.nodeid.removeprefix("tests/").startswith(STRICT):
-        return (yield)
-    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
-        return (yield)
+def promoting(rule):
+    """An optimiser of Optax, which promotes dtypes itself (a decay to the power of a count)."""
+
+    @functools.wraps(rule)
+    def make(*args, **kwargs):
+        made = rule(*args, **kwargs)
+
+        def update(*arguments, **extra):
+            with jax.numpy_dtype_promotion("standard"):
+                return made.update(*arguments, **extra)
+
+        return made._replace(update=update)
+
+    return make
+
+
+for name in ("adam", "adamw", "sgd"):
+    setattr(optax, name, promoting(getattr(optax, name)))
 
 
 def pytest_configure():

@@ -97,7 +97,8 @@ def make_step(config: Training, loss: Loss) -> Callable[..., Any]:
         grads, parts = jax.grad(loss, has_aux=True)(state["params"], batch, key)
         updates, opt_state = transform.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        decay = jnp.minimum(config.ema, (1.0 + state["step"]) / (10.0 + state["step"]))
+        done = state["step"].astype(jnp.float32)
+        decay = jnp.minimum(config.ema, (1.0 + done) / (10.0 + done))
         average = optax.incremental_update(params["model"], state["average"], 1 - decay)  # pyright: ignore[reportIndexIssue]
         state = {
             "params": params,

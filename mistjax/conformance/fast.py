@@ -56,7 +56,8 @@ def _outputs(config: FastConfig, variables: Any, inputs: Arrays) -> dict[str, An
     tokens, valid, ar = model.apply(variables, obs, method=Pi0Fast.embed_prefix)
     images = jnp.zeros((valid.shape[0], config.num_image_tokens), jnp.int32)
     out = {"inputs/tokens": tokens, "inputs/mask": valid}
-    out["inputs/ar_mask"] = jnp.concatenate([images, ar_mask], axis=1) | ar
+    own = jnp.concatenate([images, ar_mask], axis=1)
+    out["inputs/ar_mask"] = own | ar[None].astype(own.dtype)
 
     prefix = prefill(model, variables, obs, Hooks.of((), taps("vlm")))
     right = jax.vmap(lambda x, n: jnp.roll(x, -n, axis=0))
@@ -88,11 +89,15 @@ def _outputs(config: FastConfig, variables: Any, inputs: Arrays) -> dict[str, An
 def _split(obs: Observation, tokens, mask, ar_mask, loss_mask) -> tuple[Observation, Any]:
     """One row of tokens as prompt (read both ways) and what is written after it (0 = padding)."""
     prompt = mask & (ar_mask == 0)
-    after = jnp.sum(prompt, axis=1, keepdims=True) + jnp.arange(tokens.shape[1])
+    after = jnp.sum(prompt, axis=1, keepdims=True) + jnp.arange(tokens.shape[1])[None]
     inside = after < tokens.shape[1]
     after = jnp.minimum(after, tokens.shape[1] - 1)
-    written = jnp.take_along_axis(jnp.where(mask & loss_mask, tokens, 0), after, axis=1) * inside
-    fields = {"tokenized_prompt": tokens * prompt, "tokenized_prompt_mask": prompt}
+    learnt = jnp.take_along_axis(jnp.where(mask & loss_mask, tokens, 0), after, axis=1)
+    written = jnp.where(inside, learnt, 0)
+    fields = {
+        "tokenized_prompt": jnp.where(prompt, tokens, 0),
+        "tokenized_prompt_mask": prompt,
+    }
     return dataclasses.replace(obs, **fields), written
 
 

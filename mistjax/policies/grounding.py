@@ -49,7 +49,7 @@ def ablated(
         segment: first token and end.
         share: of the segment's tokens, rounded up.
     """
-    positions = jnp.arange(influence.shape[1])
+    positions = jnp.arange(influence.shape[1])[None]
     inside = prefix.valid & (positions >= segment[0]) & (positions < segment[1])
     ranked = jnp.where(inside, influence, -1.0)
     least = jax.lax.top_k(ranked, math.ceil(share * (segment[1] - segment[0])))[0][:, -1:]

@@ -108,7 +108,7 @@ class Strategy:
             begun: False in an episode's first round: the robot then stands still until the chunk
                 is there, which begins where it stands.
         """
-        steps = jnp.arange(self.horizon)
+        steps = jnp.arange(self.horizon)[None]
         late = self.name in ("wait", "vlash")
         shift = jnp.where(begun & (not late), 0, self.delay)[:, None]
         taken = steps - shift
@@ -128,7 +128,7 @@ class Strategy:
         every = jnp.concatenate([new[:, None], chunks], axis=1)
         said = jnp.concatenate([there[:, None], known], axis=1)
         older = jnp.cumsum(said[:, ::-1], axis=1)[:, ::-1]  # rank from the oldest, 1 on
-        weight = jnp.where(said, jnp.exp(-self.decay * (older - 1)), 0.0)
+        weight = jnp.where(said, jnp.exp(-self.decay * (older - 1).astype(every.dtype)), 0.0)
         total = weight.sum(axis=1)
         mean = jnp.einsum("bkh,bkha->bha", weight, every) / jnp.maximum(total, 1e-9)[..., None]
         return mean, total > 0

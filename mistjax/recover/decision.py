@@ -111,7 +111,7 @@ def begins(
         looks: inferences before this one.
         script: what is known of the episode.
     """
-    places = jnp.arange(len(inputs))
+    places = jnp.arange(len(inputs))[None]
     rows = {"alarm": alarmed, "start": looks > 0, "script": looks >= script.inference}
     if decision.which == "named":
         return places == evidence.blamed[:, None]

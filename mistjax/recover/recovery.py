@@ -129,7 +129,7 @@ def recovered(
         patience, budget: see `RepairConfig`.
     """
     agreeing = jnp.where(memory.active & (residual <= 1), memory.agreeing + 1, 0)
-    spent = memory.spent + memory.active
+    spent = memory.spent + memory.active.astype(jnp.int32)
     over = (agreeing >= patience) | (spent >= budget)
     return dataclasses.replace(
         memory,

@@ -135,7 +135,7 @@ def _sample(mist: Repaired, obs, key, state: RepairedState, edits, taps) -> Samp
     memory = (
         recovered(memory, residual, mist.config.patience, mist.config.budget)
         if mist.decision.ends
-        else dataclasses.replace(memory, spent=memory.spent + memory.active)
+        else dataclasses.replace(memory, spent=memory.spent + active.astype(jnp.int32))
     )
     aux = {
         **sample.aux,
@@ -193,7 +193,10 @@ def _proposed(mist: Repaired, memory: RepairMemory, seen: Seen):
                 on = jnp.zeros_like(on)
             acts[name], away[name] = on, jnp.where(active, found.residual, 0.0)
             light = choose(on, found.obs, light)
-            edits += [dataclasses.replace(e, strength=e.strength * on) for e in found.edits]
+            edits += [
+                dataclasses.replace(e, strength=e.strength * on.astype(jnp.float32))
+                for e in found.edits
+            ]
         columns = by_input(acts, names, batch, False), by_input(away, names, batch, 0.0)
         return light, *columns, tuple(edits)
 
@@ -212,7 +215,8 @@ def _random_like(mist: Repaired, obs: Observation, done: Observation, key: Array
     def moved(now: Any, then: Any) -> Array:
         now = jnp.asarray(now)
         change = (then - now).reshape(len(now), -1)
-        noise = jax.vmap(lambda k: normal(k, change.shape[1:]))(keys) * (change != 0)
+        noise = jax.vmap(lambda k: normal(k, change.shape[1:]))(keys)
+        noise = jnp.where(change != 0, noise, 0.0)
         size = jnp.linalg.norm(change, axis=1) / jnp.maximum(jnp.linalg.norm(noise, axis=1), 1e-12)
         return now + (size[:, None] * noise).reshape(now.shape).astype(now.dtype)
 

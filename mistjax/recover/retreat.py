@@ -106,7 +106,7 @@ def _retreated(mirror: Array, sample: Sample, state: RetreatState, gripper: int 
     back = since < CHUNKS
     place = jnp.clip(since, 0, CHUNKS - 1)
     moves = jnp.take_along_axis(state.done, place[:, None, None, None], axis=1)[:, 0, ::-1]
-    undone = mirror - moves
+    undone = mirror[None, None] - moves
     if gripper is not None:
         undone = undone.at[..., gripper].set(moves[..., gripper])
     held = jnp.repeat(undone[:, -1:], sample.actions.shape[1] - execute, axis=1)

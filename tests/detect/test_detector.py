@@ -104,8 +104,9 @@ def test_trajectory_length_is_blind_by_earliest_stop_within_a_task(episodes):
 def test_stepping_through_an_episode_equals_the_training_pass(head, episodes):
     stepped = score_episodes(head, episodes.features, episodes.mask)
     trained_on = head.sequence(jnp.asarray(episodes.features))
+    valid = episodes.mask
     np.testing.assert_allclose(
-        stepped * episodes.mask, trained_on * episodes.mask, rtol=1e-5, atol=1e-5
+        np.asarray(stepped)[valid], np.asarray(trained_on)[valid], rtol=1e-5, atol=1e-5
     )
 
 

@@ -27,7 +27,7 @@ class Point:
 
 
 def loss(params, batch, key):
-    error = params["model"]["w"] + params["head"]["b"] - TARGET - batch
+    error = (params["model"]["w"] + params["head"]["b"] - TARGET)[None] - batch
     total = jnp.mean(jnp.square(error))
     return total, {"error": total}
 

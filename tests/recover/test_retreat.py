@@ -31,7 +31,7 @@ class Scripted(Wrapper):
         return jnp.zeros(batch, jnp.int32)
 
     def sample(self, obs, key, *, state=(), edits=(), taps=(), prefix=None):
-        number = jnp.broadcast_to(10.0 * (state[:, None] + 1) + jnp.arange(4), (len(state), 4))
+        number = 10.0 * (state[:, None] + 1).astype(float) + jnp.arange(4.0)[None]
         actions = jnp.stack([number, -number, number], axis=-1)
         alarm = jnp.asarray(self.alarms)[state]
         aux = {"alarm": alarm, "fallback": jnp.zeros_like(alarm)}

@@ -84,7 +84,7 @@ def embedding(folder: Path) -> list[Row]:
             detector = fit_embedding(
                 train, distance, success_only=one_class, accumulate=accumulate, **k
             )
-        scores = score_episodes(detector, x, jnp.asarray(mask)) * mask
+        scores = jnp.where(mask, score_episodes(detector, x, jnp.asarray(mask)), 0.0)
         # the original inverts the covariance in float32: its float64 run is the reference, if kept
         exact = key + "_f64" if key + "_f64" in recorded else key
         tolerance = 2e-4 if exact == key and name == "mahala" else 3e-5

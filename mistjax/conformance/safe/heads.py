@@ -147,7 +147,7 @@ def trajectories(folder: Path) -> list[Row]:
         wanted = recorded_head(recorded, f"{name}/w30/")
         pairs = zip(jax.tree.leaves(head), jax.tree.leaves(wanted), strict=True)
         worst = max(float(abs(a - b).max()) for a, b in pairs)
-        scores = head.sequence(jnp.asarray(episodes.features)) * episodes.mask
+        scores = jnp.where(episodes.mask, head.sequence(jnp.asarray(episodes.features)), 0.0)
         rows += [
             compare(name, "learning rate", history.learning_rate, recorded[f"{name}/lr"], 1e-7),
             compare(name, "loss", history.loss, recorded[f"{name}/total_loss"], 1e-5),

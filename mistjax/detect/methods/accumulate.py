@@ -46,5 +46,7 @@ def accumulate_sequence(
     if stop_gradient:
         total = jax.lax.stop_gradient(total - values) + values
     return (
-        total if mode == "sum" else total / jnp.arange(1, values.shape[1] + 1, dtype=values.dtype)
+        total
+        if mode == "sum"
+        else total / jnp.arange(1, values.shape[1] + 1, dtype=values.dtype)[None]
     )

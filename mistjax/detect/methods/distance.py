@@ -38,7 +38,7 @@ class Mahalanobis:
         return cls(jnp.asarray(x.mean(0), jnp.float32), jnp.asarray(precision, jnp.float32))
 
     def __call__(self, features: Float[Array, "b d"]) -> Float[Array, " b"]:
-        x = features - self.mean
+        x = features - self.mean[None]
         return jnp.sqrt(jnp.maximum(jnp.sum((x @ self.precision) * x, axis=-1), 0.0))
 
 
@@ -72,7 +72,7 @@ class NearestNeighbours:
             nearest = jax.lax.top_k(unit[0] @ unit[1].T, self.k)[0]
             return jnp.mean(1.0 - nearest, axis=-1)
         cross = features @ self.frames.T
-        squared = jnp.sum(self.frames**2, axis=-1) - 2 * cross
+        squared = jnp.sum(self.frames**2, axis=-1)[None] - 2 * cross
         nearest = -jax.lax.top_k(-squared, self.k)[0] + jnp.sum(features**2, axis=-1, keepdims=True)
         # the gradient of sqrt at 0 is infinite; a stored frame itself has distance 0
         return jnp.mean(jnp.where(nearest > 0, jnp.sqrt(jnp.maximum(nearest, 1e-30)), 0.0), axis=-1)
@@ -108,8 +108,8 @@ class NearestCentroid:
         return cls(*as_jax)
 
     def __call__(self, features: Float[Array, "b d"]) -> Float[Array, " b"]:
-        x = (features - self.mean) @ self.components.T
-        squared = jnp.sum((x[:, None] - self.centroids) ** 2, axis=-1)
+        x = (features - self.mean[None]) @ self.components.T
+        squared = jnp.sum((x[:, None] - self.centroids[None]) ** 2, axis=-1)
         return jnp.sqrt(jnp.maximum(jnp.min(squared, axis=-1), 1e-30))
 
 

@@ -35,7 +35,7 @@ class TokenUncertainty:
         values = jnp.where(decoded, -log_prob if self.quantity == "probability" else entropy, 0.0)
         if self.statistic == "max":
             return values.max(-1)
-        return values.sum(-1) / jnp.maximum(decoded.sum(-1), 1)
+        return values.sum(-1) / jnp.maximum(decoded.sum(-1, dtype=values.dtype), 1)
 
     def step(
         self, state: PyTree, features: Float[Array, "b d"]

@@ -102,15 +102,15 @@ class Imputer:
 
     def code(self, tokens: Float[Array, "b t"], camera: int) -> Float[Array, "b k"]:
         """Tokens of a camera as components whose mean square is 1."""
-        return (tokens - self.mean[camera]) @ self.directions[camera]
+        return (tokens - self.mean[camera][None]) @ self.directions[camera]
 
     def codes(self, tokens: Float[Array, "b c t"]) -> Float[Array, "b c k"]:
         """`code` of every camera."""
-        return jnp.einsum("bct,ctk->bck", tokens - self.mean, self.directions)
+        return jnp.einsum("bct,ctk->bck", tokens - self.mean[None], self.directions)
 
     def decode(self, code: Float[Array, "b k"], camera: int) -> Float[Array, "b t"]:
         """The inverse of `code` within the components."""
-        return self.mean[camera] + self.scale[camera] ** 2 * code @ self.directions[camera].T
+        return self.mean[camera][None] + self.scale[camera] ** 2 * code @ self.directions[camera].T
 
     def predict(
         self,
@@ -130,18 +130,20 @@ class Imputer:
 
     def features(self, state: Float[Array, "b s"]) -> Float[Array, "b f"]:
         """The state and its random features."""
-        return jnp.concatenate([state, jnp.cos(state @ self.frequencies + self.phases)], axis=-1)
+        return jnp.concatenate(
+            [state, jnp.cos(state @ self.frequencies + self.phases[None])], axis=-1
+        )
 
     def strangeness(self, codes: Float[Array, "b c k"], camera: int) -> Float[Array, " b"]:
         """Largest mean squared component of the other cameras, in standard deviations."""
-        size = jnp.square(codes / self.spread).mean(-1)
+        size = jnp.square(codes / self.spread[None]).mean(-1)
         return size.at[:, camera].set(0.0).max(axis=1)
 
 
 def network(layers, x: Float[Array, "b i"]) -> Float[Array, "b o"]:
     """Dense layers with GELU in between."""
     for number, (weights, bias) in enumerate(layers):
-        x = x @ weights + bias
+        x = x @ weights + bias[None]
         if number + 1 < len(layers):
             x = jax.nn.gelu(x)
     return x

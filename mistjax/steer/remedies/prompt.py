@@ -47,4 +47,4 @@ class LastPrompt:
         obs = dataclasses.replace(
             seen.obs, tokenized_prompt=note.tokens, tokenized_prompt_mask=note.valid
         )
-        return Proposal(obs, jnp.ones_like(other), 2.0 * other)
+        return Proposal(obs, jnp.ones_like(other), 2.0 * other.astype(jnp.float32))

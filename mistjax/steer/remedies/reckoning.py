@@ -53,7 +53,7 @@ class DeadReckoning:
 
     def propose(self, note: Reckoned, seen: Seen, name: str) -> Proposal:
         sensor = jnp.asarray(seen.obs.state)
-        off = jnp.abs(sensor[:, : self._width] - note.state) / self.motion.scale
+        off = jnp.abs(sensor[:, : self._width] - note.state) / self.motion.scale[None]
         limit = WIDE * jnp.sqrt(jnp.maximum(note.age, 1).astype(jnp.float32))
         return Proposal(
             dataclasses.replace(seen.obs, state=sensor.at[:, : self._width].set(note.state)),

@@ -89,7 +89,7 @@ def test_an_edit_does_what_its_jax_form_does(model, kind):
     edit = EDITS[kind](4, 128).replace(site="action.mlp_neurons", gate=first_layer)
     _, after = passes(model, [tap], [edit], steps=1)
     x = jnp.asarray(before[str(tap)][0, 0].numpy())
-    data = {name: array[0] for name, array in edit.layer_data(4).items()}
+    data = {name: array[:1, None] for name, array in edit.layer_data(4).items()}
     expected = edit.transform(x, jnp.float32(1.0), data)
     np.testing.assert_allclose(after[str(tap)][0, 0], expected, atol=1e-5)
     assert not np.allclose(expected, x)

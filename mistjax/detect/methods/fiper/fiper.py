@@ -44,7 +44,9 @@ class ActionChunkEntropy:
         del state
         x = jax.lax.stop_gradient(self.layout.unflatten(features)[..., :3])
         low, high = x.min(1, keepdims=True), x.max(1, keepdims=True)
-        cells = jnp.floor((x - (low - 0.01 * (high - low))) / self.cell).swapaxes(1, 2)
+        cells = jnp.floor((x - (low - 0.01 * (high - low))) / self.cell[None, None, None]).swapaxes(
+            1, 2
+        )
         same = jnp.all(cells[:, :, :, None] == cells[:, :, None], axis=-1)
         share = same.mean(-1)  # of all samples, how many are in this sample's cell
         return -jnp.log2(share).mean((1, 2))
@@ -90,7 +92,7 @@ def _mlp(key: PRNGKeyArray, dim: int, widths: tuple[int, ...]) -> tuple[dict[str
 def _forward(layers: Any, x: Array) -> Array:
     """The first three hidden layers leak (slope 0.01), later ones do not."""
     for i, layer in enumerate(layers):
-        x = x @ layer["kernel"] + layer["bias"]
+        x = x @ layer["kernel"] + layer["bias"][None]
         if i < len(layers) - 1:
             x = jax.nn.leaky_relu(x) if i < 3 else jax.nn.relu(x)
     return x

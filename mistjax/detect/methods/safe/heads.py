@@ -196,7 +196,7 @@ class SafeLSTM:
             return self._outputs(features)
         b, t, d = features.shape
         padded = jnp.pad(features, ((0, 0), (n, 0), (0, 0)))
-        windows = padded[:, jnp.arange(t)[:, None] + jnp.arange(n)]
+        windows = padded[:, jnp.arange(t)[:, None] + jnp.arange(n)[None]]
         return self._outputs(windows.reshape(b * t, n, d))[:, -1].reshape(b, t)
 
     def sequence(self, features: Float[Array, "b t d"]) -> Float[Array, "b t"]:

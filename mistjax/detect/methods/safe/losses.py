@@ -84,7 +84,7 @@ def class_weights(success: Bool[Array, " n"], config: LossConfig) -> Float[Array
 
 def _mean_of(values: Float[Array, " b"], chosen: Bool[Array, " b"]) -> Float[Array, ""]:
     """The mean of the chosen ones; 0 of none."""
-    return jnp.sum(jnp.where(chosen, values, 0.0)) / jnp.maximum(chosen.sum(), 1)
+    return jnp.sum(jnp.where(chosen, values, 0.0)) / jnp.maximum(chosen.sum(dtype=values.dtype), 1)
 
 
 def time_weights(mask: Bool[Array, "b t"]) -> Float[Array, "b t"]:
@@ -145,10 +145,12 @@ def seek_loss(
     ranking = jnp.sum(short * pairs) / jnp.maximum(pairs.sum(), 1)
     rise = jnp.where(mask[:, 1:], jax.lax.stop_gradient(jnp.diff(scores, axis=1)), -jnp.inf)
     onset = 1 + jnp.argmax(rise, axis=1)
-    later = jnp.arange(scores.shape[1]) >= onset[:, None]
+    later = jnp.arange(scores.shape[1])[None] >= onset[:, None]
 
     def mean(rows: Bool[Array, "b t"]) -> Float[Array, " b"]:
-        return jnp.sum(scores * rows, axis=1) / jnp.maximum(rows.sum(1), 1)
+        return jnp.sum(jnp.where(rows, scores, 0.0), axis=1) / jnp.maximum(
+            rows.sum(1, dtype=scores.dtype), 1
+        )
 
     flat = jax.nn.relu(config.within - (mean(mask & later) - mean(mask & ~later)))
     parted = (~success & (mask.sum(1) > 1)).astype(scores.dtype)

@@ -36,7 +36,7 @@ def lstm_cell(cell: dict[str, Any], carry: Carry, x: Float[Array, "b d"]) -> Car
 def _advance(c: Float[Array, "b h"], z: Float[Array, "b g"]) -> tuple[Carry, Array]:
     """The next states, and the gates after their activations."""
     # sigmoid(z) = tanh(z / 2) / 2 + 1 / 2: one tanh over all four gates is a single vector loop
-    scale = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], z.dtype), c.shape[-1])
+    scale = jnp.repeat(jnp.array([[0.5, 0.5, 1.0, 0.5]], z.dtype), c.shape[-1], axis=1)
     gates = scale * jnp.tanh(scale * z) + (1 - scale)
     into, forget, new, out = jnp.split(gates, 4, axis=-1)
     c = forget * c + into * new
@@ -51,7 +51,7 @@ def _scan(cell: PyTree, inputs: Float[Array, "t b d"]) -> tuple[Array, Array, Ar
 
     def body(carry: Carry, x: Array) -> tuple[Carry, tuple[Array, Array, Array]]:
         h, c = carry
-        z = jnp.concatenate([h, x], axis=-1) @ kernel + (hidden["bias"] + into["bias"])
+        z = jnp.concatenate([h, x], axis=-1) @ kernel + (hidden["bias"] + into["bias"])[None]
         carry, gates = _advance(c, z)
         return carry, (*carry, gates)
 
