@@ -355,6 +355,8 @@ COMMANDS = {
             "--robust-mist": DETECTOR,
             "--tuning": POSITIVE,
             "--preset": PRESET,
+            "--suite": PLAN["--suite"],
+            "--tasks": ("0", "-1", "0.5"),
             "--compiled": ("maybe",),
             "--num-envs": POSITIVE,
             "--videos": WHOLE,

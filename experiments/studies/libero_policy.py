@@ -2,6 +2,7 @@
 
     python -m experiments.studies.libero_policy                             # the shipped policy
     python -m experiments.studies.libero_policy --drawn 10 --results FILE   # and its detectors
+    python -m experiments.studies.libero_policy --recorded RUN RUN          # played before
 
 Nominal are the fixed start states, on which it was not trained. Detectors are compared where
 LIBERO-PRO's position perturbation moves the asked object by 2.4 cm from where demonstrations had
@@ -21,7 +22,7 @@ import functools
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,13 @@ from mistjax.detect.detector import score_episodes
 from mistjax.detect.from_runs import episodes_from_runs
 from mistjax.detect.inputs import DEFAULT_INPUT
 from mistjax.detect.metrics import first_alarm, peak, roc_auc
+from mistjax.detect.novelty.build import refuse_unclean
 from mistjax.detect.registry import fit_detector
 from mistjax.envs.libero.env import LiberoEnv
 from mistjax.envs.libero.episodes import STARTS
 from mistjax.policies import LIBERO_TINY, PiPolicy
 from mistjax.policies.protocol import Policy
-from mistjax.rollouts import Run, run_episodes
+from mistjax.rollouts import Run, load_run, run_episodes
 from mistjax.rollouts.summary import by_task
 from mistjax.stats import Rate, bootstrap
 
@@ -59,6 +61,7 @@ class Config:
         results: where the numbers are kept.
         suite, tasks: which tasks; those that were demonstrated.
         starts: nominal episodes of each: its first so many fixed start states.
+        recorded: in place of playing those, run folders of fixed starts, each start in one of them.
         perturbation: what is changed in the others.
         drawn: perturbed episodes of each task, from drawn starts; 0 leaves that condition out.
         folds: parts that are held out in turn.
@@ -72,6 +75,7 @@ class Config:
     suite: str = "libero_object"
     tasks: tuple[int, ...] = tuple(range(10))
     starts: int = 2
+    recorded: tuple[Path, ...] = ()
     perturbation: dict[str, float] = dataclasses.field(default_factory=lambda: {"position": 0.2})
     drawn: int = 0
     folds: int = 5
@@ -80,7 +84,8 @@ class Config:
 
 
 def record(config: Config, name: str, perturbation: Mapping[str, float], starts: int) -> Run:
-    """The episodes of a condition, recorded where they are not yet; all tasks take turns."""
+    """The episodes of a condition, recorded where they are not yet; task by task, since a scene is
+    built anew wherever the task changes."""
     policy: Policy = PiPolicy.load(config.policy, LIBERO_TINY)
     make_env = functools.partial(
         LiberoEnv,
@@ -91,7 +96,7 @@ def record(config: Config, name: str, perturbation: Mapping[str, float], starts:
     return run_episodes(
         policy,
         make_env,
-        [STARTS * task + start for start in range(starts) for task in config.tasks],
+        [STARTS * task + start for task in config.tasks for start in range(starts)],
         out=config.out / name,
         taps=DEFAULT_INPUT.taps,
         perturbation=perturbation,
@@ -122,9 +127,23 @@ def cross_fit(
     return peaks, alarms
 
 
-def detection(config: Config, run: Run) -> dict[str, Any]:
-    """What each detector makes of a run's episodes."""
-    episodes = episodes_from_runs([run], DEFAULT_INPUT)
+def read(config: Config) -> list[Run]:
+    """The runs that were recorded before.
+
+    Raises:
+        ValueError: of another policy, not clean, or with an episode twice.
+    """
+    runs = [load_run(path) for path in config.recorded]
+    refuse_unclean(PiPolicy.load(config.policy, LIBERO_TINY), runs)
+    seeds = [seed for run in runs for seed in run.seeds]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("an episode is in two of the runs: expected each start once.")
+    return runs
+
+
+def detection(config: Config, runs: Sequence[Run]) -> dict[str, Any]:
+    """What each detector makes of the episodes."""
+    episodes = episodes_from_runs(runs, DEFAULT_INPUT)
     failed = ~np.asarray(episodes.success)
     counts = {"n": len(episodes), "failures": int(failed.sum())}
     if min(failed.sum(), (~failed).sum()) < config.folds:
@@ -165,15 +184,26 @@ def _rate(rate: Rate) -> dict[str, Any]:
     return {"k": rate.k, "n": rate.n, "wilson95": rate.interval}
 
 
-def condition(config: Config, run: Run) -> dict[str, Any]:
-    """All numbers of one run."""
-    for task, rate in by_task(run).items():
+def success(runs: Sequence[Run]) -> dict[str, Rate]:
+    """Task -> success over all runs."""
+    total: dict[str, Rate] = {}
+    for run in runs:
+        for task, rate in by_task(run).items():
+            before = total.get(task, Rate(0, 0))
+            total[task] = Rate(before.k + rate.k, before.n + rate.n)
+    return total
+
+
+def condition(config: Config, runs: Sequence[Run]) -> dict[str, Any]:
+    """All numbers of one condition."""
+    rates = success(runs)
+    for task, rate in rates.items():
         print(f"{task}: {rate}")
     result = {
-        "perturbation": run.config["perturbation"],
-        "errors": len(run.rows) - len(run.finished),
-        "success": {task: _rate(rate) for task, rate in by_task(run).items()},
-        "detection": detection(config, run),
+        "perturbation": runs[0].config["perturbation"],
+        "errors": sum(len(run.rows) - len(run.finished) for run in runs),
+        "success": {task: _rate(rate) for task, rate in rates.items()},
+        "detection": detection(config, runs),
     }
     print(json.dumps(result["detection"], indent=1))
     return result
@@ -181,14 +211,15 @@ def condition(config: Config, run: Run) -> dict[str, Any]:
 
 def main(config: Config) -> dict[str, Any]:
     """Evaluates, prints and writes the numbers."""
-    runs = {"nominal": record(config, "nominal", {}, config.starts)}
+    nominal = read(config) or [record(config, "nominal", {}, config.starts)]
+    runs = {"nominal": nominal}
     if config.drawn:
-        runs["perturbed"] = record(config, "perturbed", config.perturbation, config.drawn)
+        runs["perturbed"] = [record(config, "perturbed", config.perturbation, config.drawn)]
     command = shlex.join(["python", "-m", "experiments.studies.libero_policy", *sys.argv[1:]])
     result = {
         "command": command,
-        "policy_fingerprint": runs["nominal"].config["policy_fingerprint"],
-        **{name: condition(config, run) for name, run in runs.items()},
+        "policy_fingerprint": nominal[0].config["policy_fingerprint"],
+        **{name: condition(config, played) for name, played in runs.items()},
     }
     config.results.parent.mkdir(parents=True, exist_ok=True)
     config.results.write_text(json.dumps(result, indent=1) + "\n")

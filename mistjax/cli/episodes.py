@@ -274,7 +274,7 @@ def study(
     *,
     out: Path,
     episodes: int = 200,
-    first_seed: int = 23_200_000,
+    first_seed: int | None = None,
     policy: str | None = None,
     mist: Path | None = None,
     arms: tuple[str, ...] = (),
@@ -283,7 +283,9 @@ def study(
     robust_mist: Path | None = None,
     tuning: int = 100,
     preset: str | None = None,
-    num_envs: int = 16,
+    suite: str | None = None,
+    tasks: tuple[int, ...] = (),
+    num_envs: int | None = None,
     videos: int = 0,
     retry_errors: bool = False,
     compiled: bool = False,
@@ -293,8 +295,8 @@ def study(
     Args:
         name: full_mist, baselines, steering_only or ablations.
         out: folder of the runs and the page; the same command goes on where it was interrupted.
-        episodes: of each arm under each condition.
-        first_seed: of the episodes.
+        episodes: of each arm under each condition; with --suite, of each task.
+        first_seed: of the episodes; with --suite the first fixed start of each task.
         policy: a policy of your own in place of the shipped board policy.
         mist: folder of its monitor and remedies; needed with a policy of your own.
         arms: only these, bare first, or others of the registry, e.g. bare mist always_state.
@@ -302,9 +304,12 @@ def study(
             such as front_frozen, or a JSON file with a mixture.
         robust: a policy trained to do without a camera, for the arms robust and robust_mist.
         robust_mist: folder of its monitor and remedies, for robust_mist.
-        tuning: episodes of each remedy, on seeds of their own, to find the best one always on.
+        tuning: episodes of each remedy, on seeds of their own, to find the best one always on; with
+            --suite, of each task.
         preset: robot preset; the checkpoint's own by default.
-        num_envs: environments in lock-step.
+        suite: in place of the board a LIBERO suite, or a folder of .bddl files.
+        tasks: which tasks of the suite; all by default.
+        num_envs: environments in lock-step; by default 16, and 1 with --suite.
         videos: of each arm's first episodes.
         retry_errors: run seeds again that crashed in an earlier call.
         compiled: each arm as one compiled program; faster, but the physics are not MuJoCo's.
@@ -332,6 +337,8 @@ def study(
             conditions=conditions or None,
             tuning=tuning,
             preset=preset,
+            suite=suite,
+            tasks=tasks,
             num_envs=num_envs,
             videos=videos,
             retry_errors=retry_errors,

@@ -41,7 +41,7 @@ from mistjax.studies.table import Outcomes, Row, check_targets, losses, outcomes
 BEST, PAGE = "always_best", "report.html"
 SHOWN = 3
 """Repairs on the page of a filmed study."""
-TUNING = SEEDS["tuning"].start + 500_000
+FIRST, TUNING = SEEDS["test"].start + 200_000, SEEDS["tuning"].start + 500_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +53,17 @@ class StudyPlan:
         policy: checkpoint of the bare policy.
         mist: folder of its monitors and remedies.
         out: see the module.
-        episodes: of each arm under each condition.
-        first_seed: of all conditions: they pair arms, not conditions.
+        episodes: of each arm under each condition; with `suite`, of each task.
+        first_seed: of all conditions: they pair arms, not conditions. With `suite` the first fixed
+            start of each task; None begins with the test seeds, or with start 0.
         arms, conditions: some of the study's, or others of the registries; None takes all of its.
         sizes: condition -> episodes, where they differ.
         robust, robust_mist: see `Subject`.
-        tuning: episodes of each remedy to find the best single one.
+        tuning: episodes of each remedy to find the best single one; with `suite`, of each task,
+            from the starts that follow those of the study.
         preset: robot preset; None is the checkpoint's own.
-        num_envs: environments in lock-step; the same in all arms.
+        suite, tasks: in place of the board, see `EpisodePlan`.
+        num_envs: environments in lock-step, the same in all arms; None is 16, and 1 with `suite`.
         videos: of each arm's first episodes.
         retry_errors: run seeds again that crashed in an earlier call.
         compiled: see `EpisodePlan`; the physics of all arms are then not MuJoCo's.
@@ -75,7 +78,7 @@ class StudyPlan:
     mist: Path
     out: Path
     episodes: int = 200
-    first_seed: int = SEEDS["test"].start + 200_000
+    first_seed: int | None = None
     arms: tuple[str, ...] | None = None
     conditions: tuple[str, ...] | None = None
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -83,7 +86,9 @@ class StudyPlan:
     robust_mist: Path | None = None
     tuning: int = 100
     preset: str | None = None
-    num_envs: int = 16
+    suite: str | None = None
+    tasks: tuple[int, ...] = ()
+    num_envs: int | None = None
     videos: int = 0
     retry_errors: bool = False
     compiled: bool = False
@@ -106,10 +111,11 @@ class StudyPlan:
             condition(name)
             plan = self.plan(condition(name))
             used = range(plan.first_seed, plan.first_seed + plan.episodes)
-            if max(used.start, TUNING) < min(used.stop, TUNING + self.tuning):
+            tuning = range(self.first_tuning, self.first_tuning + self.tuning)
+            if max(used.start, tuning.start) < min(used.stop, tuning.stop):
                 raise ValueError(
                     f"seeds {used.start} to {used.stop - 1} overlap those that the best single "
-                    f"remedy is chosen on, from {TUNING} on: give another first seed."
+                    f"remedy is chosen on, from {tuning.start} on: give another first seed."
                 )
 
     @property
@@ -124,12 +130,27 @@ class StudyPlan:
     def chosen_conditions(self) -> tuple[str, ...]:
         return self.study.conditions if self.conditions is None else self.conditions
 
+    @property
+    def first(self) -> int:
+        if self.first_seed is not None:
+            return self.first_seed
+        return FIRST if self.suite is None else 0
+
+    @property
+    def first_tuning(self) -> int:
+        if self.suite is None:
+            return TUNING
+        return self.first + max(self.episodes, *self.sizes.values(), 0)
+
     def plan(self, where: Condition) -> EpisodePlan:
         """The episodes under a condition."""
+        batch = 16 if self.num_envs is None and self.suite is None else self.num_envs
         return EpisodePlan(
             episodes=self.sizes.get(where.name, self.episodes),
-            first_seed=self.first_seed,
-            num_envs=self.num_envs,
+            first_seed=self.first,
+            suite=self.suite,
+            tasks=self.tasks,
+            num_envs=batch,
             videos=self.videos,
             retry_errors=self.retry_errors,
             compiled=self.compiled,
@@ -223,7 +244,8 @@ def _episodes(config: StudyPlan, subject: Subject, place: Condition, folder: Pat
         seeds=chosen,
     )
     policy = subject.kit.repaired(DECISIONS["mist"], "mist")
-    batch = min(config.num_envs, config.plan(place).episodes)
+    plan = config.plan(place)
+    batch = min(plan.batch_size, len(plan.seeds()))
     shown = []
     for seed in chosen:
         scene = clean.trace(seed)
@@ -240,7 +262,10 @@ def find_best(config: StudyPlan, subject: Subject) -> str:
         arm = f"always_{where}"
         mixture = condition("mixture")
         plan = dataclasses.replace(
-            config.plan(mixture), episodes=config.tuning, first_seed=TUNING, videos=0
+            config.plan(mixture),
+            episodes=config.tuning,
+            first_seed=config.first_tuning,
+            videos=0,
         )
         policy = make_arm(arm, subject, mixture.faults)
         print(f"tuning, {arm}:", flush=True)
@@ -314,9 +339,11 @@ def _write(
         "policy": subject.bare.spec.fingerprint,
         "episodes": config.episodes,
         "sizes": dict(config.sizes),
-        "first_seed": config.first_seed,
-        "tuning_seeds": [TUNING, config.tuning] if best else None,
-        "num_envs": config.num_envs,
+        "suite": config.suite,
+        "tasks": list(config.tasks),
+        "first_seed": config.first,
+        "tuning_seeds": [config.first_tuning, config.tuning] if best else None,
+        "num_envs": config.plan(condition("nominal")).batch_size,
         "physics": "kinematic" if config.compiled else "mujoco",
     }
     about = {key: value for key, value in result.to_json().items() if key != "rows"}

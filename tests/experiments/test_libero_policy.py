@@ -3,6 +3,7 @@
 import numpy as np
 
 from experiments.studies import libero_policy
+from experiments.studies.libero_loop import named
 from experiments.studies.libero_policy import Config, cross_fit, detection
 from mistjax.detect.data import Episodes
 from mistjax.detect.metrics import roc_auc
@@ -62,7 +63,7 @@ def test_a_task_that_always_takes_longer_adds_nothing_to_the_mean_over_tasks():
 def test_too_few_failures_are_said_and_not_scored(monkeypatch):
     episodes = recorded(60, 4.0).take(np.r_[0:60:2, 1:9:2])
     monkeypatch.setattr(libero_policy, "episodes_from_runs", lambda *_: episodes)
-    found = detection(Config(), run=None)
+    found = detection(Config(), runs=[])
     assert found == {
         "n": 34,
         "failures": 4,
@@ -74,9 +75,21 @@ def test_rates_and_steps_of_alarms(monkeypatch):
     episodes = recorded(60, 4.0)
     monkeypatch.setattr(libero_policy, "episodes_from_runs", lambda *_: episodes)
     monkeypatch.setattr(libero_policy, "DETECTORS", ("linear_probe", "trajectory_length"))
-    found = detection(Config(), run=None)
+    found = detection(Config(), runs=[])
     assert (found["n"], found["failures"]) == (60, 30)
     probe, length = found["detectors"].values()
     assert probe["detected_by_earliest_stop"]["k"] > 25 > length["detected_by_earliest_stop"]["k"]
     assert probe["auc"]["bootstrap95"][0] > 0.9
     assert length["detected"]["k"] == 30 and length["median_alarm_step"] == 5 * FIRST_END
+
+
+def test_names_are_counted_by_what_was_unsound():
+    watched = {
+        1: {"fault_input": "front", "named_input": "front"},
+        2: {"fault_input": "front", "named_input": None},
+        3: {"fault_input": None, "named_input": "state"},
+        4: {"fault_input": "front", "named_input": "front"},
+    }
+    assert named({"mixture": {"bare": {}, "monitor": watched}}) == {
+        "mixture": {"front": {"front": 2, "nothing": 1}, "nothing": {"state": 1}}
+    }

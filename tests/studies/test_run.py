@@ -45,6 +45,8 @@ def plan(tmp_path, **options):
         ({"first_seed": TUNING - 10}, "overlap"),
         ({"episodes": 0}, "episodes"),
         ({"compiled": True, "videos": 1}, "compiled episodes have none"),
+        ({"tasks": (0,)}, "no LIBERO suite is named"),
+        ({"num_envs": 0}, "num_envs"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(tmp_path, options, said):
@@ -72,6 +74,13 @@ def test_a_compiled_study_says_which_physics_made_it(tmp_path):
     assert study["physics"] == "kinematic"
     rows = json.loads((tmp_path / "study" / "table.json").read_text())
     assert [(row["arm"], row["n"]) for row in rows] == [("bare", 4), ("always_state", 4)]
+
+
+def test_remedies_are_tuned_on_starts_of_a_suite_that_the_study_does_not_play(tmp_path):
+    config = plan(tmp_path, suite="libero_object", episodes=3, sizes={"nominal": 5}, tuning=2)
+    nominal = config.plan(condition("nominal"))
+    assert (nominal.first_seed, nominal.episodes, config.first_tuning) == (0, 5, 5)
+    assert nominal.batch_size == 1
 
 
 def test_an_oracle_is_told_the_input_and_the_first_inference_that_shows_it(subject):
