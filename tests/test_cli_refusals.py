@@ -116,6 +116,28 @@ TAP = (
     "",
 )
 
+SERVED = {
+    0: CHECKPOINT,
+    "--mist": (*DETECTOR, "{detector}"),
+    "--out": NEW_FOLDER,
+    "--shadow": ("maybe",),
+    "--host": ("", "no.such.host.invalid"),
+    "--port": (*WHOLE, "65536"),
+    "--api-key": ("", "é"),
+    "--max-batch": POSITIVE,
+    "--batch-wait-ms": ("many", "nan", "-1", "9999"),
+    "--deadline-ms": ("many", "nan", "inf", "0", "-5"),
+    "--watchdog-ms": ("many", "nan", "inf", "0", "1"),
+    "--fallback": ("last", ""),
+    "--max-connections": POSITIVE,
+    "--send-timeout-s": ("many", "nan", "inf", "0", "-5"),
+    "--gate": ("{missing}", "{file}", "{empty}"),
+    "--record": ("maybe",),
+    "--stratum": ("nope",),
+    "--preset": PRESET,
+    "--unnorm-key": UNNORM,
+}
+
 COMMANDS = {
     "demo": (
         "--out {out}",
@@ -403,26 +425,14 @@ COMMANDS = {
     ),
     "serve": (
         "{policy} --mist {mist} --out {out} --port 0 --max-batch 1",
-        {
-            0: CHECKPOINT,
-            "--mist": (*DETECTOR, "{detector}"),
-            "--out": NEW_FOLDER,
-            "--shadow": ("maybe",),
-            "--host": ("", "no.such.host.invalid"),
-            "--port": (*WHOLE, "65536"),
-            "--api-key": ("", "é"),
-            "--max-batch": POSITIVE,
-            "--batch-wait-ms": ("many", "nan", "-1", "9999"),
-            "--deadline-ms": ("many", "nan", "inf", "0", "-5"),
-            "--watchdog-ms": ("many", "nan", "inf", "0", "1"),
-            "--fallback": ("last", ""),
-            "--max-connections": POSITIVE,
-            "--send-timeout-s": ("many", "nan", "inf", "0", "-5"),
-            "--gate": ("{missing}", "{file}", "{empty}"),
-            "--record": ("maybe",),
-            "--stratum": ("nope",),
-            "--preset": PRESET,
-            "--unnorm-key": UNNORM,
+        SERVED,
+    ),
+    "certify": (
+        "{policy} --mist {mist} --out {out} --requests 2",
+        SERVED | {
+            "--requests": POSITIVE,
+            "--slack-ms": ("many", "nan", "inf", "-1"),
+            "--observations": ("{missing}", "{file}", "{empty}"),
         },
     ),
     "doctor": ("", {0: ("coffee", "libero coffee", "")}),

@@ -53,7 +53,7 @@ from mistjax.cli.installation import (
 )
 from mistjax.cli.neurons import train_sae, words
 from mistjax.cli.remedies import explain, fit_imputer, nmr, patch, remedy, vectors
-from mistjax.cli.serving import serve
+from mistjax.cli.serving import certify, serve
 from mistjax.cli.telling import JSON, QUIET, Said, silence
 
 DEBUG = "--debug"
@@ -82,6 +82,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "study": study,
     "report": report,
     "serve": serve,
+    "certify": certify,
     "export-lerobot": export_lerobot,
     "export-rerun": export_rerun,
     "fetch": fetch,

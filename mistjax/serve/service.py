@@ -89,7 +89,7 @@ class Service:
             {
                 "connections": lambda: len(self.sessions),
                 "queue": lambda: self._monitored.waiting,
-                "busy_seconds": lambda: max(lane.busy_s for lane in self._lanes),
+                "busy_seconds": lambda: self.busy_s,
                 "pass_through": lambda: float(self.pass_through),
                 "lost_episodes": lambda: self.events.lost,
             }
@@ -159,6 +159,11 @@ class Service:
             "monitored": self.policy is not self.bare,
             "deadline_ms": self.settings.deadline_ms,
         }
+
+    @property
+    def busy_s(self) -> float:
+        """How long the longest inference under way has taken so far."""
+        return max(lane.busy_s for lane in self._lanes)
 
     @property
     def hung_s(self) -> float:

@@ -1,21 +1,22 @@
-"""A policy whose faults a test injects, a server around it, and a client of a few lines."""
+"""A policy of a few lines, and a server around it whose policies can be broken."""
 
 import contextlib
 import dataclasses
-import threading
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from websockets.sync.client import connect
 
 from mistjax.models.observation import Observation
 from mistjax.models.transforms import Cameras
 from mistjax.policies import BOARD
 from mistjax.policies.protocol import Policy, PolicySpec, Sample
-from mistjax.serve import Service, Settings, pack, unpack
+from mistjax.serve import Service, Settings
+from mistjax.serve.breakable import Breakable
+from mistjax.serve.client import Client
+from mistjax.serve.promises import Stage, played
 from mistjax.serve.server import serving
 
 
@@ -41,8 +42,7 @@ class Toy(Policy):
             num_steps=1,
             inputs=("front", "wrist", "state", "instruction") if watched else (),
         )
-        self.watched, self.stall_s, self.error, self.nan = watched, 0.0, None, False
-        self.release, self.sizes = threading.Event(), []
+        self.watched, self.sizes = watched, []
 
     def initial_state(self, batch):
         return {"count": np.zeros((batch, 1), np.float32)}
@@ -62,17 +62,11 @@ class Toy(Policy):
 
     def sample(self, obs, key, *, state=(), edits=(), taps=(), prefix=None):
         self.sizes.append(len(obs.state))
-        if self.stall_s:
-            self.release.wait(self.stall_s)
-        if self.error is not None:
-            raise self.error
         if np.any(obs.tokenized_prompt):
             raise RuntimeError("a poisoned row")
         noise = jax.vmap(lambda k: jax.random.normal(k, (8, 4)))(key)
         actions = 0.1 * jnp.asarray(obs.state)[:, None, :4] + 0.01 * noise
         count = jnp.asarray(state["count"]) + 1
-        if self.nan:
-            actions = actions.at[0].set(jnp.nan)
         aux = {}
         if self.watched:
             alarm = count[:, 0] > 3
@@ -86,26 +80,6 @@ class Toy(Policy):
 
     def finish(self, sample, raw):
         return self.preset.bounded(np.asarray(sample.actions), np.asarray(sample.broken), raw)
-
-
-class Client:
-    """One websocket connection that speaks frames."""
-
-    def __init__(self, port, **options):
-        self.socket = connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None, **options)
-        self.metadata = unpack(self.socket.recv())
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.socket.close()
-
-    def infer(self, request):
-        """The reply, or the text of the error."""
-        self.socket.send(request if isinstance(request, bytes | str) else pack(request))
-        reply = self.socket.recv(timeout=20)
-        return reply if isinstance(reply, str) else unpack(reply)
 
 
 def look(x=0.0, **more):
@@ -127,8 +101,8 @@ class Running:
 
     server: object
     service: Service
-    bare: Toy
-    watched: Toy
+    bare: Breakable
+    watched: Breakable
 
     @property
     def port(self):
@@ -136,6 +110,11 @@ class Running:
 
     def client(self, **options):
         return Client(self.port, **options)
+
+    def stage(self):
+        """The server as promises are tried on it."""
+        looks = played(self.bare, [look(0.1 * i) for i in range(6)], 3)
+        return Stage(self.service, self.bare, self.watched, self.port, looks, 3, slack_ms=1000.0)
 
 
 @pytest.fixture
@@ -146,7 +125,7 @@ def run(tmp_path):
     def start(**settings):
         settings = {"port": 0, "out": tmp_path / "out", "max_batch": 4, "max_connections": 8,
                     "deadline_ms": 400.0, "watchdog_ms": 800.0, **settings}  # fmt: skip
-        bare, watched = Toy(), Toy(watched=True)
+        bare, watched = Breakable(Toy()), Breakable(Toy(watched=True))
         service = Service(bare, watched, Settings(**settings))
         service.start()
         with serving(service) as server:
@@ -170,6 +149,11 @@ def until(true, seconds=5.0):
 @pytest.fixture
 def toy():
     return Toy()
+
+
+@pytest.fixture
+def make_toy():
+    return Toy
 
 
 @pytest.fixture(name="until")

@@ -10,25 +10,28 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from mistjax.rollouts.loop import episode_keys
 from mistjax.serve import pack
 from mistjax.serve.events import read_events
+from mistjax.serve.promises import PROMISES
 
 WATCHED = ("mist/score", "mist/threshold", "mist/alarm", "mist/input", "mist/explanation",
            "mist/edited", "mist/late")  # fmt: skip
-
-
-def bare_actions(toy, request, seed, inference):
-    raw = {k: v for k, v in request.items() if not k.startswith("mist/")}
-    obs, keys = toy.prepare([raw]), episode_keys(np.array([seed]), np.array([inference]))
-    sample = toy.sample(obs, keys, state=toy.initial_state(1))
-    return toy.finish(sample, [raw])[0]
 
 
 def get(port, path, **headers):
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
     with urllib.request.urlopen(request, timeout=5) as response:
         return response.status, response.read().decode()
+
+
+@pytest.mark.parametrize("name", PROMISES)
+def test_what_is_promised_is_kept(name, run):
+    with run(max_batch=1, deadline_ms=300.0, watchdog_ms=600.0) as up:
+        stage = up.stage()
+        if name == "bounds":
+            PROMISES["identity"](stage)
+        found = PROMISES[name](stage)
+        assert found.holds, found.said
 
 
 def test_a_reply_has_openpi_s_keys_and_the_monitor_s(run, look):
@@ -41,15 +44,6 @@ def test_a_reply_has_openpi_s_keys_and_the_monitor_s(run, look):
         assert second["server_timing"]["prev_total_ms"] > 0
         arrays = [v for v in first.values() if isinstance(v, np.ndarray)]
         assert all(len(array) == 8 for array in arrays)  # openpi's chunk broker slices them
-
-
-def test_a_quiet_monitor_gives_the_bytes_of_the_bare_policy(run, look):
-    with run(max_batch=1) as up, up.client() as client:
-        request = look(0.5, **{"mist/reset": True, "mist/seed": 77})
-        for i in range(2):
-            reply = client.infer(request if i == 0 else look(0.5))
-            wanted = bare_actions(up.bare, look(0.5), 77, i)
-            assert not reply["mist/alarm"] and reply["actions"].tobytes() == wanted.tobytes()
 
 
 def test_state_belongs_to_one_connection_and_one_episode(run, look):
@@ -69,22 +63,6 @@ def test_state_belongs_to_one_connection_and_one_episode(run, look):
         assert other.infer(look())["mist/score"] == 2
 
 
-def test_at_the_deadline_the_base_action_goes_out_unchanged_and_tagged(run, look):
-    with run(max_batch=1, deadline_ms=200.0, watchdog_ms=5000.0) as up, up.client() as client:
-        client.infer(look(**{"mist/reset": True, "mist/seed": 5}))
-        up.watched.stall_s = 10.0
-        for i in (1, 2):
-            start = time.monotonic()
-            reply = client.infer(look(0.3))
-            assert time.monotonic() - start < 2.0
-            assert reply["mist/late"] and reply["mist/score"] is None
-            wanted = bare_actions(up.bare, look(0.3), 5, i)
-            assert reply["actions"].tobytes() == wanted.tobytes()
-            assert get(up.port, "/healthz") == (200, "OK\n")
-        up.watched.stall_s = 0.0
-        up.watched.release.set()
-
-
 def test_a_late_reply_is_dropped_and_never_given_to_a_later_observation(run, look, until):
     with run(max_batch=1, deadline_ms=150.0, watchdog_ms=5000.0) as up, up.client() as client:
         up.watched.stall_s = 10.0
@@ -95,49 +73,6 @@ def test_a_late_reply_is_dropped_and_never_given_to_a_later_observation(run, loo
         reply = client.infer(look(-1.0))
         assert not reply["mist/late"] and reply["actions"][:, 0].max() < 0
         assert reply["mist/score"] == 2  # the monitor has seen both
-
-
-def test_a_hung_policy_gives_the_declared_fallback_and_bad_health(run, look, until):
-    with run(deadline_ms=100.0, watchdog_ms=200.0) as up, up.client() as client:
-        client.infer(look(1.0))
-        up.watched.stall_s = up.bare.stall_s = 10.0
-        start = time.monotonic()
-        reply = client.infer(look(1.0))
-        assert time.monotonic() - start < 2.0
-        np.testing.assert_array_equal(reply["actions"], np.tile([0, 0, 0, 1.0], (8, 1)))
-        assert reply["mist/fallback"] and reply["mist/alarm"] and reply["mist/late"]
-
-        def sick():
-            try:
-                return get(up.port, "/healthz")[0] != 200
-            except urllib.error.HTTPError as error:
-                return error.code == 503
-
-        until(sick)
-        up.watched.stall_s = up.bare.stall_s = 0.0
-        up.watched.release.set(), up.bare.release.set()
-        until(lambda: not client.infer(look())["mist/fallback"])
-
-
-@pytest.mark.parametrize("who", ["watched", "both"])
-def test_a_policy_that_dies_gives_the_base_action_or_the_fallback(run, look, who):
-    with run() as up, up.client() as client:
-        up.watched.error = RuntimeError("device lost")
-        if who == "both":
-            up.bare.error = RuntimeError("device lost")
-        reply = client.infer(look(1.0))
-        assert reply["mist/late"] and reply["mist/fallback"] == (who == "both")
-        assert np.isfinite(reply["actions"]).all()
-        up.watched.error = up.bare.error = None
-        assert not client.infer(look())["mist/late"]
-
-
-def test_a_policy_that_returns_nan_gives_the_fallback_and_an_alarm(run, look):
-    with run() as up, up.client() as client:
-        up.watched.nan = True
-        reply = client.infer(look(1.0))
-        assert reply["mist/alarm"] and reply["mist/fallback"]
-        np.testing.assert_array_equal(reply["actions"], np.tile([0, 0, 0, 1.0], (8, 1)))
 
 
 @pytest.mark.parametrize(("fallback", "gripper"), [("zero", 1.0), ("stop", None)])
@@ -193,27 +128,15 @@ def test_a_row_that_fails_fails_alone(run, look):
 def test_clients_are_batched_within_a_bounded_wait(run, look):
     with run(batch_wait_ms=300.0) as up:
         clients = [up.client() for _ in range(4)]
-        up.watched.sizes.clear()
+        up.watched.policy.sizes.clear()
         with concurrent.futures.ThreadPoolExecutor() as pool:
             replies = list(pool.map(lambda c: c.infer(look()), clients))
-        assert up.watched.sizes == [4] and {r["mist/score"] for r in replies} == {1.0}
+        assert up.watched.policy.sizes == [4] and {r["mist/score"] for r in replies} == {1.0}
         start = time.monotonic()
         clients[0].infer(look())  # the others ask nothing: it waits no longer than said
         assert time.monotonic() - start < 2.0
         for client in clients:
             client.socket.close()
-
-
-def test_the_kill_switch_makes_the_next_reply_pass_through(run, look):
-    with run(max_batch=1) as up, up.client() as one, up.client() as other:
-        assert one.infer({"mist/pass_through": True})["mist/ok"]
-        reply = one.infer(look(0.4, **{"mist/seed": 9}))
-        assert reply["mist/decision"] == "pass_through" and reply["mist/score"] is None
-        wanted = bare_actions(up.bare, look(0.4), 9, 0)
-        assert reply["actions"].tobytes() == wanted.tobytes()
-        assert other.infer(look())["mist/decision"] == "monitored"
-        up.service.pass_through = True  # what SIGUSR1 does
-        assert other.infer(look())["mist/decision"] == "pass_through"
 
 
 def test_the_gate_is_over_everything(run, look, tmp_path):

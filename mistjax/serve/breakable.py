@@ -1,0 +1,44 @@
+"""`Breakable`: a policy that stalls, dies or gives no action, to try what is around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from typing import Any
+
+from mistjax.policies.protocol import Policy, Sample
+from mistjax.policies.wrapper import Wrapper
+
+
+class Breakable(Wrapper):
+    """The policy inside, bit for bit, until one of these is set.
+
+    Attributes:
+        stall_s: how long each inference hangs before it begins, at most; `release` ends it.
+        error: raised in place of a sample.
+        nan: whether the first element's chunk is NaN.
+    """
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+        self.stall_s, self.nan = 0.0, False
+        self.error: Exception | None = None
+        self.release = threading.Event()
+
+    def mend(self) -> None:
+        """Takes every fault back, and ends a stall."""
+        self.stall_s, self.error, self.nan = 0.0, None, False
+        self.release.set()
+        self.release = threading.Event()
+
+    def sample(self, *args: Any, **options: Any) -> Sample:
+        """See `Policy.sample`."""
+        if self.stall_s:
+            self.release.wait(self.stall_s)
+        if self.error is not None:
+            raise self.error
+        sample = self.policy.sample(*args, **options)
+        if self.nan:
+            actions = sample.actions.at[0].set(float("nan"))
+            sample = dataclasses.replace(sample, actions=actions)
+        return sample
