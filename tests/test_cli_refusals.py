@@ -430,6 +430,7 @@ COMMANDS = {
     "certify": (
         "{policy} --mist {mist} --out {out} --requests 2",
         SERVED | {
+            "--host": ("",),  # it is not listened on
             "--requests": POSITIVE,
             "--slack-ms": ("many", "nan", "inf", "-1"),
             "--observations": ("{missing}", "{file}", "{empty}"),

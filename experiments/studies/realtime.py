@@ -67,8 +67,8 @@ class Config:
         num_envs: in lock-step.
     """
 
-    policy: str = POLICY
-    mist: Path = Path(MIST)
+    policy: Path = POLICY
+    mist: Path = MIST
     work: Path = Path("runs/realtime")
     results: Path = Path("experiments/results/realtime.json")
     figure: Path = Path("docs/assets/realtime.png")

@@ -6,6 +6,9 @@ import dataclasses
 import threading
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from mistjax.policies.protocol import Policy, Sample
 from mistjax.policies.wrapper import Wrapper
 
@@ -39,6 +42,7 @@ class Breakable(Wrapper):
             raise self.error
         sample = self.policy.sample(*args, **options)
         if self.nan:
-            actions = sample.actions.at[0].set(float("nan"))
-            sample = dataclasses.replace(sample, actions=actions)
+            actions = np.array(sample.actions)
+            actions[0] = np.nan
+            sample = dataclasses.replace(sample, actions=jnp.asarray(actions))
         return sample

@@ -290,7 +290,9 @@ def dead(stage: Stage) -> Found:
 def no_action(stage: Stage) -> Found:
     """A policy that returns NaN: the fallback and an alarm."""
     try:
-        (stage.monitored or stage.bare).nan = True
+        for policy in (stage.bare, stage.monitored):
+            if policy is not None:
+                policy.nan = True
         with stage.client() as client:
             reply = stage.ask(client, 0)
         right = stage.held(reply, 0) and (isinstance(reply, str) or reply["mist/alarm"])
@@ -303,7 +305,8 @@ def wrong_inputs(stage: Stage) -> Found:
     """A wrong observation is one sentence; the connection lives, others notice nothing."""
     tried = 0
     with stage.client() as client, stage.client() as other:
-        stage.ask(client, 0), stage.ask(other, 0)
+        for one in (client, other):
+            stage.ask(one, 0)
         for what, wrong in _wrong(stage):
             tried += 1
             said = client.infer(wrong)
