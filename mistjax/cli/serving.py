@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from mistjax.cli.telling import tell
 from mistjax.files import refuse_file
 from mistjax.ranges import whole
 from mistjax.serve.settings import Settings
@@ -108,4 +109,5 @@ def certify(
     for path, at in made.latency_ms.items():
         print(f"{path}: p50 {at['p50']:.1f}, p95 {at['p95']:.1f}, p99 {at['p99']:.1f} ms")
     print(f"Page: {settings.out / PAGE}")
+    tell(**made.to_json(), page=settings.out / PAGE)
     return int(not made.kept)
