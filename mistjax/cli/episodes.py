@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -364,7 +365,9 @@ def report(
     """
     from mistjax.report.build import build_report
 
-    runs = {str(run): run for run in (baseline, *others)}
+    folders = (baseline, *others)
+    shared = os.path.commonpath([run.absolute().parent for run in folders])
+    runs = {str(run.absolute().relative_to(shared)): run for run in folders}
     page = build_report(runs, out, title="mistjax report")
     tell(page=page)
     compared = f", each compared by seed with {baseline}" if others else ""

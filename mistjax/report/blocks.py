@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import urlencode
 
 import numpy as np
 from jaxtyping import UInt8
@@ -48,13 +49,24 @@ class Facts:
         return f'<dl class="facts">{"".join(cards)}</dl>'
 
 
+Pick = Mapping[str, str]
+"""Some of the `Episodes` of a page: filter -> value."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows with the same columns; the first column names the row."""
+    """Rows with the same columns; the first column names the row.
+
+    Attributes:
+        rows: text of each cell.
+        caption, title: below and above.
+        links: (row number, column) -> the page's episodes that the cell counts.
+    """
 
     rows: Sequence[Mapping[str, str]]
     caption: str = ""
     title: str = ""
+    links: Mapping[tuple[int, str], Pick] = dataclasses.field(default_factory=dict)
 
     def html(self, name: str) -> str:
         if not self.rows:
@@ -62,16 +74,72 @@ class Table:
         columns = list(self.rows[0])
         head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
         body = ""
-        for row in self.rows:
-            first, *rest = (_cell(row[column]) for column in columns)
+        for number, row in enumerate(self.rows):
+            first, *rest = (
+                _linked(_cell(row[column]), self.links.get((number, column))) for column in columns
+            )
             cells = "".join(f"<td>{cell}</td>" for cell in rest)
             body += f'<tr><th scope="row">{first}</th>{cells}</tr>'
-        caption = f"<caption>{inline(self.caption)}</caption>" if self.caption else ""
+        caption = f'<p class="caption">{inline(self.caption)}</p>' if self.caption else ""
         title = f"<h3>{inline(self.title)}</h3>" if self.title else ""
         return (
-            f'<div class="scroll">{title}<table>{caption}<thead><tr>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>"
+            f'{title}<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>{caption}"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Episodes:
+    """A list of episodes to filter; at most one on a page.
+
+    Attributes:
+        rows: columns of text; `seed` links to the id in `video`, which is not a column.
+        filters: columns to choose by.
+    """
+
+    rows: Sequence[Mapping[str, str]]
+    filters: Sequence[str]
+
+    def html(self, name: str) -> str:
+        if not self.rows:
+            return ""
+        values = {key: sorted({row[key] for row in self.rows} - {""}) for key in self.rows[0]}
+        columns = [key for key in values if key != "video" and values[key]]
+        chosen = [key for key in self.filters if values[key]]
+        fields = "".join(
+            f'<label>{escape(key)} <select name="{escape(key)}"><option value="">all</option>'
+            + "".join(f"<option>{escape(value)}</option>" for value in values[key])
+            + "</select></label>"
+            for key in chosen
+        )
+        head = "".join(f'<th scope="col">{escape(key)}</th>' for key in columns)
+        body = ""
+        for row in self.rows:
+            data = "".join(f' data-{key}="{escape(row[key], quote=True)}"' for key in chosen)
+            cells = "".join(
+                f"<td>{_seed(row) if k == 'seed' else escape(row[k])}</td>" for k in columns
+            )
+            body += f"<tr{data}>{cells}</tr>"
+        return (
+            f'<div id="{EPISODES}" class="episodes"><form>{fields}<output></output></form>'
+            '<div class="scroll tall" tabindex="0" role="region" aria-label="Every episode">'
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>"
+        )
+
+
+EPISODES = "every-episode"
+
+
+def _seed(row: Mapping[str, str]) -> str:
+    seed, video = escape(row["seed"]), row.get("video")
+    return f'<a href="#{escape(video, quote=True)}">{seed}</a>' if video else seed
+
+
+def _linked(cell: str, pick: Pick | None) -> str:
+    if pick is None or not re.search("[1-9]", cell):
+        return cell
+    chosen = escape(urlencode(pick), quote=True)
+    return f'<a href="#{EPISODES}" data-pick="{chosen}">{cell}</a>'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +151,7 @@ class Plot:
     title: str = ""
 
     def html(self, name: str) -> str:
-        content = themed(self.figure, name, self.caption or self.title)
+        content = themed(self.figure, name, self.caption or self.title or _spoken(self.figure))
         return _figure(content, self.caption, self.title, "card")
 
 
@@ -105,20 +173,30 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """An mp4 file, which must be one that browsers play (see `rollouts.mp4`)."""
+    """An mp4 file, which must be one that browsers play (see `rollouts.mp4`).
+
+    Attributes:
+        path: of the file.
+        caption, title: below and above.
+        fps: frames a second, for steps by one frame.
+        id: to link to it; "" for none.
+    """
 
     path: Path
     caption: str = ""
     title: str = ""
+    fps: float = 10.0
+    id: str = ""
 
     def html(self, name: str) -> str:
         uri = _data_uri("video/mp4", self.path.read_bytes())
         text = escape(self.caption or self.title, quote=True)
         tag = (
             f'<video controls muted loop playsinline preload="auto" aria-label="{text}" '
-            f'src="{uri}"></video>'
+            f'data-fps="{self.fps:g}" src="{uri}"></video>'
         )
-        return _figure(tag, self.caption, self.title)
+        figure = _figure(tag, self.caption, self.title)
+        return f'<div id="{escape(self.id, quote=True)}">{figure}</div>' if self.id else figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,12 +255,26 @@ class Row:
         return f'<div class="row" style="--least:min({self.least}px,100%)">{inner}</div>'
 
 
-Block = Text | Facts | Table | Plot | Picture | Video | Quote | Words | Fold | Row
+Block = Text | Facts | Table | Episodes | Plot | Picture | Video | Quote | Words | Fold | Row
 
 
 def inline(text: str) -> str:
     """Escaped text in which `code` is set as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+def _spoken(figure: Figure) -> str:
+    """What a figure without words around it shows, by the words in it."""
+    words = (
+        word
+        for axes in figure.axes
+        for word in (
+            axes.get_title("left") or axes.get_title(),
+            axes.get_ylabel(),
+            axes.get_xlabel(),
+        )
+    )
+    return "Plot: " + ", ".join(filter(None, words))
 
 
 def _figure(content: str, caption: str, title: str, style: str = "") -> str:

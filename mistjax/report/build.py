@@ -6,6 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from mistjax.report.blocks import (
     Video,
     Words,
 )
+from mistjax.report.every_episode import every_episode, picks
 from mistjax.report.html import Section, write_report
 from mistjax.report.unsound import unsound
 from mistjax.report.video import write_overlay
@@ -33,6 +35,13 @@ from mistjax.rollouts.trace import Trace, to_json
 
 _CURVES = 60
 _SHOWN_SEEDS = 3
+PICKS: Mapping[str, Mapping[str, str]] = {
+    "success [95%] (k/n)": {"outcome": "succeeded"},
+    "failures detected": {"outcome": "failed", "alarm": "yes"},
+    "false alarms": {"outcome": "succeeded", "alarm": "yes"},
+    "errors": {"outcome": "crashed"},
+}
+"""Column of the table of results -> the episodes that it counts."""
 
 
 def build_report(
@@ -64,6 +73,7 @@ def build_report(
             *unsound(loaded),
             *episodes(loaded, Path(folder)),
             *extra,
+            every_episode({("", name): run.rows for name, run in loaded.items()}, filmed(loaded)),
             latency(loaded),
             provenance(loaded),
         ]
@@ -95,6 +105,7 @@ def results(runs: Mapping[str, Run]) -> Section:
             "seeds (McNemar's exact test). Detected: failures with an alarm. False alarms: "
             "successes with one. First alarm (in detected failures) and milliseconds of a batched "
             "inference are medians. Crashed episodes are in no rate.",
+            links=picks(names, PICKS),
         ),
     ]
     rates = {name: summary.success for name, summary in summaries.items()}
@@ -106,7 +117,12 @@ def results(runs: Mapping[str, Run]) -> Section:
         for cause in causes
     ]
     if rows:
-        pictures.append(Table(rows, "Failed episodes by cause.", "What went wrong"))
+        failed = {
+            (number, name): {"arm": name, "cause": row["cause"]}
+            for number, row in enumerate(rows)
+            for name in names
+        }
+        pictures.append(Table(rows, "Failed episodes by cause.", "What went wrong", failed))
     blocks.append(Row(pictures, least=420))
     return Section("Results", blocks, stand_ins(runs[first]))
 
@@ -134,24 +150,17 @@ def episodes(runs: Mapping[str, Run], folder: Path) -> list[Section]:
     Seeds whose outcome differs between arms come first. `folder` holds the videos until the page is
     written.
     """
-    recorded = {
-        seed: [name for name, run in runs.items() if seed in run.seeds and run.video(seed)]
-        for seed in sorted({seed for run in runs.values() for seed in run.seeds})
-    }
-
-    def rank(seed: int) -> tuple[bool, int]:
-        return len({runs[n].trace(seed).success for n in recorded[seed]}) < 2, seed
-
-    chosen = sorted((seed for seed, names in recorded.items() if names), key=rank)
+    recorded = _recorded(runs)
     blocks: list[Block] = []
-    for seed in chosen[:_SHOWN_SEEDS]:
+    for seed in _chosen(runs, recorded):
         videos = []
         for number, name in enumerate(recorded[seed]):
             trace = runs[name].trace(seed)
             frames, fps = read_mp4(runs[name].video(seed))  # type: ignore[arg-type]
             path = folder / f"{number}-{trace.episode}.mp4"
             write_overlay(path, trace, frames, fps)
-            videos.append(Video(path, outcome(trace), f"{name}, seed {seed}"))
+            title = f"{name}, seed {seed}"
+            videos.append(Video(path, outcome(trace), title, fps, video_id(name, seed)))
         blocks.append(Row(videos, least=330 if len(videos) == 3 else 460))
     if not blocks:
         return []
@@ -159,6 +168,40 @@ def episodes(runs: Mapping[str, Run], folder: Path) -> list[Section]:
     if any(summarize(run).monitored for run in runs.values()):
         text += " Below them the failure score as it becomes known, and its threshold."
     return [Section("Episodes", [Text(text), *blocks])]
+
+
+def _recorded(runs: Mapping[str, Run]) -> dict[int, list[str]]:
+    """Seed -> the arms that have a video of it."""
+    seeds = sorted({seed for run in runs.values() for seed in run.seeds})
+    found = {
+        seed: [name for name, run in runs.items() if seed in run.seeds and run.video(seed)]
+        for seed in seeds
+    }
+    return {seed: names for seed, names in found.items() if names}
+
+
+def _chosen(runs: Mapping[str, Run], recorded: Mapping[int, Sequence[str]]) -> list[int]:
+    """The seeds whose videos are shown."""
+
+    def rank(seed: int) -> tuple[bool, int]:
+        return len({runs[n].trace(seed).success for n in recorded[seed]}) < 2, seed
+
+    return sorted(recorded, key=rank)[:_SHOWN_SEEDS]
+
+
+def filmed(runs: Mapping[str, Run], where: str = "") -> dict[tuple[str, str, int], str]:
+    """(condition, arm, seed) -> id of its video on the page, see `episodes`."""
+    recorded = _recorded(runs)
+    return {
+        (where, name, seed): video_id(name, seed)
+        for seed in _chosen(runs, recorded)
+        for name in recorded[seed]
+    }
+
+
+def video_id(arm: str, seed: int) -> str:
+    """Names the video of an episode on a page."""
+    return f"video-{quote(arm, safe='')}-{seed}"
 
 
 def outcome(trace: Trace) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mistjax.report import plots
 from mistjax.report.blocks import Block, Facts, Plot, Table, Text
+from mistjax.report.every_episode import every_episode, picks
 from mistjax.report.html import Section, write_report
 from mistjax.studies.arms import find_arm
 from mistjax.studies.table import Row
@@ -17,9 +18,15 @@ if TYPE_CHECKING:
 
 
 def write_page(
-    out: Path, config: StudyPlan, found: Found, episodes: Sequence[Section] = ()
+    out: Path,
+    config: StudyPlan,
+    found: Found,
+    episodes: Sequence[Section] = (),
+    filmed: Mapping[tuple[str, str, int], str] | None = None,
 ) -> Path:
-    """Writes the page of what has been played so far, with sections on single episodes."""
+    """Writes the page of what has been played so far, with sections on single episodes, and links
+    to the videos in them (see `every_episode`).
+    """
     by_condition: dict[str, list[Row]] = {}
     for row in found.rows:
         by_condition.setdefault(row.condition, []).append(row)
@@ -31,6 +38,13 @@ def write_page(
         sections.append(Section("Targets", [Text(_TARGETS), Table(target_rows(found.targets))]))
     if any(sum(counts.values()) for counts in found.losses.values()):
         sections.append(Section("What loses", [Text(_LOSSES), Table(loss_rows(found.losses))]))
+    runs = {
+        (where, arm): rows.values()
+        for where, arms in found.outcomes.items()
+        for arm, rows in arms.items()
+    }
+    if any(runs.values()):
+        sections.append(every_episode(runs, filmed))
     sections.append(Section("Arms", [Table(_arms(config, found))]))
     return write_report(
         sections, out, config.title or f"Study {config.name}", config.study.question
@@ -48,10 +62,17 @@ def _condition(name: str, rows: Sequence[Row]) -> Section:
                 Text(f"{mist.repaired} episodes repaired, {mist.broken} broken of {mist.n}.")
             )
     blocks.append(Plot(plots.success_bars({row.arm: row.rate for row in rows}, "bare")))
-    blocks.append(Table(table_rows(rows), _CAPTION))
+    links = picks([row.arm for row in rows], PICKS, name)
+    blocks.append(Table(table_rows(rows), _CAPTION, links=links))
     return Section(name.replace("_", " ").capitalize(), blocks)
 
 
+PICKS: Mapping[str, Mapping[str, str]] = {
+    "success [95%] (k/n)": {"outcome": "succeeded"},
+    "repaired / broken": {"change": "repaired"},
+    "alarms in clean ones": {"fault": "none", "alarm": "yes"},
+}
+"""Column of a condition's table -> the episodes that it counts."""
 _CAPTION = (
     "Success with the 95% Wilson interval. All arms play the same seeds; p by McNemar's exact "
     "test, with Holm's correction over the arms. Alarms: clean episodes in which an input was "

@@ -24,13 +24,13 @@ from mistjax.files import atomic
 from mistjax.policies.latched import LatchedPrompt
 from mistjax.policies.load import load_policy
 from mistjax.recover.decision import DECISIONS
-from mistjax.report.build import episodes
+from mistjax.report.build import episodes, filmed
 from mistjax.report.explanation import raw_observation
 from mistjax.report.html import Section
 from mistjax.rollouts.collect import collect
 from mistjax.rollouts.compiled import check_compiled
 from mistjax.rollouts.plan import EpisodePlan
-from mistjax.rollouts.run import load_run
+from mistjax.rollouts.run import Run, load_run
 from mistjax.studies.arms import Subject, find_arm, make_arm
 from mistjax.studies.conditions import Condition, condition
 from mistjax.studies.page import write_page
@@ -216,23 +216,36 @@ def run_study(config: StudyPlan) -> Found:
     assert result is not None
     if config.videos:
         with tempfile.TemporaryDirectory() as folder:
-            shown = _episodes(config, subject, where[0], Path(folder))
-            write_page(config.out / PAGE, config, result, shown)
+            runs = _filmed_runs(config, where[0])
+            shown = _episodes(config, subject, where[0], runs, Path(folder))
+            videos = filmed(runs, where[0].name)
+            write_page(config.out / PAGE, config, result, shown, videos)
     return result
 
 
-def _episodes(config: StudyPlan, subject: Subject, place: Condition, folder: Path) -> list[Section]:
+def _filmed_runs(config: StudyPlan, place: Condition) -> dict[str, Run]:
+    folders = {arm: config.out / place.name / arm for arm in config.chosen_arms}
+    return {arm: load_run(folder) for arm, folder in folders.items() if folder.exists()}
+
+
+def _episodes(
+    config: StudyPlan,
+    subject: Subject,
+    place: Condition,
+    runs: Mapping[str, Run],
+    folder: Path,
+) -> list[Section]:
     """Filmed episodes of all arms side by side, and the repairs of the arm `mist`."""
-    arms = [arm for arm in config.chosen_arms if (config.out / place.name / arm).exists()]
-    runs = {arm: load_run(config.out / place.name / arm) for arm in arms}
     sections = episodes(runs, folder)
-    filmed = [
+    with_video = [
         seed for seed in config.plan(place).seeds() if "mist" in runs and runs["mist"].video(seed)
     ]
     repaired = (
-        [row["seed"] for row in runs["mist"].finished if row["edited_inferences"]] if filmed else []
+        [row["seed"] for row in runs["mist"].finished if row["edited_inferences"]]
+        if with_video
+        else []
     )
-    chosen = [seed for seed in filmed if seed in repaired][:SHOWN]
+    chosen = [seed for seed in with_video if seed in repaired][:SHOWN]
     if not chosen:
         return sections
     print("the same scenes without a fault:", flush=True)

@@ -3,11 +3,14 @@ import errno
 import os
 import re
 import shutil
+from html import unescape
 from html.parser import HTMLParser
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
 
+from mistjax.cli import main
 from mistjax.report import Explanation, Section, build_report, explanations, write_report
 from mistjax.report.blocks import Facts, Fold, Picture, Plot, Table, Text, Words
 from mistjax.report.build import _ranges
@@ -95,6 +98,29 @@ def test_the_report_shows_what_the_alarm_relied_on(page):
     assert "It looks at the table." in page
     assert "Seed 0, at step 4." in page
     assert "image: what counted" in page
+
+
+def test_a_number_leads_to_the_episodes_that_it_counts(page):
+    listed = page.split('id="every-episode"')[1].split("</table>")[0]
+    rows = re.findall(r"<tr data-([^>]*)>", listed)
+    assert len(rows) == 8, "three episodes and a crash of both arms"
+    picks = [dict(parse_qsl(unescape(p))) for p in re.findall(r'data-pick="([^"]*)"', page)]
+    assert {"arm": "ours", "outcome": "succeeded"} in picks
+    assert {"arm": "bare", "cause": "wrong cell"} in picks
+    filters = set(re.findall(r'<select name="([^"]*)"', listed))
+    for pick in picks:
+        assert set(pick) <= filters, "a filter that is not there would pick everything"
+    assert listed.count("repaired</td>") == 1 and listed.count('href="#video-') == 2
+
+
+def test_a_report_names_arms_by_what_tells_them_apart(run_folder, tmp_path):
+    folder = run_folder("bare", [True], monitored=False)
+    for name in ("one", "two"):
+        shutil.copytree(folder, tmp_path / "runs" / name)
+    arms = [str(tmp_path / "runs" / name) for name in ("one", "two")]
+    assert main(["report", *arms, "--out", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "change from one" in text and str(tmp_path) not in text
 
 
 def test_text_from_runs_cannot_inject_markup():
