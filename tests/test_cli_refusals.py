@@ -101,6 +101,8 @@ PLAN = {
     ),
     "--sensor-noise": ("maybe",),
     "--compiled": ("maybe",),
+    "--devices": (*POSITIVE, "2", "3 --compiled", "999 --compiled"),
+    "--fsdp": (*POSITIVE, "2", "2 --compiled"),
 }
 PRESET = ("hexapod", "")
 UNNORM = ("nope",)

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.build.spread_memory import as_table as spread_memory
 from experiments.studies.cross_architecture import as_table
 from mistjax.stats import Rate
 from mistjax.studies.page import loss_rows, table_rows, target_rows
 from mistjax.studies.table import Row
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "compiled.md", ROOT / "README.md")
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -611,6 +612,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "mist_cost": ("bench_mist", mist_cost),
     "kinematic_agreement": ("fit_kinematic", kinematic_agreement),
     "compiled_cpu": ("bench_jit", compiled_cpu),
+    "spread_memory": ("spread_memory", spread_memory),
     "beside_openpi": ("bench_openpi", beside_openpi),
 }
 

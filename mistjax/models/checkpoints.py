@@ -114,7 +114,7 @@ def load_params(
     own = {k: leaf for k, leaf in _by_name(content).items() if k not in added}
     _compare(folder, own, _by_name(expected))
     stored = {name: content}
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def restore(leaf):
         kept: Any = np.float32 if leaf.dtype == np.float64 else None

@@ -10,7 +10,9 @@ fold_in(key(s), i), and each slot has its own policy state. What acts and what c
 loop's own functions; the physics are those of the functional environment.
 
 Several devices each run their own slots and their own share of the table: there is no communication
-between them, and an episode is the same on any number of them (but for rounding).
+between them, and an episode is the same on any number of them (but for rounding). A policy that is
+too large for one device is spread over groups of them (`fsdp`): each holds a part of every matrix,
+and the devices of one group, which run their slots together, talk to each other alone.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ from mistjax.policies.wrapper import Wrapper, traceable
 from mistjax.rollouts.loop import episode_keys
 from mistjax.rollouts.recorder import MONITOR
 
-AXIS = "env"
+AXIS, FSDP = "env", "fsdp"
+SPREAD = 4096
+"""Numbers from which on an array of the policy is spread over a group of devices."""
+
 AnyArray = Array | np.ndarray
 
 
@@ -271,14 +276,12 @@ def robot_state(raw: Mapping[str, Array]) -> Float[Array, "b s"]:
 @functools.partial(jax.jit, static_argnames=("program", "slots"))
 def _begin(program: _Program, policy: Any, table: Table, slots: int) -> Slots:
     """Idle slots on every device."""
-    mesh = program.mesh
 
     def local(policy, table):
-        return _first_slots(program.env, policy, table, slots // mesh.size)
+        return _first_slots(program.env, policy, table, slots // program.mesh.shape[AXIS])
 
-    return jax.shard_map(
-        local, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS), check_vma=False
-    )(policy, table)
+    begin = _per_group(program.mesh, local, (P(), P(AXIS)), P(AXIS))
+    return _on_mesh(program.mesh, begin(policy, table))
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="slots")
@@ -294,18 +297,61 @@ def _advance(
 
     def local(policy, edits, table, count, slots):
         def turn(slots, _):
+            slots = _divided(slots, P(FSDP), P())
             return _round(program, policy, edits, table, count, slots)
 
         return jax.lax.scan(turn, slots, None, length=program.rounds)
 
-    each = P(AXIS)
+    each, out = P(AXIS), (P(AXIS), P(None, AXIS))
+    run = _per_group(program.mesh, local, (P(), P(), each, each, each), out)
+    slots, reported = run(policy, edits, table, counts, slots)
+    return _on_mesh(program.mesh, slots), reported
+
+
+def _divided(slots: Slots, each: Any, shared: Any) -> Slots:
+    """Slots placed by `each`, what a group has in common by `shared`."""
+    where = jax.tree.map(lambda leaf: shared if leaf is slots.next else each, slots)
+    return jax.lax.with_sharding_constraint(slots, where)
+
+
+def _on_mesh(mesh: Mesh, slots: Slots) -> Slots:
+    """Every device has its own slots, between calls of the program too."""
+    each, shared = NamedSharding(mesh, P((AXIS, FSDP))), NamedSharding(mesh, P(AXIS))
+    return _divided(slots, each, shared)
+
+
+def _per_group(mesh: Mesh, local: Any, in_specs: Any, out_specs: Any) -> Any:
+    """`local` on every group of devices; inside a group, XLA divides the work."""
     return jax.shard_map(
         local,
-        mesh=program.mesh,
-        in_specs=(P(), P(), each, each, each),
-        out_specs=(each, P(None, AXIS)),
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names={AXIS},
         check_vma=False,
-    )(policy, edits, table, counts, slots)
+    )
+
+
+def cut(shape: Sequence[int], parts: int) -> P:
+    """How an array of the policy is divided among the devices of a group: along its longest axis
+    that they divide, the last of equals; whole if there is none, or the array is small.
+    """
+    axes = [axis for axis in range(len(shape)) if shape[axis] % parts == 0]
+    if parts == 1 or math.prod(shape) < SPREAD or not axes:
+        return P()
+    longest = max(axes, key=lambda axis: (shape[axis], axis))
+    return P(*(FSDP if axis == longest else None for axis in range(len(shape))))
+
+
+def spread(mesh: Mesh, policy: Any) -> Any:
+    """The policy on the mesh's devices: every group holds it together, in parts (see `cut`)."""
+
+    def place(leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, cut(np.shape(leaf), mesh.shape[FSDP]))
+
+    if jax.process_count() > 1:  # devices of another process take what lies on the host
+        policy = jax.tree.map(np.asarray, policy)
+    return jax.device_put(policy, jax.tree.map(place, policy))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,12 +394,14 @@ class Run:
     ) -> None:
         mesh, episodes = program.mesh, len(table.seed)
         each, all_ = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
-        dealt = jax.device_put(deal(table, mesh.size), each)
-        counts = jax.device_put(shares(episodes, mesh.size), each)
-        policy, edits = jax.device_put((policy, edits), all_)
+        groups = mesh.shape[AXIS]
+        dealt = jax.device_put(deal(table, groups), each)
+        counts = jax.device_put(shares(episodes, groups), each)
+        policy, edits = spread(mesh, policy), jax.device_put(edits, all_)
         self._rows = _begin(program, policy, dealt, num_envs)
         self._arguments = policy, edits, dealt, counts
-        self._devices, self._owner = mesh.size, np.arange(num_envs) // (num_envs // mesh.size)
+        self._mesh, self._groups = mesh, groups
+        self._owner = np.arange(num_envs) // (num_envs // groups)
         lowered = _advance.lower(program, *self._arguments, self._rows)
         each = _bytes(lowered.out_info[1]) // program.rounds
         if each > memory:
@@ -369,13 +417,14 @@ class Run:
 
     def describe(self) -> str:
         """One line: what `advance` does, and the memory that it takes."""
-        slots = len(self._owner)
+        slots, devices, parts = len(self._owner), self._mesh.size, self._mesh.shape[FSDP]
+        spread = f", the policy spread over {parts}" if parts > 1 else ""
         held, plan = "", self.compiled.memory_analysis()
         if plan is not None:
             size = plan.temp_size_in_bytes + plan.argument_size_in_bytes
             held = f"{size / 1e6:,.0f} MB in the program and "
         return (
-            f"{slots} environments on {self._devices} device{'s' * (self._devices > 1)}, "
+            f"{slots} environments on {devices} device{'s' * (devices > 1)}{spread}, "
             f"{self.rounds} inferences between two visits to the host: {held}"
             f"{self._reported_bytes / 1e6:,.1f} MB of records at each."
         )
@@ -384,8 +433,8 @@ class Run:
         """Some rounds: what they reported, as NumPy arrays [rounds, b], `episode` being a row of
         the table."""
         self._rows, reported = self.compiled(*self._arguments, self._rows)
-        reported = jax.tree.map(np.asarray, reported)
-        episode = reported.episode * self._devices + self._owner
+        reported = jax.tree.map(_whole, reported)
+        episode = reported.episode * self._groups + self._owner
         return reported._replace(episode=np.where(reported.episode < 0, -1, episode))
 
 
@@ -408,6 +457,15 @@ def _told(policy: Policy) -> str | None:
     return _told(policy.policy) if isinstance(policy, Wrapper) else None
 
 
+def _whole(array: Array) -> np.ndarray:
+    """An array on the host, in every process that has a part of it."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.asarray(process_allgather(array, tiled=True))
+
+
 def _bytes(shapes: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
@@ -427,6 +485,7 @@ class CompiledRollouts:
         num_envs: int = 64,
         rounds: int = 30,
         devices: Sequence[Any] | None = None,
+        fsdp: int = 1,
         recording: Recording = Recording(),
     ) -> None:
         """Prepare; nothing is compiled yet.
@@ -437,19 +496,26 @@ class CompiledRollouts:
             num_envs: slots of the batch, over all devices.
             rounds: of one call of the program.
             devices: to run on; None is the first.
+            fsdp: neighbouring devices that hold the policy together, a part each; 1 where every
+                device holds it whole.
             recording: what to keep.
 
         Raises:
-            ValueError: the policy cannot be traced, or the slots do not divide among the devices.
+            ValueError: the policy cannot be traced, the devices do not divide into groups of
+                `fsdp`, or the slots do not divide among the devices.
         """
         devices = list(devices or jax.devices()[:1])
+        if fsdp < 1 or len(devices) % fsdp:
+            raise ValueError(
+                f"fsdp is {fsdp}: expected a divisor of the number of devices, {len(devices)}."
+            )
         if num_envs < 1 or num_envs % len(devices):
             raise ValueError(
                 f"num_envs is {num_envs}: expected a multiple of the {len(devices)} devices."
             )
         check_compiled(policy)
         self.policy, self.num_envs = policy, num_envs
-        mesh = Mesh(np.array(devices), (AXIS,))
+        mesh = Mesh(np.array(devices).reshape(-1, fsdp), (AXIS, FSDP))
         self._program = _Program(env, policy.spec.execute_steps, rounds, recording, mesh)
 
     def table(

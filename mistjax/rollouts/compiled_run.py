@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -44,7 +45,8 @@ def run_compiled(
     Args:
         policy: what acts; a JAX policy, or `MistPolicy` around one.
         seeds: which episodes.
-        plan: how they are run; its perturbation, faults, `max_steps` and `num_envs` count.
+        plan: how they are run; its perturbation, faults, `max_steps`, `num_envs`, `devices` and
+            `fsdp` count.
         out: run folder, new or of the same configuration; None keeps everything in memory.
         taps: activations to record at each inference.
         aux: names in `Sample.aux` to record, besides the monitor's.
@@ -53,22 +55,32 @@ def run_compiled(
         progress: show a bar, and before it what one visit brings.
 
     Raises:
-        ValueError: the policy cannot be traced, one inference alone records more than `memory`, or
-            `out` holds a run of another configuration.
+        ValueError: the policy cannot be traced, there are fewer devices, they do not divide the
+            slots, one inference alone records more than `memory`, or `out` holds a run of another
+            configuration.
     """
+    devices = jax.devices()[: plan.devices]
+    if len(devices) < plan.devices:
+        raise ValueError(
+            f"devices is {plan.devices}, and JAX sees {len(devices)}: ask for no more (a CPU is "
+            f"several with XLA_FLAGS=--xla_force_host_platform_device_count={plan.devices})."
+        )
     seeds, mixture, limit = check_seeds(seeds), plan.mixture(), plan.max_steps
     board = FunctionalBoard() if limit is None else FunctionalBoard(max_steps=limit)
     every = policy.spec.execute_steps
     env = board if mixture is None else FaultyFunctionalBoard(mixture, board, every)
     recording = Recording(tuple(taps), tuple(aux), actions=True)
-    slots = min(plan.num_envs or NUM_ENVS, len(seeds))
+    filled = -(-len(seeds) // len(devices)) * len(devices)
+    slots = min(plan.num_envs or NUM_ENVS, filled)
     settings = {"physics": env.physics, **(settings or {})}
     config = run_config(policy.spec, plan, env.env_id, taps, aux, settings=settings)
 
     def play(todo: Sequence[int]) -> Iterator[Trace]:
         if not todo:
             return
-        rollouts = CompiledRollouts(policy, env, num_envs=slots, recording=recording)
+        rollouts = CompiledRollouts(
+            policy, env, num_envs=slots, devices=devices, fsdp=plan.fsdp, recording=recording
+        )
         drawn = env.draw_starts(todo, perturbation=plan.perturbation)  # type: ignore[arg-type]
         run = rollouts.prepare(rollouts.table(todo, drawn.start, drawn.prompts), memory=memory)
         if progress:

@@ -62,6 +62,9 @@ class EpisodePlan:
         retry_errors: run seeds again that crashed in an earlier call.
         compiled: the board as one compiled program, policy, pictures and physics in it; faster, but
             the physics are not MuJoCo's, see docs/compiled.md.
+        devices: that compiled episodes are spread over.
+        fsdp: neighbouring devices that hold the policy together, a part each, where one device is
+            too small for it; a divisor of devices.
 
     Raises:
         ValueError: a number out of its range, an unknown environment or perturbation, or tasks
@@ -86,6 +89,8 @@ class EpisodePlan:
     executor: Executor = "process"
     retry_errors: bool = False
     compiled: bool = False
+    devices: int = 1
+    fsdp: int = 1
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -113,6 +118,11 @@ class EpisodePlan:
             raise ValueError(f"executor is {self.executor!r}: expected 'process' or 'ray'.")
         if self.compiled:
             self._check_compiled()
+        elif (self.devices, self.fsdp) != (1, 1):
+            raise ValueError(
+                f"devices is {self.devices} and fsdp is {self.fsdp}: only compiled episodes are "
+                "spread over devices; ask for compiled, or leave them out."
+            )
         object.__setattr__(self, "tasks", tasks)
         object.__setattr__(self, "perturbation", _plain(self.perturbation))
         self.mixture()
@@ -132,6 +142,11 @@ class EpisodePlan:
                     f"{name} is {getattr(self, name)}, and compiled episodes have none: give 0, or "
                     "leave compiled out."
                 )
+        if self.devices % self.fsdp:
+            raise ValueError(
+                f"fsdp is {self.fsdp}: expected a divisor of devices, {self.devices}, since so "
+                "many devices hold the policy together."
+            )
 
     @property
     def batch_size(self) -> int:
@@ -181,6 +196,8 @@ _LEAST = {
     "max_steps": 1,
     "workers": 0,
     "num_envs": 1,
+    "devices": 1,
+    "fsdp": 1,
 }
 
 

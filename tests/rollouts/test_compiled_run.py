@@ -11,6 +11,7 @@ from mistjax.cli import main
 from mistjax.hooks.sites import Tap
 from mistjax.policies.load import load_policy
 from mistjax.rollouts.collect import collect
+from mistjax.rollouts.compiled_run import run_compiled
 from mistjax.rollouts.plan import BOARD_ENV, EpisodePlan
 from mistjax.rollouts.run import load_run
 
@@ -70,8 +71,6 @@ def test_a_policy_that_reads_its_state_in_the_prompt_sees_what_the_host_shows(tm
 
 @pytest.mark.slow
 def test_records_larger_than_the_memory_are_fetched_more_often(policy, plan):
-    from mistjax.rollouts.compiled_run import run_compiled
-
     seeds = plan.seeds()[:4]
     usual = run_compiled(policy, seeds, plan, progress=False)
     often = run_compiled(policy, seeds, plan, memory=4000, progress=False)
@@ -97,12 +96,22 @@ def test_eval_compiled_says_that_its_physics_are_not_mujocos(tmp_path, capsys):
         ({"workers": 2}, "workers is 2, and compiled episodes have none"),
         ({"env": "CartPole-v1"}, "compiled is asked for with CartPole-v1: only mistjax/Board-v0"),
         ({"suite": "libero_object"}, "compiled is asked for with libero_object"),
+        ({"fsdp": 2}, "fsdp is 2: expected a divisor of devices, 1"),
+        ({"devices": 0}, "devices is 0: expected"),
     ],
 )
 def test_what_no_compiled_run_has_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         EpisodePlan(compiled=True, **options)
     assert EpisodePlan(compiled=True).env == BOARD_ENV
+
+
+def test_devices_are_of_compiled_episodes_and_there():
+    with pytest.raises(ValueError, match="devices is 2 and fsdp is 1: only compiled episodes"):
+        EpisodePlan(devices=2)
+    plan = EpisodePlan(4, compiled=True, devices=999)
+    with pytest.raises(ValueError, match="devices is 999, and JAX sees 2: ask for no more"):
+        run_compiled(load_policy(SHIPPED), plan.seeds(), plan, progress=False)
 
 
 @pytest.mark.slow
