@@ -2,10 +2,12 @@
 
     python -m experiments.studies.cross_architecture
 
-The board's pi0, pi0-FAST and OpenVLA-OFT, as far as their checkpoints are there. Tiny policies in
-simulation: the numbers say that the harness means the same thing for each of them, and how much of
-a finding carries over at this size; they say nothing about robots. See the modules of
-`experiments.studies.cross` for what is measured. Interrupt it at will: the same command goes on.
+The board's pi0 and pi0-FAST in JAX, OpenVLA-OFT and LeRobot's SmolVLA in PyTorch, as far as their
+checkpoints are there. SmolVLA runs in LeRobot's environment (docs/lerobot.md): there
+`--only SmolVLA` adds its column to the stored result. Tiny policies in simulation: the numbers say
+that the harness means the same thing for each of them, and how much of a finding carries over at
+this size; they say nothing about robots. See the modules of `experiments.studies.cross` for what is
+measured. Interrupt it at will: the same command goes on.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ class Config:
         scenes: seeds that scenes are taken from, two each.
         strengths: of steering.
         repeats: timed inferences.
+        only: policies that are measured; columns of the others stay those of `results`. None are
+            all. Attributions are compared among policies of one call.
     """
 
     work: Path = Path("runs/cross_architecture")
@@ -62,6 +66,7 @@ class Config:
     scenes: int = 100
     strengths: tuple[float, ...] = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
     repeats: int = 100
+    only: tuple[str, ...] = ()
 
 
 def measure(subject: Subject, config: Config, scenes: list[Scene]) -> tuple[dict[str, Any], Maps]:
@@ -106,9 +111,17 @@ def _kept(file: Path, make: Callable[[], Any]) -> Any:
 
 def main(config: Config) -> dict[str, Any]:
     """Measures, writes results and figure, prints the table."""
-    there = [subject for subject in SUBJECTS if (subject.folder / "config.json").exists()]
-    absent = [s.name for s in SUBJECTS if s not in there]
-    print(f"compared: {[s.name for s in there]}; without a checkpoint: {absent}", flush=True)
+    if unknown := sorted({*config.only} - {s.name for s in SUBJECTS}):
+        raise ValueError(f"no policies are called {unknown}: only takes some of SUBJECTS.")
+    kept = json.loads(config.results.read_text()) if config.only else {}
+    there = [
+        s
+        for s in SUBJECTS
+        if (s.folder / "config.json").exists() and (not config.only or s.name in config.only)
+    ]
+    names = [s.name for s in SUBJECTS if s in there or s.name in kept.get("subjects", ())]
+    absent = [s.name for s in SUBJECTS if s.name not in names]
+    print(f"compared: {names}; without a checkpoint: {absent}", flush=True)
     file = config.work / f"scenes_{config.scenes}.safetensors"
     scenes = kept_scenes(file, config.scenes, first_seed=5_500_000)
     found = {s.name: measure(s, config, scenes) for s in there}
@@ -122,12 +135,16 @@ def main(config: Config) -> dict[str, Any]:
         for a, b in itertools.combinations(found, 2)
         for readout in READOUTS
     ]
+    rows = kept.get("subjects", {}) | {name: row for name, (row, _) in found.items()}
     results = {
         "command": "python -m experiments.studies.cross_architecture",
-        "config": {name: str(value) for name, value in dataclasses.asdict(config).items()},
+        "config": {
+            name: str(value) for name, value in dataclasses.asdict(config).items() if name != "only"
+        },
         "absent": absent,
-        "subjects": {name: row for name, (row, _) in found.items()},
-        "agreement": pairs,
+        "subjects": {name: rows[name] for name in names},
+        "agreement": [pair for pair in kept.get("agreement", ()) if not {*pair["pair"]} & {*found}]
+        + pairs,
     }
     config.results.parent.mkdir(parents=True, exist_ok=True)
     config.results.write_text(json.dumps(results, indent=1) + "\n")

@@ -54,6 +54,7 @@ SUBJECTS = (
     Subject("pi0", SHIPPED / "board_pi0"),
     Subject("pi0-FAST", SHIPPED / "board_fast"),
     Subject("OpenVLA-OFT", SHIPPED / "board_openvla"),
+    Subject("SmolVLA", SHIPPED / "board_smolvla"),
 )
 
 

@@ -32,7 +32,7 @@ def demos(tmp_path_factory):
 
 
 def config(demos, out, **changes):
-    return Config((demos,), out=out, batch_size=8, warmup=1, learning_rate=3e-3, **changes)
+    return Config(out, demos=(demos,), batch_size=8, warmup=1, learning_rate=3e-3, **changes)
 
 
 @pytest.mark.parametrize("decoding", ["oft", "token"])
