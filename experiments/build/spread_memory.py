@@ -65,10 +65,7 @@ def rows(config: Config) -> list[dict[str, Any]]:
                     "weights_gb": held * BYTES / 1e9,
                     "cached_gb": config.environments * cached / 1e9,
                     "environments": devices * config.environments,
-                    "sent_weights_gb": share
-                    * sum(math.prod(x.shape) for x in leaves)
-                    * BYTES
-                    / 1e9,
+                    "sent_weights_gb": share * numbers * BYTES / 1e9,
                     "sent_activations_gb": 2 * share * fsdp * config.environments * added / 1e9,
                 }
             )
