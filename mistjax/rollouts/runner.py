@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -154,9 +155,9 @@ def record_episodes(
             writer = stack.enter_context(RunWriter.open(out, config))
             stored = writer.seeds - (writer.crashed if plan.retry_errors else frozenset())
         todo = [seed for seed in seeds if seed not in stored]
-        bar = stack.enter_context(
-            tqdm(total=len(seeds), initial=len(seeds) - len(todo), unit="ep", disable=not progress)
-        )
+        hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))
+        done = len(seeds) - len(todo)
+        bar = stack.enter_context(tqdm(total=len(seeds), initial=done, unit="ep", disable=hidden))
         tally = _Tally(bar, give_up_after=min(_GIVE_UP_AFTER, len(seeds)))
         for trace in play(todo):
             if writer is None:
