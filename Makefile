@@ -22,7 +22,7 @@ OPENPI_INSTALL := $(OPENPI_BIN)/python -m pip install --quiet --disable-pip-vers
 	-c constraints-openpi.txt
 OPENPI_PYTEST := $(OPENPI_BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --timeout 900
 
-.PHONY: demo docs test test-all test-openvla test-openpi test-lerobot test-serve lint format bench libero clean
+.PHONY: demo docs notebooks test test-all test-openvla test-openpi test-lerobot test-serve lint format bench libero clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mistjax demo
@@ -31,7 +31,11 @@ test: $(VENV)/.installed-dev
 	$(PYTEST)
 
 test-all: $(VENV)/.installed-dev $(VENV)/.installed-openvla
-	$(PYTEST) -m "" --timeout 1800
+	$(PYTEST) -m "" --timeout 1800 --nbmake tests notebooks
+
+# Runs the notebooks and writes their outputs into them.
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --nbmake --overwrite notebooks
 
 test-openvla: $(VENV)/.installed-dev $(VENV)/.installed-openvla
 	$(PYTEST) -m "" --timeout 1800 tests/interop
