@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes
+import msgpack
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,12 +29,15 @@ from mistjax.models.checkpoints import read_config
 from mistjax.models.config import FastConfig, Pi0Config
 from mistjax.models.fast_tokenizer import ActionTokenizer
 from mistjax.models.normalize import load_norm_stats
+from mistjax.models.transforms import flatten
 from mistjax.policies.protocol import PolicySpec, StackSpec
 from mistjax.recover.artifact import load_remedy
 from mistjax.rollouts.formats.safe import pickles, reading
 from mistjax.rollouts.run import load_run
 from mistjax.rollouts.store import RunWriter
 from mistjax.rollouts.trace import Trace
+from mistjax.serve.frames import pack, unpack
+from mistjax.serve.session import Control
 from mistjax.steer.artifact import load_steering
 from mistjax.untrusted import reading as named
 from tests.envs.libero.conftest import TEXT
@@ -241,7 +245,59 @@ def _npz(folder: Path) -> list[bytes]:
 
 _OPENVLA = ("config.json", "dataset_statistics.json")
 _bytes, _json, _header = None, mutations.of_json, mutations.of_safetensors
+
+
+def _frames(folder: Path) -> list[bytes]:
+    picture, state = np.zeros((4, 4, 3), np.uint8), np.ones(5, np.float32)
+    look = {"observation/image": picture, "observation/state": state, "prompt": "go"}
+    values = [
+        look,
+        {"observation": {"image": picture, "state": state}, "mist/reset": True, "mist/seed": 7},
+        {"x": np.float32(1), "b": np.array([True]), "t": np.array(["ab"]), "e": np.zeros((0, 3))},
+        {"mist/episode": "a", "mist/success": np.bool_(True), "mist/pass_through": False},
+        [1, -2.5, None, b"bytes", [[]], {}],
+    ]
+    return [pack(value) for value in values]
+
+
+def _frame(data: bytes, rng: random.Random) -> bytes:
+    """One value of an array's description, or of the map around it, replaced."""
+    odd = [None, True, -1, 2**63, 1.5, float("nan"), "", "O", "|O8", "V4", "<f4", "(9,9)f8", b"",
+           b"\x02", [], [0], [-1], [2**40, 0], [2**20] * 4, [[1]], {}, {"": 1}]  # fmt: skip
+    value = msgpack.unpackb(data, strict_map_key=False)
+    maps: list[Any] = []
+
+    def walk(part: Any) -> None:
+        if isinstance(part, dict | list):
+            maps.append(part)
+            for inner in part.values() if isinstance(part, dict) else part:
+                walk(inner)
+
+    walk(value)
+    part = rng.choice(maps)
+    if not part:
+        return msgpack.packb(rng.choice(odd))
+    key = rng.choice(list(part) if isinstance(part, dict) else range(len(part)))
+    if isinstance(part, dict) and rng.random() < 0.2:
+        part[rng.choice(["mist/reset", "mist/x", 3, b"dtype", b"__ndarray__"])] = part.pop(key)
+    else:
+        part[key] = rng.choice(odd)
+    return msgpack.packb(value)
+
+
+def _read_frame(folder: Path) -> Any:
+    """As a server does before it looks at an observation."""
+    try:
+        _, raw = Control.split(unpack((folder / "a.frame").read_bytes()))
+        return flatten(raw)
+    except ValueError as error:
+        if "\n" in str(error) or len(str(error)) > 400:
+            raise AssertionError(f"an error that is no sentence: {error}") from error
+        raise ValueError(f"a.frame: {error}") from None
+
+
 TARGETS: dict[str, Target] = {
+    "frames": Target("a.frame", _read_frame, _frames, _frame),
     "pickle": Target("a.pkl", lambda f: pickles.load(f / "a.pkl"), _pickles),
     "init_states": Target("a.init", lambda f: read_init_states(f / "a.init"), _init_states),
     "bddl": Target(

@@ -29,7 +29,7 @@ def test_changed_files_come_to_a_value_or_to_an_error_that_names_them(target, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pickle", "bddl", "init_states", "json", "safetensors"])
+@pytest.mark.parametrize("name", ["pickle", "bddl", "init_states", "json", "safetensors", "frames"])
 def test_200_000_inputs_that_follow_the_code_find_nothing(name):
     pytest.importorskip("atheris")
     command = [sys.executable, "-m", "tests.fuzz", name, "--runs", "200000"]

@@ -1,7 +1,7 @@
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -65,10 +65,38 @@ def test_what_the_protocol_does_not_have_is_not_packed(dtype):
         pack(np.zeros(2, dtype))
 
 
-@given(st.binary(max_size=200))
-@settings(max_examples=300, deadline=None)
-def test_random_bytes_are_read_or_refused(frame):
+def read_or_refused(frame):
     try:
         unpack(frame)
     except FrameError as error:
-        assert "\n" not in str(error)
+        assert "\n" not in str(error) and len(str(error)) < 400
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_random_bytes_are_read_or_refused(frame):
+    read_or_refused(frame)
+
+
+ODD = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text()
+    | st.binary()
+)
+DESCRIBED = st.dictionaries(
+    st.sampled_from([b"__ndarray__", b"__npgeneric__", b"data", b"dtype", b"shape", "shape"]),
+    st.sampled_from(["<f4", "|b1", "<U3", "O", "V8", (2, 3), (0,), (-1,), b"\0" * 24, b"\2"]) | ODD,
+)
+FRAMES = st.recursive(ODD | DESCRIBED, lambda inner: st.lists(inner) | st.dictionaries(ODD, inner))
+
+
+@pytest.mark.slow
+@given(FRAMES.map(lambda value: msgpack.packb(value, unicode_errors="surrogatepass")), st.data())
+@settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
+def test_20_000_frames_of_odd_values_are_read_or_refused(frame, data):
+    """Whole, and cut off somewhere."""
+    read_or_refused(frame)
+    read_or_refused(frame[: data.draw(st.integers(0, len(frame)))])
