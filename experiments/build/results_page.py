@@ -577,6 +577,29 @@ def beside_openpi(results: Mapping[str, Any]) -> str:
     return markdown(head, map(row, results["rows"]))
 
 
+def realtime(results: Mapping[str, Any]) -> str:
+    """Every strategy at every delay that was played."""
+    cells, head = results["cells"], ["delay", "strategy", "success", "p against naive"]
+    head += ["time, s", "jerk, m/s³", "at borders, mm/s", "elsewhere, mm/s", "still"]
+
+    def shown(found: Mapping[str, Any], digits: int) -> str:
+        if found["mean"] is None:
+            return "–"
+        return f"{found['mean']:.{digits}f} {interval(found['interval'], digits)}"
+
+    def row(delay: int, name: str, r: Mapping[str, Any]) -> tuple:
+        p = results["p"][str(delay)].get(name)
+        said = rate(r["success"]), "–" if p is None else f"{p:.2g}"
+        measured = shown(r["seconds"], 2), shown(r["jerk"], 1), shown(r["border"], 0)
+        still = f"{r['still']['mean']:.0%}"
+        return delay, f"`{name}`", *said, *measured, shown(r["elsewhere"], 0), still
+
+    delays = sorted({int(d) for found in cells.values() for d in found})
+    return markdown(
+        head, (row(d, n, cells[n][str(d)]) for d in delays for n in cells if str(d) in cells[n])
+    )
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "known_change": ("known_change", known_change),
     "study_mixture": ("full_mist", study_part("mixture")),
@@ -611,6 +634,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "fault_within": ("fault_explanations", fault_within),
     "mist_cost": ("bench_mist", mist_cost),
     "kinematic_agreement": ("fit_kinematic", kinematic_agreement),
+    "realtime": ("realtime", realtime),
     "compiled_cpu": ("bench_jit", compiled_cpu),
     "spread_memory": ("spread_memory", spread_memory),
     "beside_openpi": ("bench_openpi", beside_openpi),

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mistjax.compilation import enable_cache
 from mistjax.demo import MIST, POLICY
@@ -225,6 +225,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
         axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         label(axes, "delay of an inference, actions (0.1 s each)", title)
     panels[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
     legend(panels[0, 0], ncols=4)

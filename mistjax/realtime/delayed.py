@@ -105,7 +105,14 @@ class Delayed(Wrapper):
         return dataclasses.replace(spec, action_horizon=length, execute_steps=length)
 
     def initial_state(self, batch: int) -> DelayedState:
-        s, state = self.strategy, self.policy.initial_state(batch)
+        return self._begun(self.policy.initial_state(batch), batch)
+
+    def begin(self, seeds: Sequence[int]) -> DelayedState:
+        """See `Policy.begin`: the policy inside is told the seeds."""
+        return self._begun(self.policy.begin(seeds), len(seeds))
+
+    def _begun(self, state: Any, batch: int) -> DelayedState:
+        s = self.strategy
         chunks = jnp.zeros((batch, s.history, s.horizon, self.policy.chunk_width), jnp.float32)
         known = jnp.zeros((batch, s.history, s.horizon), bool)
         rest = jnp.zeros((batch, self.state_width), jnp.float32)

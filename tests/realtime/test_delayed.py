@@ -77,6 +77,16 @@ def test_an_alarm_that_comes_late_acts_on_the_chunk_in_flight(policy, raw):
     assert (actions[2:, :3] == 0).all() and bool(sample.aux["alarm"][0])
 
 
+def test_the_policy_inside_is_told_the_seeds(policy):
+    class Told(type(policy)):
+        def begin(self, seeds):
+            return {"told": jnp.asarray(seeds)}
+
+    told = Told(**{f.name: getattr(policy, f.name) for f in dataclasses.fields(policy)})
+    state = Delayed.around(told, "naive", 2).begin([7, 9])
+    assert state.policy["told"].tolist() == [7, 9] and len(state.flight.begun) == 2
+
+
 def test_vlash_needs_a_model_of_the_motion(policy):
     with pytest.raises(ValueError, match="give the folder of one as mist"):
         Delayed.around(policy, "vlash", 2)
