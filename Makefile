@@ -2,6 +2,7 @@
 # make test     lint-free quick tests; make test-all adds the slow ones and the PyTorch side
 # make docs     the site, in site/; fails on a page or link that is not there
 # make test-lerobot   LeRobot's policies, in an environment of their own
+# make test-lerobot-pi   LeRobot's own pi0 beside ours: Python 3.12, and 5 GB of packages, once
 # make test-serve    the server with openpi's own client, which has an environment of its own
 # make test-openpi   what a policy needs, in an environment with openpi's own pins
 
@@ -11,6 +12,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TEST_WORKERS ?= 2
 LEROBOT_VENV ?= .venv-lerobot
+LEROBOT_PI_VENV ?= .venv-lerobot-pi
 CLIENT_VENV ?= .venv-client
 # A file stays with one worker, so that fixtures and compiled programs are made once.
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
@@ -22,7 +24,8 @@ OPENPI_INSTALL := $(OPENPI_BIN)/python -m pip install --quiet --disable-pip-vers
 	-c constraints-openpi.txt
 OPENPI_PYTEST := $(OPENPI_BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --timeout 900
 
-.PHONY: demo docs notebooks test test-all test-openvla test-openpi test-lerobot test-serve lint format bench libero clean
+.PHONY: demo docs notebooks test test-all test-openvla test-openpi test-lerobot test-lerobot-pi \
+	test-serve lint format bench libero clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mistjax demo
@@ -42,6 +45,9 @@ test-openvla: $(VENV)/.installed-dev $(VENV)/.installed-openvla
 
 test-lerobot: $(LEROBOT_VENV)/.installed
 	$(LEROBOT_VENV)/bin/python -m pytest -m "" tests/interop/lerobot
+
+test-lerobot-pi: $(LEROBOT_PI_VENV)/.installed
+	$(LEROBOT_PI_VENV)/bin/python -m pytest tests/interop/lerobot_pi
 
 # openpi-client wants NumPy below 2, and does not declare that it needs typing_extensions.
 test-serve: $(VENV)/.installed-dev $(CLIENT_VENV)/.installed
@@ -121,5 +127,12 @@ $(LEROBOT_VENV)/.installed: pyproject.toml constraints-lerobot.txt
 		-c constraints-lerobot.txt --no-deps lerobot torchvision
 	touch $@
 
+# LeRobot 0.4.4 builds no pi0 without a patched transformers; later releases need Python 3.12.
+$(LEROBOT_PI_VENV)/.installed: pyproject.toml constraints-lerobot-pi.txt
+	test -x $(LEROBOT_PI_VENV)/bin/python || python3.12 -m venv $(LEROBOT_PI_VENV)
+	$(LEROBOT_PI_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints-lerobot-pi.txt -e . lerobot transformers pytest pytest-timeout beartype hypothesis
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OPENPI_VENV) $(LEROBOT_VENV) $(CLIENT_VENV) .pytest_cache .ruff_cache site
+	rm -rf $(VENV) $(OPENPI_VENV) $(LEROBOT_VENV) $(LEROBOT_PI_VENV) $(CLIENT_VENV) .pytest_cache .ruff_cache site

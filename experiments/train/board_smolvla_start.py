@@ -28,20 +28,31 @@ def start_from(flow: Any, policy: PiPolicy) -> None:
         table = llm["embedder"]["input_embedding"]
         for rows in (vlm.text_model.embed_tokens.weight, two.vlm.lm_head.weight):
             rows.zero_()[: len(table)].copy_(_tensor(table))
-        _llama(vlm.text_model, llm, "")
-        _llama(two.lm_expert, llm, "_1")
+        write_language(vlm.text_model, llm, "", 1.0)
+        write_language(two.lm_expert, llm, "_1", 1.0)
         for name in ("action_in_proj", "action_time_mlp_in", "action_time_mlp_out"):
-            _dense(getattr(flow, name), params[name])
-        _dense(flow.action_out_proj, params["action_out_proj"])
+            write_dense(getattr(flow, name), params[name])
+        write_dense(flow.action_out_proj, params["action_out_proj"])
 
 
 def _tower(tower: Any, connector: nn.Linear, image: Mapping[str, Any]) -> None:
-    _copy(tower.embeddings.patch_embedding.weight, image["embedding"]["kernel"], (3, 2, 0, 1))
-    _copy(tower.embeddings.patch_embedding.bias, image["embedding"]["bias"])
     places = np.asarray(image["pos_embedding"])[0]
     side, stride = round(len(places) ** 0.5), tower.embeddings.num_patches_per_side
     at = (np.arange(side)[:, None] * stride + np.arange(side)).ravel()
     tower.embeddings.position_embedding.weight[torch.from_numpy(at)] = _tensor(places)
+    write_blocks(tower, image)
+    norm, kernel = image["Transformer"]["encoder_norm"], np.asarray(image["head"]["kernel"])
+    # the connector has no bias, so the norm before it gets one that comes to the same
+    shift = np.linalg.solve(kernel.T, np.asarray(image["head"]["bias"]))
+    _copy(tower.post_layernorm.bias, np.asarray(norm["bias"]) + shift)
+    # SmolVLA scales what comes out by the root of the width
+    _copy(connector.weight, kernel / kernel.shape[1] ** 0.5, (1, 0))
+
+
+def write_blocks(tower: Any, image: Mapping[str, Any]) -> None:
+    """pi0's vision tower, but for the places of its patches."""
+    _copy(tower.embeddings.patch_embedding.weight, image["embedding"]["kernel"], (3, 2, 0, 1))
+    _copy(tower.embeddings.patch_embedding.bias, image["embedding"]["bias"])
     blocks = image["Transformer"]["encoderblock"]
     attention = blocks["MultiHeadDotProductAttention_0"]
     for i, layer in enumerate(tower.encoder.layers):
@@ -59,23 +70,25 @@ def _tower(tower: Any, connector: nn.Linear, image: Mapping[str, Any]) -> None:
         for linear, name in ((layer.mlp.fc1, "Dense_0"), (layer.mlp.fc2, "Dense_1")):
             _copy(linear.weight, blocks["MlpBlock_0"][name]["kernel"][i], (1, 0))
             _copy(linear.bias, blocks["MlpBlock_0"][name]["bias"][i])
-    norm, kernel = image["Transformer"]["encoder_norm"], np.asarray(image["head"]["kernel"])
-    # the connector has no bias, so the norm before it gets one that comes to the same
-    shift = np.linalg.solve(kernel.T, np.asarray(image["head"]["bias"]))
-    _copy(tower.post_layernorm.weight, norm["scale"])
-    _copy(tower.post_layernorm.bias, np.asarray(norm["bias"]) + shift)
-    # SmolVLA scales what comes out by the root of the width
-    _copy(connector.weight, kernel / kernel.shape[1] ** 0.5, (1, 0))
+    _copy(tower.post_layernorm.weight, image["Transformer"]["encoder_norm"]["scale"])
+    _copy(tower.post_layernorm.bias, image["Transformer"]["encoder_norm"]["bias"])
 
 
-def _llama(model: Any, llm: Mapping[str, Any], expert: str) -> None:
-    """One expert of pi0's language model: "" is the VLM, "_1" the action expert."""
+def write_language(model: Any, llm: Mapping[str, Any], expert: str, one: float) -> None:
+    """One expert of pi0's language model: "" is the VLM, "_1" the action expert.
+
+    Args:
+        model: LeRobot's.
+        llm: pi0's parameters of both.
+        expert: which.
+        one: 1 where the model's norms multiply by their weight, 0 where by one more.
+    """
     layers = llm["layers"]
     attention, mlp = layers["attn"], layers[f"mlp{expert}"]
     for i, layer in enumerate(model.layers):
-        _copy(layer.input_layernorm.weight, 1 + layers[f"pre_attention_norm{expert}"]["scale"][i])
+        _copy(layer.input_layernorm.weight, one + layers[f"pre_attention_norm{expert}"]["scale"][i])
         _copy(
-            layer.post_attention_layernorm.weight, 1 + layers[f"pre_ffw_norm{expert}"]["scale"][i]
+            layer.post_attention_layernorm.weight, one + layers[f"pre_ffw_norm{expert}"]["scale"][i]
         )
         query = np.asarray(attention[f"q_einsum{expert}"]["w"][i])  # [heads, width, size]
         _copy(layer.self_attn.q_proj.weight, query.swapaxes(1, 2).reshape(-1, query.shape[1]))
@@ -93,10 +106,10 @@ def _llama(model: Any, llm: Mapping[str, Any], expert: str) -> None:
         for linear, kernel in zip(pair, gating, strict=True):
             linear.weight[: kernel.shape[1]] = _tensor(kernel.T)
         layer.mlp.down_proj.weight.zero_()[:, : len(down)] = _tensor(down.T)
-    _copy(model.norm.weight, 1 + llm[f"final_norm{expert}"]["scale"])
+    _copy(model.norm.weight, one + llm[f"final_norm{expert}"]["scale"])
 
 
-def _dense(linear: nn.Linear, params: Mapping[str, Any]) -> None:
+def write_dense(linear: nn.Linear, params: Mapping[str, Any]) -> None:
     """A projection whose sides may be padded further here."""
     kernel = np.asarray(params["kernel"]).T
     linear.weight.zero_()[: kernel.shape[0], : kernel.shape[1]] = _tensor(kernel)
