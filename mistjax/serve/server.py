@@ -124,10 +124,10 @@ class Server:
                     reply = await service.answer(session, unpack(frame))
                 except FrameError as error:
                     service.metrics.count("refused_total", 'what="frame"')
-                    await self._send(connection, str(error)[:_SEEN])
+                    await self._send(connection, _sentence(error))
                     continue
                 except ValueError as error:
-                    await self._send(connection, str(error)[:_SEEN])
+                    await self._send(connection, _sentence(error))
                     continue
                 except StopRobot as error:
                     await self._send(connection, str(error))
@@ -229,6 +229,11 @@ def serving(service: Service) -> Iterator[Server]:
             server.stop()
         thread.join()
         service.close()
+
+
+def _sentence(error: Exception) -> str:
+    """What a client is told, in one line."""
+    return " ".join(str(error).split())[:_SEEN]
 
 
 def _websockets() -> Any:

@@ -134,7 +134,7 @@ class Control:
                 raw[key] = value
         if unknown := sorted(set(said) - set(CONTROL)):
             raise ValueError(
-                f"mist/{unknown[0]:.40} is not known: expected some of "
+                f"{'mist/' + unknown[0]!r:.48} is not known: expected some of "
                 f"{', '.join('mist/' + name for name in CONTROL)}."
             )
         for name in ("reset", "success", "pass_through"):

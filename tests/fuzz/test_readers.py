@@ -29,6 +29,14 @@ def test_changed_files_come_to_a_value_or_to_an_error_that_names_them(target, tm
 
 
 @pytest.mark.slow
+def test_100_000_changed_frames_are_read_or_refused(tmp_path):
+    target, rng = TARGETS["frames"], random.Random(1)
+    wholes = target.wholes(tmp_path)
+    read = sum(target.check(tmp_path, target.mutated(wholes, rng)) for _ in range(100_000))
+    assert 1_000 < read < 99_000
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pickle", "bddl", "init_states", "json", "safetensors", "frames"])
 def test_200_000_inputs_that_follow_the_code_find_nothing(name):
     pytest.importorskip("atheris")

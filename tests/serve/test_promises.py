@@ -98,6 +98,7 @@ WRONG = {
     "prompt": {"prompt": 7},
     "camera": {"observation/image": None},
     "key": {"mist/unknown": 1},
+    "line": {"mist/two\nlines": 1},
     "seed": {"mist/seed": -1},
     "reset": {"mist/reset": "yes"},
 }
