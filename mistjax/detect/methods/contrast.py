@@ -32,7 +32,8 @@ def warped_distance(
     """Dynamic time warping of one series with several: the least sum of distances along a path from
     both starts to both ends, over the steps of a series.
     """
-    squared = (one**2).sum(-1)[:, None] + (others**2).sum(-1)[:, None] - 2 * one @ others.mT
+    product = one @ others.swapaxes(1, 2)
+    squared = (one**2).sum(-1)[:, None] + (others**2).sum(-1)[:, None] - 2 * product
     cost = np.sqrt(np.maximum(squared, 0))
     n, t, _ = cost.shape
     best = np.full((n, t + 1, t + 1), np.inf)
