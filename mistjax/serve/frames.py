@@ -109,7 +109,8 @@ def _array(found: Mapping[Any, Any]) -> Any:
         dtype, value = _dtype(found), found.get(b"data")
         if not isinstance(value, bool | int | float | str | bytes):
             raise FrameError(f"a scalar of {dtype} holds a {type(value).__name__}.")
-        return np.array(value).astype(dtype)[()]
+        with np.errstate(over="ignore", invalid="ignore"):  # too large a number becomes Inf
+            return np.array(value).astype(dtype)[()]
     return dict(found)
 
 
