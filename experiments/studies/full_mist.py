@@ -1,13 +1,18 @@
 """Does a loop that names the unsound input and repairs it earn its place?
 
+    R="--policy checkpoints/board_pi0_dropout"
+    python -m experiments.studies.faults.record $R --purposes fitting calibration --out runs/robust
+    python -m experiments.build.board_inputs $R --runs runs/robust --out runs/robust/mist
+    python -m experiments.build.board_repairs $R --runs runs/robust --out runs/robust/mist
     python -m experiments.studies.full_mist
 
-The study `full_mist` (see `mistjax.studies`) in the sizes of docs/results.md: the mixture with the
-arms that decide and with a policy that was trained to do without a camera, the first of its
-episodes with all controls, and other conditions with fewer arms. The arms of `ablations` (loop),
-and of `baselines` and `steering_only` (failure monitor), play on those first episodes too.
-Seeds are test seeds, unseen by fitting, calibration and tuning. Some two hours on an idle core.
-Interrupt it at will: the same command goes on.
+The first commands make the loop around the policy of part `robust`. Then the study `full_mist` (see
+`mistjax.studies`) in the sizes of docs/results.md: the mixture with the arms that decide and with
+a policy that was trained to do without a camera, the first of its episodes with all controls, and
+other conditions with fewer arms. The arms of `ablations` (loop), and of `baselines` and
+`steering_only` (failure monitor), play on those first episodes too. Seeds are test seeds, unseen by
+fitting, calibration and tuning. Some two hours on an idle core. Interrupt it at will: the same
+command goes on.
 """
 
 from __future__ import annotations
@@ -59,7 +64,7 @@ PARTS = {
         ),
         100,
     ),
-    "robust": Part(("mixture",), ("bare", "monitor", "mist", "robust"), 600),
+    "robust": Part(("mixture",), ("bare", "monitor", "mist", "robust", "robust_mist"), 600),
     "loop": Part(
         ("mixture",),
         (
@@ -112,6 +117,7 @@ class Config:
         scale: share of the episodes of each part, for a quick look.
         first_seed: of the episodes.
         tuning: episodes of each remedy, to find the best one always on.
+        robust_mist: monitor and remedies of the policy that was trained to do without a camera.
     """
 
     out: Path = Path("runs/full_mist")
@@ -120,6 +126,7 @@ class Config:
     scale: float = 1.0
     first_seed: int = 23_200_000
     tuning: int = 60
+    robust_mist: Path = Path("runs/robust/mist")
 
 
 def play(config: Config, name: str) -> Found:
@@ -137,6 +144,7 @@ def play(config: Config, name: str) -> Found:
             conditions=part.conditions,
             tuning=config.tuning,
             robust=ROBUST,
+            robust_mist=config.robust_mist if "robust_mist" in part.arms else None,
             title=f"{NAME}, {name}",
         )
     )
