@@ -1,6 +1,7 @@
 """Settings of the whole test run; they must be in place before JAX starts a backend."""
 
 import functools
+import gc
 import inspect
 import io
 import os
@@ -79,6 +80,20 @@ def promoting(rule):
 
 for name in ("adam", "adamw", "sgd"):
     setattr(optax, name, promoting(getattr(optax, name)))
+
+
+CROWDED = 2.5 * 2**30
+"""Bytes of memory from which on a process forgets its compiled programs after a file of tests."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory():
+    """All the suite's programs at once are over 6 GB."""
+    yield
+    pages = pathlib.Path("/proc/self/statm")
+    if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") > CROWDED:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_configure():

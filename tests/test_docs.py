@@ -9,6 +9,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+import jax
 import pytest
 
 from mistjax.cli import COMMANDS, DEBUG, main
@@ -58,7 +59,8 @@ def test_the_examples_run(source, monkeypatch, capsys):
     for registry in (DETECTORS, CLASSES):  # what an example registers is gone after it
         monkeypatch.setitem(registry, "norm", None)
         monkeypatch.setitem(registry, "Norm", None)
-    exec(compile(source, "docs", "exec"), {"__name__": "page"})
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as users have
+        exec(compile(source, "docs", "exec"), {"__name__": "page"})
     assert capsys.readouterr().out.strip()
 
 

@@ -38,6 +38,18 @@ def fresh_episodes():
 
 
 @pytest.fixture(scope="session")
+def plain_runs(tmp_path_factory):
+    """`board_runs`, of the policy alone."""
+    folder = tmp_path_factory.mktemp("plain")
+    policy = load_policy(SHIPPED / "board_pi0")
+    options = {"taps": DEFAULT_TAPS, "num_envs": 8}
+    return [
+        collect(policy, folder / name, episodes=n, first_seed=seed, **options)
+        for name, n, seed in (("train", 16, 0), ("calibration", 24, 100))
+    ]
+
+
+@pytest.fixture(scope="session")
 def board_runs(tmp_path_factory):
     """16 episodes for training and 24 for calibration of board_pi0, both with some failures."""
     folder = tmp_path_factory.mktemp("board")

@@ -231,9 +231,9 @@ def test_runs_without_an_episode_are_named(tmp_path):
         train_detector([known_run([])], tmp_path)
 
 
-def test_the_commands_end_with_what_comes_next(board_runs, tmp_path, capsys):
+def test_the_commands_end_with_what_comes_next(plain_runs, tmp_path, capsys):
     """And refuse in one sentence, with exit code 2."""
-    train, held, out = (str(p) for p in (*(r.path for r in board_runs), tmp_path / "d"))
+    train, held, out = (str(p) for p in (*(r.path for r in plain_runs), tmp_path / "d"))
     fit = ["train-detector", train, "--out", out, "--detector", "cosine_knn", "--folds", "0"]
     assert main([*fit, "--steps", "last"]) == 0
     said = capsys.readouterr()

@@ -23,6 +23,7 @@ def study(tmp_path_factory):
     return out, run_study(config)
 
 
+@pytest.mark.slow
 def test_watching_changes_no_action(study):
     _, runs = study
     for seed in runs["bare"].seeds:
@@ -30,12 +31,14 @@ def test_watching_changes_no_action(study):
         assert np.array_equal(bare.actions, watched.actions)
 
 
+@pytest.mark.slow
 def test_arms_share_their_seeds_and_say_which_policy_they_are(study):
     _, runs = study
     assert len({run.seeds for run in runs.values()}) == 1
     assert len({run.config["policy_fingerprint"] for run in runs.values()}) == 4
 
 
+@pytest.mark.slow
 def test_until_the_first_alarm_every_arm_does_the_same(study):
     _, runs = study
     for seed in runs["mist"].seeds:
@@ -45,6 +48,7 @@ def test_until_the_first_alarm_every_arm_does_the_same(study):
         assert np.array_equal(bare.chunks[:shared], mist.chunks[:shared])
 
 
+@pytest.mark.slow
 def test_the_page_is_one_self_contained_file(study):
     out, _ = study
     page = (out / "report.html").read_text()
@@ -52,6 +56,7 @@ def test_the_page_is_one_self_contained_file(study):
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
 def test_the_command_line_explains_a_recorded_episode(study, tmp_path, capsys):
     folder = tmp_path / "run"
     policy = str(SHIPPED / "board_pi0")
@@ -64,6 +69,7 @@ def test_the_command_line_explains_a_recorded_episode(study, tmp_path, capsys):
     assert page.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_and_calibrates_a_detector(tmp_path, capsys):
     policy, runs = str(SHIPPED / "board_pi0"), []
     for name, seed in (("train", "0"), ("calibrate", "50")):

@@ -25,8 +25,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(board_runs):
-    return board_runs
+def runs(plain_runs):
+    return plain_runs
 
 
 @pytest.fixture(scope="module")
