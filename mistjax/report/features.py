@@ -38,6 +38,7 @@ from mistjax.steer.sparse import (
     SparseCoder,
     feature_vector,
     principal,
+    random_coder,
     replacements,
     save_sparse,
     token_activations,
@@ -142,6 +143,10 @@ def find_features(run: Run, config: SparseConfig) -> tuple[Features, np.ndarray]
     left = {"features": unexplained(np.asarray(coder.decode(jnp.asarray(held))), seen)}
     mean, onto = principal(tokens[training], coder.k)
     left["principal_components"] = unexplained((seen - mean) @ onto + mean, seen)
+    drawn = random_coder(coder, tokens[training])
+    left["random_directions"] = unexplained(
+        np.asarray(drawn.decode(drawn.encode(jnp.asarray(seen)))), seen
+    )
     every = np.concatenate(codes)
     active = (every > 0).mean(0)
     strong = np.array([np.quantile(c[c > 0], 0.99) if (c > 0).any() else 0.0 for c in every.T])
@@ -286,7 +291,8 @@ def standing_in(played: dict[str, Run]) -> Section:
         [
             Text(
                 "The same episodes, while every token of the tap is replaced at every inference: "
-                "by the sum of its features, by as many principal components, by the mean."
+                "by the sum of its features, of as many of random directions, by as many principal "
+                "components, by the mean."
             ),
             Table(rows, "Brackets are 95% Wilson intervals; McNemar's exact test by seed."),
         ],

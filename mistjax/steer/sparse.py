@@ -60,7 +60,7 @@ class SparseCoder:
 
     def decode(self, code: Float[Array, "*n f"]) -> Float[Array, "*n d"]:
         """What stands in for the tokens."""
-        return code @ self.decoder + self.mean
+        return code @ self.decoder + self.mean.reshape((1,) * (code.ndim - 1) + (-1,))
 
 
 class Epoch(NamedTuple):
@@ -225,13 +225,33 @@ def principal(
     return mean, axes[:count].T @ axes[:count]
 
 
+def random_coder(
+    coder: SparseCoder, tokens: Float[np.ndarray, "n d"], seed: int = 0
+) -> SparseCoder:
+    """As many random directions, of which every token is written by the k nearest.
+
+    Their activations have the one size that writes the tokens best (least squares).
+    """
+    count, width = coder.decoder.shape
+    drawn = jax.random.normal(jax.random.key(seed), (count, width))
+    drawn = drawn / jnp.linalg.norm(drawn, axis=1, keepdims=True)
+    plain = coder.replace(  # type: ignore[attr-defined]
+        encoder=drawn.T, bias=jnp.zeros(count), decoder=drawn, mean=jnp.asarray(tokens.mean(0))
+    )
+    some = tokens[:: max(1, len(tokens) // 8192)]
+    written = np.asarray(plain.encode(jnp.asarray(some)) @ drawn)
+    size = np.sum((some - tokens.mean(0)) * written) / max(np.sum(written**2), 1e-12)
+    return plain.replace(encoder=jnp.float32(size) * drawn.T)
+
+
 def replacements(
     coder: SparseCoder, tokens: Float[np.ndarray, "n d"], tap: Tap, spec: PolicySpec
 ) -> dict[str, Sparse | Affine]:
     """What stands in for every token of a tap: the features; as many principal components of the
-    tokens, which could do as well; and their mean, which is the least.
+    tokens, or random directions in place of the features, which could do as well; and the tokens'
+    mean, which is the least.
 
-    Costs a copy of the autoencoder for each layer of the stack.
+    Costs two copies of the autoencoder for each layer of the stack.
     """
     depth, width = spec.stacks[tap.stack].depth, tokens.shape[1]
     (layer,) = resolve_layers(tap.layers, depth)
@@ -251,10 +271,13 @@ def replacements(
             bias=tiled(mean - mean @ weight),
         )
 
-    arrays = {name: tiled(getattr(coder, name)) for name in _FIELDS}
-    sparse = Sparse(site=tap.site, tokens=tap.tokens, gate=gate, k=coder.k, **arrays)
+    def sparse(coder: SparseCoder) -> Sparse:
+        arrays = {name: tiled(getattr(coder, name)) for name in _FIELDS}
+        return Sparse(site=tap.site, tokens=tap.tokens, gate=gate, k=coder.k, **arrays)
+
     return {
-        "features": sparse,
+        "features": sparse(coder),
+        "random_directions": sparse(random_coder(coder, tokens)),
         "principal_components": affine(onto),
         "mean": affine(np.zeros((width, width))),
     }

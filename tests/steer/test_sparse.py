@@ -13,6 +13,7 @@ from mistjax.steer.sparse import (
     SparseCoder,
     feature_vector,
     load_sparse,
+    random_coder,
     replacements,
     save_sparse,
     token_activations,
@@ -90,6 +91,19 @@ def test_features_that_write_all_leave_actions_and_the_mean_does_not(policy, obs
     assert float(jnp.abs(acted["mean"] - bare.actions).max()) > 1e-3
     off = edits["features"].replace(strength=0.0, mean=edits["features"].mean + 9)
     np.testing.assert_array_equal(policy.sample(obs, keys, edits=(off,)).actions, bare.actions)
+
+
+def test_random_directions_write_tokens_worse_than_what_was_planted(planted_tokens):
+    tokens, directions = planted_tokens
+    both = jnp.asarray(np.concatenate([directions, -directions]), jnp.float32)
+    coder = SparseCoder(both.T, jnp.zeros(len(both)), both, jnp.zeros(16), k=2)
+    drawn = random_coder(coder, tokens)
+    assert drawn.decoder.shape == coder.decoder.shape and drawn.k == coder.k
+    left = [
+        unexplained(np.asarray(c.decode(c.encode(jnp.asarray(tokens)))), tokens)
+        for c in (coder, drawn)
+    ]
+    assert left[0] < 1e-6 < 0.2 < left[1] < 1
 
 
 def test_an_autoencoder_is_of_one_policy(policy, tmp_path):
