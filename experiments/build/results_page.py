@@ -600,6 +600,43 @@ def realtime(results: Mapping[str, Any]) -> str:
     )
 
 
+def sparse_arms(results: Mapping[str, Any]) -> str:
+    """What stands in for the tokens of a tap, and what that does to success."""
+    head = ["in place of the tokens", "variance left", "success", "against bare"]
+
+    def row(r: Mapping[str, Any]) -> tuple:
+        name = "nothing (bare)" if r["arm"] == "bare" else r["arm"].replace("_", " ")
+        return name, f"{r['left']:.1%}", r["success"], r.get("against")
+
+    return markdown(head, map(row, results["arms"]))
+
+
+def sparse_predictors(results: Mapping[str, Any]) -> str:
+    """What tells failures of other episodes, while every episode lasts."""
+
+    def row(r: Mapping[str, Any]) -> tuple:
+        shuffled = interval(r["shuffled"], 2) if "shuffled" in r else None
+        return r["by"], f"{r['auc']:.2f} {interval(r['interval'], 2)}", shuffled
+
+    chosen = [{**r, "by": f"feature {r['feature']}"} for r in results["chosen"]]
+    head = ["told by", "AUC", "with shuffled labels"]
+    return markdown(head, map(row, [*results["predictors"], *chosen]))
+
+
+def perturbations(results: Mapping[str, Any]) -> str:
+    """Success of every policy under every perturbation, strength by strength."""
+    played = results["policies"]
+    cells: dict[tuple[str, float], list[str]] = {}
+    for found in played.values():
+        for r in found["rows"]:
+            mark = "*" if r["p"] < 0.05 else ""
+            cells.setdefault((r["perturbation"], r["strength"]), []).append(f"{r['k']}{mark}")
+    (n,) = {found["clean"][1] for found in played.values()}
+    rows = [("none", None, *(str(found["clean"][0]) for found in played.values()))]
+    rows += [(name, f"{strength:g}", *counts) for (name, strength), counts in cells.items()]
+    return markdown(["perturbation", "strength", *(f"{p}, of {n}" for p in played)], rows)
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "known_change": ("known_change", known_change),
     "study_mixture": ("full_mist", study_part("mixture")),
@@ -613,6 +650,9 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "study_losses": ("full_mist", study_losses),
     "repair": ("repair", repair),
     "dose": ("steering_dose", dose),
+    "sparse_arms": ("sparse_features", sparse_arms),
+    "sparse_predictors": ("sparse_features", sparse_predictors),
+    "perturbations": ("perturbations", perturbations),
     "architectures": ("cross_architecture", as_table),
     "better_than_safe": ("better_than_safe", better_than_safe),
     "board_detectors": ("board_detector", board_detectors),

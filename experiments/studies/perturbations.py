@@ -2,7 +2,7 @@
 
     python -m experiments.studies.perturbations
 
-Every perturbation of the board at three strengths, on the same seeds as the plain board, for the
+Every perturbation of the board at two strengths, on the same seeds as the plain board, for the
 shipped board policies. Those written in JAX are played as compiled programs (kinematic physics, see
 docs/compiled.md), the others by the host loop.
 
@@ -44,8 +44,8 @@ class Config:
     """
 
     policies: tuple[str, ...] = ("board_pi0", "board_pi0_dropout", "board_fast", "board_openvla")
-    strengths: tuple[float, ...] = (0.25, 0.5, 1.0)
-    episodes: int = 64
+    strengths: tuple[float, ...] = (0.5, 1.0)
+    episodes: int = 50
     out: Path = Path("runs/perturbations")
     results: Path = Path("experiments/results/perturbations.json")
 
@@ -95,7 +95,7 @@ def play(config: Config, name: str, policy: Policy, change: tuple[str, float] | 
         first_seed=6_700_000,
         perturbation=dict([change] if change else []),
         compiled=compiled,
-        num_envs=32 if compiled else 16,
+        num_envs=25 if compiled else 16,
     )
     folder = config.out / name / ("clean" if change is None else f"{change[0]}_{change[1]}")
     options = None if compiled else policy.preset.env_options

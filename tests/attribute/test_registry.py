@@ -87,6 +87,19 @@ def test_iss_of_the_action_finds_what_changes_it(linear, linear_obs, key):
     assert (jnp.argmax(result.state, axis=1) == 0).all()
 
 
+def test_the_masked_mean_counts_what_else_was_replaced_too(linear, linear_obs, key):
+    """r = 2 a + c / 2 for masks a and c of probability p: E[r a] = 2 p + p^2 / 2."""
+    policy = linear.replace(
+        pixels=0 * linear.pixels, table=0 * linear.table, joints=jnp.array([2.0, 0.0, 0.5])
+    )
+    obs = linear_obs.replace(state=jnp.ones_like(linear_obs.state))
+    options = {"probability": 0.3, "samples": 4000, "chunk": 500, "estimator": "masked_mean"}
+    result = iss(policy, obs, key, LINEAR, patch=(4, 4), **options)
+    np.testing.assert_allclose(result.state, [[0.645, 0.225, 0.33]] * 2, atol=0.05)
+    with pytest.raises(ValueError, match="expected slope or masked_mean"):
+        iss(policy, obs, key, LINEAR, patch=(4, 4), estimator="mean")
+
+
 @pytest.mark.parametrize("name", ["integrated_gradients", "occlusion"])
 def test_the_chunk_size_makes_no_difference(name, linear, linear_obs, key):
     whole = attribute(name, linear, linear_obs, key, SQUARE)
