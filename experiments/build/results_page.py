@@ -637,6 +637,36 @@ def perturbations(results: Mapping[str, Any]) -> str:
     return markdown(["perturbation", "strength", *(f"{p}, of {n}" for p in played)], rows)
 
 
+def fidelity(results: Mapping[str, Any]) -> str:
+    """Pearson's r of each method, policy and kind of change."""
+    kinds = list(results["published"])
+
+    def shown(r: Mapping[str, Any], kind: str) -> str | None:
+        return None if kind not in r else f"{r[kind][0]:.2f} {interval(r[kind][1:], 2)}"
+
+    rows = [
+        (name, r["by"], *(shown(r, kind) for kind in kinds))
+        for name, found in results["policies"].items()
+        for r in found["rows"]
+        if "refused" not in r
+    ]
+    published = [f"{results['published'][kind]:.2f}" for kind in kinds]
+    return markdown(["policy", "by", *kinds], [("the paper's", "iss", *published), *rows])
+
+
+def nuisance(results: Mapping[str, Any]) -> str:
+    """How NMR@10 and success go together over conditions."""
+
+    def row(r: Mapping[str, Any]) -> tuple:
+        pearson = f"{r['pearson']:+.2f} {interval(r['interval'], 2)}"
+        return r["over"], r["n"], pearson, f"{r['spearman']:+.2f}"
+
+    rows = [("the paper's", None, f"{results['published']:+.2f}", None)]
+    return markdown(
+        ["over", "conditions", "Pearson", "Spearman"], [*rows, *map(row, results["correlations"])]
+    )
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "known_change": ("known_change", known_change),
     "study_mixture": ("full_mist", study_part("mixture")),
@@ -653,6 +683,8 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "sparse_arms": ("sparse_features", sparse_arms),
     "sparse_predictors": ("sparse_features", sparse_predictors),
     "perturbations": ("perturbations", perturbations),
+    "fidelity": ("fidelity", fidelity),
+    "nuisance": ("nmr", nuisance),
     "architectures": ("cross_architecture", as_table),
     "better_than_safe": ("better_than_safe", better_than_safe),
     "board_detectors": ("board_detector", board_detectors),

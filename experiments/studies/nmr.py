@@ -1,0 +1,173 @@
+"""Does a policy that looks at nuisance fail? NMR@10 against success, condition by condition.
+
+    python -m experiments.studies.nmr
+
+A condition is a perturbation of the board at one strength, or the plain board, for each policy that
+`experiments.studies.perturbations` has played; success is read from its results. NMR@10 is measured
+with ISS on moments of a few episodes of its own under the same perturbation, beside what a map that
+knows nothing would have. Words that a prompt swaps or lacks leave the pictures as they are: the
+correlation is also given without them, for each policy alone, and within the policies (the means of
+each taken off), as policies differ in more than where they look.
+
+Source: Zhang et al., arXiv 2605.00321, who find -0.77 over policies and changes of the scene.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from scipy import stats
+
+from experiments.studies.fidelity import Seen, board_moments
+from mistjax.attribute.interventional import nuisance_mass_ratio
+from mistjax.attribute.readouts import ActionKept
+from mistjax.attribute.registry import attribute
+from mistjax.compilation import enable_cache
+from mistjax.policies.load import load_policy
+from mistjax.policies.protocol import Policy
+from mistjax.stats import bootstrap
+
+PUBLISHED, TOP, _BATCH = -0.77, 0.1, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How much is asked.
+
+    Attributes:
+        policies: names of shipped policies that the other study has played.
+        moments: of each condition.
+        each: moments of an episode.
+        samples: masks of ISS.
+        played: results of the other study.
+        results: file for the numbers; what an earlier call found is kept.
+    """
+
+    policies: tuple[str, ...] = ("board_pi0", "board_pi0_dropout")
+    moments: int = 24
+    each: int = 3
+    samples: int = 100
+    played: Path = Path("experiments/results/perturbations.json")
+    results: Path = Path("experiments/results/nmr.json")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Asks about what is missing; writes the file after every condition."""
+    played = json.loads(config.played.read_text())["policies"]
+    rows: list[dict[str, Any]] = []
+    if config.results.exists():
+        rows = json.loads(config.results.read_text())["conditions"]
+    done = {(row["policy"], row["perturbation"], row["strength"]) for row in rows}
+    for name in config.policies:
+        policy = load_policy(f"checkpoints/{name}")
+        k, n = played[name]["clean"]
+        plain = {"perturbation": None, "kind": "none", "strength": 0.0, "k": k, "n": n}
+        for row in (plain, *played[name]["rows"]):
+            if (name, row["perturbation"], row["strength"]) in done:
+                continue
+            change = {row["perturbation"]: row["strength"]} if row["perturbation"] else None
+            moments = list(board_moments(policy, config.moments, config.each, change))
+            found = ratios(policy, moments, config.samples)
+            fields = ("perturbation", "kind", "strength", "k", "n")
+            rows.append({"policy": name, **{key: row[key] for key in fields}, **found})
+            write(rows, config.results)
+    return write(rows, config.results)
+
+
+def write(rows: Sequence[dict[str, Any]], path: Path) -> dict[str, Any]:
+    """The conditions and what they correlate to."""
+    seen = [row for row in rows if row["kind"] != "language"]
+    names = sorted({row["policy"] for row in rows})
+    groups: dict[str, tuple[Sequence[dict[str, Any]], Callable]] = {
+        "all conditions": (rows, raw),
+        "without words": (seen, raw),
+        **{f"without words, {n}": ([r for r in seen if r["policy"] == n], raw) for n in names},
+        "without words, within policies": (seen, within),
+    }
+    result = {
+        "command": "python -m experiments.studies.nmr",
+        "published": PUBLISHED,
+        "correlations": [
+            {"over": name, "n": len(some), **correlated(*points(some))}
+            for name, (some, points) in groups.items()
+            if len(some) > 3
+        ],
+        "conditions": list(rows),
+    }
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def raw(rows: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """NMR and success of each condition."""
+    return np.array([r["nmr"] for r in rows]), np.array([r["k"] / r["n"] for r in rows])
+
+
+def within(rows: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """The same without each policy's means."""
+    x, y = raw(rows)
+    for name in {row["policy"] for row in rows}:
+        own = np.array([row["policy"] == name for row in rows])
+        x[own] -= x[own].mean()
+        y[own] -= y[own].mean()
+    return x, y
+
+
+def correlated(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """Pearson's r with its bootstrap interval over conditions, and Spearman's."""
+
+    def r(index: np.ndarray) -> float:
+        a, b = x[index], y[index]
+        return float(np.corrcoef(a, b)[0, 1]) if a.std() * b.std() > 0 else float("nan")
+
+    found = stats.spearmanr(x, y)
+    return {
+        "pearson": r(np.arange(len(x))),
+        "interval": list(bootstrap(r, len(x))),
+        "spearman": float(found.statistic),  # type: ignore[union-attr]
+    }
+
+
+def ratios(policy: Policy, moments: Sequence[Seen], samples: int) -> dict[str, float]:
+    """Mean NMR@10 of some moments, its standard error, and what a map that knows nothing has."""
+    values, chance = [], []
+    for first in range(0, len(moments), _BATCH):
+        some = list(moments[first : first + _BATCH])
+        filled = some + some[-1:] * (_BATCH - len(some))
+        obs = policy.prepare([seen.raw for seen in filled])
+        key = jnp.stack([jax.random.key(0)] * _BATCH)
+        readout = ActionKept(policy.sample(obs, key).actions)
+        found = attribute("iss", policy, obs, key, readout, samples=samples)
+        shares = {
+            camera: jnp.stack([_shares(seen.parts[name] == 2, policy.patch) for seen in filled])
+            for camera, name in policy.spec.cameras.items()
+        }
+        ratio = np.asarray(nuisance_mass_ratio(found, shares, TOP))
+        values += ratio[: len(some)].tolist()
+        level = np.mean([np.asarray(share).mean((1, 2)) for share in shares.values()], axis=0)
+        chance += level[: len(some)].tolist()
+    return {
+        "nmr": float(np.nanmean(values)),
+        "error": float(np.nanstd(values) / np.sqrt(len(values))),
+        "chance": float(np.mean(chance)),
+    }
+
+
+def _shares(mask: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
+    """The share of every patch's pixels."""
+    rows, columns = (n // p for n, p in zip(mask.shape, patch, strict=True))
+    cut = mask[: rows * patch[0], : columns * patch[1]]
+    return cut.reshape(rows, patch[0], columns, patch[1]).mean((1, 3)).astype(np.float32)
+
+
+if __name__ == "__main__":
+    enable_cache()
+    main(tyro.cli(Config))
