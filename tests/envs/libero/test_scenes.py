@@ -309,14 +309,14 @@ def test_a_closed_scene_gives_its_memory_back():
     """In a process of its own: others' memory is none of it."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         taken = pool.apply(forty_scenes)
-    assert len(taken) == 40
+    assert len(taken) >= 40
     assert max(taken) < 3e9, taken
 
 
 def forty_scenes() -> list[float]:
-    """Resident memory with each of 40 scenes, one after another."""
+    """Resident memory with each of 45 scenes, one after another."""
     env, taken = LiberoEnv("libero_90", image_size=64), []
-    for task in range(0, 80, 2):
+    for task in range(0, len(suite("libero_90")), 2):
         env.reset(seed=0, options={"task_id": task})
         taken.append(resident())
     env.close()
