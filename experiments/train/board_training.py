@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +23,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from experiments.train.schedule import Schedule
 from mistjax.policies.protocol import Policy
 
 Loss = Callable[..., tuple[Any, dict[str, Any]]]
@@ -32,36 +31,24 @@ Loss = Callable[..., tuple[Any, dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-    """How long, how fast, and where it goes.
+class Training(Schedule):
+    """Of a policy in JAX.
 
     Attributes:
-        out: checkpoint folder to write; its training state is kept in `<out>.training`.
-        steps: optimiser steps.
-        batch_size: examples a step.
-        learning_rate: peak; linear warm-up, then cosine down to 3%.
-        warmup: warm-up steps.
-        ema: decay of the averaged weights, which are the ones that ship.
-        weight_decay: of AdamW.
         layout_weight: weight of the regression of stone and target positions.
-        checkpoint_every: steps between checkpoints of the training state.
         eval_every: steps between evaluations in the simulator.
         eval_episodes: episodes of each of those; 0 evaluates nothing.
-        seed: of initialisation, data order and noise.
     """
 
-    out: Path
     steps: int = 4600
     batch_size: int = 64
     learning_rate: float = 1.5e-3
     warmup: int = 200
     ema: float = 0.995
-    weight_decay: float = 1e-4
-    layout_weight: float = 1.0
     checkpoint_every: int = 200
+    layout_weight: float = 1.0
     eval_every: int = 1500
     eval_episodes: int = 40
-    seed: int = 0
 
 
 def optimizer(config: Training) -> optax.GradientTransformation:
@@ -143,7 +130,7 @@ def train(
     Returns:
         The policy with averaged weights.
     """
-    folder = config.out.with_name(config.out.name + ".training").resolve()
+    folder = config.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     step = make_step(config, loss)
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
@@ -164,22 +151,17 @@ def train(
             if len(window) == 50:
                 mean = {k: float(np.mean([p[k] for p in window])) for k in parts}
                 bar.set_postfix({k: f"{v:.3f}" for k, v in mean.items()})
-                _log(folder, {"step": i + 1, **mean})
+                config.log({"step": i + 1, **mean})
                 window.clear()
             if (i + 1) % config.checkpoint_every == 0 or i + 1 == config.steps:
                 manager.save(i + 1, args=ocp.args.StandardSave(state))
                 manager.wait_until_finished()
             if config.eval_episodes and ((i + 1) % config.eval_every == 0 or i + 1 == config.steps):
                 success = evaluate(policy(jax.device_get(state["average"])), config.eval_episodes)
-                _log(folder, {"step": i + 1, "success": success, "n": config.eval_episodes})
+                config.log({"step": i + 1, "success": success, "n": config.eval_episodes})
                 bar.write(f"step {i + 1}: success {success:.0%} of {config.eval_episodes}")
     trained = policy(jax.device_get(state["average"]))
     if (config.out / "params").exists():
         shutil.rmtree(config.out / "params")
     trained.save(config.out)
     return trained
-
-
-def _log(folder: Path, record: dict) -> None:
-    with (folder / "log.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")

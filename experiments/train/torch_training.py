@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,39 +20,18 @@ from torch import Tensor
 from torch.nn import Parameter
 from tqdm import tqdm
 
+from experiments.train.schedule import Schedule
+
 
 @dataclasses.dataclass(frozen=True)
-class TorchConfig:
-    """How long, how fast, and where it goes.
+class TorchConfig(Schedule):
+    """Of a policy in PyTorch.
 
     Attributes:
-        out: checkpoint folder to write; its training state is kept in `<out>.training`.
-        steps: optimiser steps.
-        batch_size: examples a step.
-        learning_rate: peak; linear warm-up, then cosine down to 3%.
-        warmup: warm-up steps.
-        ema: decay of the averaged weights, which are the ones that ship.
-        weight_decay: of AdamW.
-        checkpoint_every: steps between checkpoints of the training state.
         threads: of PyTorch.
-        seed: of initialisation, data order and noise.
     """
 
-    out: Path
-    steps: int = 3000
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    warmup: int = 50
-    ema: float = 0.99
-    weight_decay: float = 1e-4
-    checkpoint_every: int = 250
     threads: int = 1
-    seed: int = 0
-
-    @property
-    def folder(self) -> Path:
-        """Where the training state is kept."""
-        return self.out.with_name(self.out.name + ".training")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -135,14 +112,14 @@ class TorchTraining(abc.ABC):
             if len(window) == 50:
                 mean = {k: float(np.mean([p[k] for p in window])) for k in window[0]}
                 bar.set_postfix({k: f"{v:.3g}" for k, v in mean.items()})
-                self._log({**mean, "cpu_s": time.process_time() - cpu})
+                config.log({"step": self.step, **mean, "cpu_s": time.process_time() - cpu})
                 window.clear()
             if self.step % config.checkpoint_every == 0:
                 self.save(state)
             last = self.step == config.steps
             if evaluate is not None and eval_every and (self.step % eval_every == 0 or last):
                 found = evaluate()
-                self._log(found)
+                config.log({"step": self.step, **found})
                 bar.write(f"step {self.step}: {found}")
         self.save(state)
         done = self.step == config.steps
@@ -171,7 +148,3 @@ class TorchTraining(abc.ABC):
             for key, moment in self.optimizer.state[value].items():
                 tensors[f"{key}/{name}"] = moment
         return tensors
-
-    def _log(self, record: dict[str, Any]) -> None:
-        with (self.config.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"step": self.step, **record}) + "\n")
