@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 
@@ -58,6 +58,11 @@ def bootstrap(
         return Interval(float("nan"), float("nan"))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
+
+
+def pearson(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
+    """Pearson's r; NaN where either is constant."""
+    return float(np.corrcoef(x, y)[0, 1]) if x.std() * y.std() > 0 else float("nan")
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> Interval:

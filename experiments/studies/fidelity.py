@@ -40,7 +40,7 @@ from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy, RawObs
 from mistjax.rollouts.collect import make_env
 from mistjax.rollouts.plan import BOARD_ENV, LIBERO_ENV
-from mistjax.stats import bootstrap
+from mistjax.stats import bootstrap, pearson
 
 KINDS, REGIONS = ("geometry", "patch", "texture"), ("critical", "support", "nuisance")
 PUBLISHED = {"geometry": 0.78, "patch": 0.64, "texture": 0.72}
@@ -306,8 +306,7 @@ def correlations(
     for k, kind in enumerate(KINDS):
 
         def r(index: np.ndarray, k: int = k) -> float:
-            pair = mass[index, k].ravel(), distance[index, k].ravel()
-            return float(np.corrcoef(*pair)[0, 1])
+            return pearson(mass[index, k].ravel(), distance[index, k].ravel())
 
         row[kind] = [r(np.arange(len(mass))), *bootstrap(r, len(mass))]
     return row

@@ -184,19 +184,9 @@ def _rate(rate: Rate) -> dict[str, Any]:
     return {"k": rate.k, "n": rate.n, "wilson95": rate.interval}
 
 
-def success(runs: Sequence[Run]) -> dict[str, Rate]:
-    """Task -> success over all runs."""
-    total: dict[str, Rate] = {}
-    for run in runs:
-        for task, rate in by_task(run).items():
-            before = total.get(task, Rate(0, 0))
-            total[task] = Rate(before.k + rate.k, before.n + rate.n)
-    return total
-
-
 def condition(config: Config, runs: Sequence[Run]) -> dict[str, Any]:
     """All numbers of one condition."""
-    rates = success(runs)
+    rates = by_task(*runs)
     for task, rate in rates.items():
         print(f"{task}: {rate}")
     result = {

@@ -27,15 +27,17 @@ import tyro
 from scipy import stats
 
 from experiments.studies.fidelity import Seen, board_moments
-from mistjax.attribute.interventional import nuisance_mass_ratio
+from mistjax.attribute.interventional import nuisance_mass_ratio, nuisance_regions
 from mistjax.attribute.readouts import ActionKept
 from mistjax.attribute.registry import attribute
 from mistjax.compilation import enable_cache
 from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
-from mistjax.stats import bootstrap
+from mistjax.stats import bootstrap, pearson
 
 PUBLISHED, TOP, _BATCH = -0.77, 0.1, 8
+RELEVANT = jnp.array([0, 1])
+"""Parts of a picture that the task is about: critical and support."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +127,7 @@ def correlated(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     """Pearson's r with its bootstrap interval over conditions, and Spearman's."""
 
     def r(index: np.ndarray) -> float:
-        a, b = x[index], y[index]
-        return float(np.corrcoef(a, b)[0, 1]) if a.std() * b.std() > 0 else float("nan")
+        return pearson(x[index], y[index])
 
     found = stats.spearmanr(x, y)
     return {
@@ -147,7 +148,11 @@ def ratios(policy: Policy, moments: Sequence[Seen], samples: int) -> dict[str, f
         readout = ActionKept(policy.sample(obs, key).actions)
         found = attribute("iss", policy, obs, key, readout, samples=samples)
         shares = {
-            camera: jnp.stack([_shares(seen.parts[name] == 2, policy.patch) for seen in filled])
+            camera: nuisance_regions(
+                jnp.stack([jnp.asarray(seen.parts[name]) for seen in filled]),
+                RELEVANT,
+                policy.patch,
+            )
             for camera, name in policy.spec.cameras.items()
         }
         ratio = np.asarray(nuisance_mass_ratio(found, shares, TOP))
@@ -159,13 +164,6 @@ def ratios(policy: Policy, moments: Sequence[Seen], samples: int) -> dict[str, f
         "error": float(np.nanstd(values) / np.sqrt(len(values))),
         "chance": float(np.mean(chance)),
     }
-
-
-def _shares(mask: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
-    """The share of every patch's pixels."""
-    rows, columns = (n // p for n, p in zip(mask.shape, patch, strict=True))
-    cut = mask[: rows * patch[0], : columns * patch[1]]
-    return cut.reshape(rows, patch[0], columns, patch[1]).mean((1, 3)).astype(np.float32)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from mistjax.policies.protocol import Policy
 from mistjax.report.methods import Moment, ask
 from mistjax.rollouts.replay import replay
 from mistjax.rollouts.run import Run
-from mistjax.stats import bootstrap
+from mistjax.stats import bootstrap, pearson
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +126,7 @@ def correlation(runs: Sequence[Sequence[Episode]]) -> tuple[float, float, float]
     )
 
     def r(index: np.ndarray) -> float:
-        x, y = points[index].T
-        return float(np.corrcoef(x, y)[0, 1]) if x.std() * y.std() > 0 else float("nan")
+        return pearson(*points[index].T)
 
     low, high = bootstrap(r, len(points))
     return r(np.arange(len(points))), low, high

@@ -80,11 +80,12 @@ def stand_ins(run: Run) -> str:
     return "; ".join(said)
 
 
-def by_task(run: Run) -> dict[str, Rate]:
-    """Success of each task, in the order of their first seeds."""
-    ended: dict[str, list[bool]] = {row["task"]: [] for row in run.rows}
-    for row in run.finished:
-        ended[row["task"]].append(row["success"])
+def by_task(*runs: Run) -> dict[str, Rate]:
+    """Success of each task over all runs, in the order of their first seeds."""
+    ended: dict[str, list[bool]] = {row["task"]: [] for run in runs for row in run.rows}
+    for run in runs:
+        for row in run.finished:
+            ended[row["task"]].append(row["success"])
     return {task: Rate(sum(successes), len(successes)) for task, successes in ended.items()}
 
 
