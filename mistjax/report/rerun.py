@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from mistjax.attribute.naming import UNUSUAL
 from mistjax.envs.faults.battery import input_name
 from mistjax.files import atomic, refuse_file
-from mistjax.report import plots
 from mistjax.report.style import DARK
-from mistjax.report.unsound import alarm_sentence, first_named
+from mistjax.report.unsound import alarm_sentence, first_named, unusual_cells
 from mistjax.report.video import broken, status
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace, episode_name
@@ -267,10 +265,10 @@ def _maps(
     for key, name in cameras.items():
         if name not in inputs:
             continue
-        seen, heat = trace.images[key][number], cells[number][inputs.index(name)]
-        fits = not (seen.shape[0] % heat.shape[0] or seen.shape[1] % heat.shape[1])
-        if fits and heat.max() >= UNUSUAL:
-            found[name] = plots.heatmap(seen, np.where(heat >= UNUSUAL, heat, 0), seen.shape[0])
+        seen = trace.images[key][number]
+        heat = unusual_cells(seen, cells[number][inputs.index(name)], seen.shape[0])
+        if heat is not None:
+            found[name] = heat
     return found
 
 

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from mistjax.attribute.naming import UNUSUAL, sentence
 from mistjax.envs.faults.battery import INPUTS, input_name
@@ -129,6 +130,18 @@ def alarm_sentence(trace: Trace, inputs: Sequence[str]) -> str | None:
     return sentence(at, inputs, names, prompts)
 
 
+def unusual_cells(
+    seen: UInt8[np.ndarray, "h w 3"], cells: Float[np.ndarray, "rows columns"], height: int = 384
+) -> UInt8[np.ndarray, "big_h big_w 3"] | None:
+    """A picture with its cells that are unlike clean episodes; None where none is, or where the
+    cells do not tile it.
+    """
+    fits = not (seen.shape[0] % cells.shape[0] or seen.shape[1] % cells.shape[1])
+    if not fits or cells.max() < UNUSUAL:
+        return None
+    return plots.heatmap(seen, np.where(cells >= UNUSUAL, cells, 0), height)
+
+
 def _alarm(trace: Trace, inputs: Sequence[str]) -> list[Block]:
     """A first alarm: the sentence, the pictures with their unusual cells, the score."""
     words, first = alarm_sentence(trace, inputs), first_named(trace)
@@ -149,10 +162,9 @@ def _alarm(trace: Trace, inputs: Sequence[str]) -> list[Block]:
         seen, cells = cameras[name], trace.aux["evidence/cells"][first][number]
         factor = max(1, 384 // seen.shape[0])
         pictures.append(Picture(seen.repeat(factor, 0).repeat(factor, 1), title=f"camera {name}"))
-        fits = not (seen.shape[0] % cells.shape[0] or seen.shape[1] % cells.shape[1])
-        if fits and cells.max() >= UNUSUAL:
+        heat = unusual_cells(seen, cells)
+        if heat is not None:
             title = f"{name}: cells up to {cells.max():.0f} standard deviations from clean episodes"
-            heat = plots.heatmap(seen, np.where(cells >= UNUSUAL, cells, 0))
             pictures.append(Picture(heat, title=title))
     if pictures:
         blocks.append(Row(pictures, least=210))
