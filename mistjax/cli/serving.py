@@ -104,8 +104,7 @@ def certify(
     )
     made = certify(*found, settings, observations=seen, requests=requests, slack_ms=slack_ms)
     for name, trial in made.promises.items():
-        answer = {True: "holds", False: "BROKEN", None: "not shown"}[trial.holds]
-        print(f"{name:14} {answer:10} {trial.said}")
+        print(f"{name:14} {trial.answer:10} {trial.said}")
     for path, at in made.latency_ms.items():
         print(f"{path}: p50 {at['p50']:.1f}, p95 {at['p95']:.1f}, p99 {at['p99']:.1f} ms")
     print(f"Page: {settings.out / PAGE}")

@@ -31,11 +31,10 @@ from mistjax.policies.presets.registry import BOARD
 from mistjax.policies.protocol import Policy, RawObs
 from mistjax.report.blocks import Facts, Table, Text
 from mistjax.report.html import Section, write_report
-from mistjax.rollouts.loop import episode_keys
 from mistjax.rollouts.plan import BOARD_ENV, EpisodePlan
 from mistjax.serve.breakable import Breakable
 from mistjax.serve.lane import blank
-from mistjax.serve.promises import OF_A_MONITOR, PROMISES, Found, Stage, played
+from mistjax.serve.promises import OF_A_MONITOR, PROMISES, Found, Stage, infer, played
 from mistjax.serve.server import serving
 from mistjax.serve.service import Service
 from mistjax.serve.settings import Settings
@@ -138,10 +137,8 @@ def ordinary(policy: Policy) -> list[RawObs]:
     for i in range(_LOOKS):
         flat = {k: v for k, v in flatten(raw).items() if isinstance(v, np.ndarray | str)}
         seen.append(flat)
-        keys = episode_keys(np.array([_SEED]), np.array([i]))
-        sample = policy.sample(policy.prepare([flat]), keys, state=state)
-        state = sample.state
-        for action in policy.finish(sample, [flat])[0][: policy.spec.execute_steps]:
+        actions, state = infer(policy, flat, _SEED, i, state)
+        for action in actions[: policy.spec.execute_steps]:
             raw, _, terminated, truncated, _ = env.step(action)
             if terminated or truncated:
                 env.close()
@@ -183,9 +180,7 @@ def _in_process(policy: Policy, seen: Sequence[RawObs], requests: int) -> list[f
     taken = []
     for i in range(requests + 5):
         raw, start = seen[i % len(seen)], time.perf_counter()
-        keys = episode_keys(np.array([0]), np.array([i]))
-        sample = policy.sample(policy.prepare([raw]), keys, state=policy.initial_state(1))
-        policy.finish(sample, [raw])
+        infer(policy, raw, 0, i, policy.initial_state(1))
         taken.append(1e3 * (time.perf_counter() - start))
     return taken[5:]
 
@@ -278,11 +273,10 @@ def write(certificate: Certificate, out: Path) -> None:
             f"deadline {about['settings']['deadline_ms']:g} ms",
         ),
     }
-    answers = {True: "holds", False: "BROKEN", None: "not shown"}
     promises = [
         {
             "promise": name,
-            "": answers[f.holds],
+            "": f.answer,
             "what is promised": (PROMISES[name].__doc__ or "").strip(),
             "what was seen": f.said,
         }

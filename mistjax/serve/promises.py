@@ -47,6 +47,11 @@ class Found:
     holds: bool | None
     said: str
 
+    @property
+    def answer(self) -> str:
+        """`holds` in words."""
+        return {True: "holds", False: "BROKEN", None: "not shown"}[self.holds]
+
 
 @dataclasses.dataclass
 class Stage:
@@ -126,11 +131,18 @@ def played(policy: Policy, observations: Sequence[RawObs], seed: int) -> list[Lo
     """Observations with the bare policy's chunks, one at a time."""
     state, looks = policy.initial_state(1), []
     for i, raw in enumerate(observations):
-        keys = episode_keys(np.array([seed]), np.array([i]))
-        sample = policy.sample(policy.prepare([raw]), keys, state=state)
-        looks.append(Look(raw, policy.finish(sample, [raw])[0]))
-        state = sample.state
+        actions, state = infer(policy, raw, seed, i, state)
+        looks.append(Look(raw, actions))
     return looks
+
+
+def infer(
+    policy: Policy, raw: RawObs, seed: int, inference: int, state: Any
+) -> tuple[np.ndarray, Any]:
+    """A chunk for one observation of an episode, in robot units [H,A]; and the policy's state."""
+    keys = episode_keys(np.array([seed]), np.array([inference]))
+    sample = policy.sample(policy.prepare([raw]), keys, state=state)
+    return policy.finish(sample, [raw])[0], sample.state
 
 
 def identity(stage: Stage) -> Found:
