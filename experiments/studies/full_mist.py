@@ -144,7 +144,7 @@ def play(config: Config, name: str) -> Found:
             conditions=part.conditions,
             tuning=config.tuning,
             robust=ROBUST,
-            robust_mist=config.robust_mist if "robust_mist" in part.arms else None,
+            robust_mist=config.robust_mist,
             title=f"{NAME}, {name}",
         )
     )

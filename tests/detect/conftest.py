@@ -37,25 +37,30 @@ def fresh_episodes():
     return synthetic_episodes(seed=1)
 
 
-@pytest.fixture(scope="session")
-def plain_runs(tmp_path_factory):
-    """`board_runs`, of the policy alone."""
-    folder = tmp_path_factory.mktemp("plain")
-    policy = load_policy(SHIPPED / "board_pi0")
-    options = {"taps": DEFAULT_TAPS, "num_envs": 8}
+def recorded(folder, policy, **options):
+    """16 episodes for training and 24 for calibration, both with some failures."""
     return [
-        collect(policy, folder / name, episodes=n, first_seed=seed, **options)
+        collect(
+            policy,
+            folder / name,
+            episodes=n,
+            first_seed=seed,
+            taps=DEFAULT_TAPS,
+            num_envs=8,
+            **options,
+        )
         for name, n, seed in (("train", 16, 0), ("calibration", 24, 100))
     ]
+
+
+@pytest.fixture(scope="session")
+def plain_runs(tmp_path_factory):
+    """Of board_pi0."""
+    return recorded(tmp_path_factory.mktemp("plain"), load_policy(SHIPPED / "board_pi0"))
 
 
 @pytest.fixture(scope="session")
 def board_runs(tmp_path_factory):
-    """16 episodes for training and 24 for calibration of board_pi0, both with some failures."""
-    folder = tmp_path_factory.mktemp("board")
+    """Of board_pi0, with all that a detector may read."""
     policy = Resampled(Grounded(Sensitive(load_policy(SHIPPED / "board_pi0"))), 3)
-    options = {"taps": DEFAULT_TAPS, "aux": ("velocity",), "num_envs": 8}
-    return [
-        collect(policy, folder / name, episodes=n, first_seed=seed, **options)
-        for name, n, seed in (("train", 16, 0), ("calibration", 24, 100))
-    ]
+    return recorded(tmp_path_factory.mktemp("board"), policy, aux=("velocity",))
