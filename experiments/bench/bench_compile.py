@@ -13,7 +13,6 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,22 +80,8 @@ def measure(name: str, policy: Policy, num_envs: int) -> dict[str, Any]:
     return row
 
 
-def as_table(results: Mapping[str, Any]) -> str:
-    """Markdown."""
-    lines = [
-        "| policy | compiling, s | cached, s | an environment | the program |",
-        "|---|---|---|---|---|",
-    ]
-    for row in results["rows"]:
-        sizes = (row["bytes_per_environment"] / 1e6, row["bytes"] / 1e6)
-        shown = " | ".join(f"{size:.1f} MB" for size in sizes)
-        times = f"{row['first_s']:.0f} | {row['cached_s']:.0f}"
-        lines.append(f"| {row['policy']} | {times} | {shown} |")
-    return "\n".join(lines)
-
-
 def main(config: Config) -> None:
-    """Compiles, writes, prints."""
+    """Compiles, writes; prints a row as soon as it is measured."""
     bare = load_policy(config.policy)
     policies = {"bare": bare, "MIST": load_mist(config.mist, bare)}
     with tempfile.TemporaryDirectory() as cache:
@@ -111,7 +96,6 @@ def main(config: Config) -> None:
         "rows": rows,
     }
     config.results.write_text(json.dumps(results, indent=1) + "\n")
-    print(as_table(results))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.build.spread_memory import as_table as spread_memory
 from experiments.studies.cross_architecture import as_table
 from mistjax.stats import Rate
 from mistjax.studies.page import loss_rows, table_rows, target_rows
@@ -667,6 +666,30 @@ def nuisance(results: Mapping[str, Any]) -> str:
     )
 
 
+def spread_memory(results: Mapping[str, Any]) -> str:
+    """What a device holds and sends, by number of devices and size of a group."""
+    sizes = ("weights_gb", "cached_gb", "sent_weights_gb", "sent_activations_gb")
+    head = ["devices", "`fsdp`", "environments", "weights a device", "cached a device"]
+    head += ["sent: weights", "or activations"]
+
+    def row(r: Mapping[str, Any]) -> tuple:
+        counts = r["devices"], r["fsdp"], f"{r['environments']:,}"
+        return *counts, *(f"{r[name]:.2f} GB" for name in sizes)
+
+    return markdown(head, map(row, results["rows"]))
+
+
+def compilation(results: Mapping[str, Any]) -> str:
+    """How long programs take to compile, and their memory."""
+
+    def row(r: Mapping[str, Any]) -> tuple:
+        sizes = (f"{r[name] / 1e6:.1f} MB" for name in ("bytes_per_environment", "bytes"))
+        return r["policy"], f"{r['first_s']:.0f}", f"{r['cached_s']:.0f}", *sizes
+
+    head = ["policy", "compiling, s", "cached, s", "an environment", "the program"]
+    return markdown(head, map(row, results["rows"]))
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "known_change": ("known_change", known_change),
     "study_mixture": ("full_mist", study_part("mixture")),
@@ -685,6 +708,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "perturbations": ("perturbations", perturbations),
     "fidelity": ("fidelity", fidelity),
     "nuisance": ("nmr", nuisance),
+    "compilation": ("bench_compile", compilation),
     "architectures": ("cross_architecture", as_table),
     "better_than_safe": ("better_than_safe", better_than_safe),
     "board_detectors": ("board_detector", board_detectors),

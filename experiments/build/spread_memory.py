@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,30 +71,14 @@ def rows(config: Config) -> list[dict[str, Any]]:
     return found
 
 
-def as_table(results: Mapping[str, Any]) -> str:
-    """Markdown."""
-    lines = [
-        "| devices | `fsdp` | environments | weights a device | cached a device | sent: weights | "
-        "or activations |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in results["rows"]:
-        sizes = ("weights_gb", "cached_gb", "sent_weights_gb", "sent_activations_gb")
-        shown = " | ".join(f"{row[name]:.2f} GB" for name in sizes)
-        head = f"| {row['devices']} | {row['fsdp']} | {row['environments']:,} | "
-        lines.append(head + shown + " |")
-    return "\n".join(lines)
-
-
 def main(config: Config) -> None:
-    """Reckons, writes, prints."""
+    """Reckons and writes."""
     results = {
         "command": "python -m experiments.build.spread_memory",
         "environments_a_device": config.environments,
         "rows": rows(config),
     }
     config.results.write_text(json.dumps(results, indent=1) + "\n")
-    print(as_table(results))
 
 
 if __name__ == "__main__":
