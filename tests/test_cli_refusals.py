@@ -166,6 +166,7 @@ COMMANDS = {
             "--onset": WHOLE,
         },
     ),
+    "merge": ("{run} --out {out}", {0: RUN, "--out": NEW_RUN}),
     "memory": ("{policy}", {0: NO_CHECKPOINT, "--taps": TAP, "--batch": POSITIVE}),
     "train-detector": (
         "{run} --out {out} --detector mahalanobis",

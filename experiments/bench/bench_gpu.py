@@ -39,13 +39,15 @@ import tyro
 
 from experiments.bench import bench_full_size
 from experiments.bench.kernels import count_kernels
-from mistjax.envs.board.functional import FunctionalBoard
+from mistjax.envs.board.functional import Drawn, FunctionalBoard
 from mistjax.policies import BOARD, PiPolicy
 from mistjax.recover.artifact import load_mist, load_monitor
 from mistjax.recover.mist import MistPolicy
 from mistjax.rollouts.compiled import CompiledRollouts, Table
 
 CHECKPOINTS = Path("checkpoints")
+SEED = 5000
+"""Of the first episode; the others follow."""
 HOST_CORES = sorted(os.sched_getaffinity(0))[:2] if hasattr(os, "sched_getaffinity") else [0]
 
 
@@ -129,10 +131,12 @@ def policy_of(kind: str) -> Any:
 class Program:
     """A size of compiled rollouts, compiled before it is run."""
 
-    def __init__(self, kind: str, num_envs: int, config: Config, table: Table) -> None:
+    def __init__(self, kind: str, num_envs: int, config: Config, drawn: Drawn) -> None:
         rollouts = CompiledRollouts(
             policy_of(kind), FunctionalBoard(), num_envs=num_envs, rounds=config.rounds
         )
+        seeds = range(SEED, SEED + len(drawn.prompts))
+        table = rollouts.table(seeds, drawn.start, drawn.prompts)
         start = time.perf_counter()
         self.num_envs, self.config = num_envs, config
         self.run = rollouts.prepare(_repeated(table, num_envs * 2 * (config.calls + 2)))
@@ -176,13 +180,6 @@ def _repeated(table: Table, episodes: int) -> Table:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], table)
 
 
-def make_table(episodes: int) -> Table:
-    """Nominal episodes of the board."""
-    starts, prompts, _ = FunctionalBoard().draw_starts(range(5000, 5000 + episodes))
-    words = policy_of("rollouts").encode_prompts(prompts)
-    return Table(np.arange(5000, 5000 + episodes, dtype=np.int32), starts, words)
-
-
 def host_loop(episodes: int) -> dict[str, float] | str:
     """Steps a second of `run_episodes` on two cores, in a process without the GPU."""
     if missing := [m for m in ("mujoco", "gymnasium") if importlib.util.find_spec(m) is None]:
@@ -201,7 +198,8 @@ def host_loop(episodes: int) -> dict[str, float] | str:
         "n = int(sys.argv[1])\n"
         "run_episodes(policy, make, range(8), num_envs=8, progress=False, max_steps=8)\n"
         "start = time.perf_counter()\n"
-        "run = run_episodes(policy, make, range(5000, 5000 + n), num_envs=8, progress=False)\n"
+        "seeds = range(int(sys.argv[3]), int(sys.argv[3]) + n)\n"
+        "run = run_episodes(policy, make, seeds, num_envs=8, progress=False)\n"
         "seconds = time.perf_counter() - start\n"
         "steps = sum(row['steps'] for row in run.rows)\n"
         "success = sum(bool(row['success']) for row in run.rows) / n\n"
@@ -209,7 +207,7 @@ def host_loop(episodes: int) -> dict[str, float] | str:
         "    'episodes': n, 'cores': 2}))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(episodes), ",".join(map(str, HOST_CORES))],
+        [sys.executable, "-c", code, str(episodes), ",".join(map(str, HOST_CORES)), str(SEED)],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
@@ -297,9 +295,10 @@ def main(config: Config) -> dict[str, Any]:
         beside = pool.submit(host_loop, config.host_episodes) if host and _spare_cores() else None
         todo = []
         if kinds:
-            table = make_table(min(2048, max(n for _, n in kinds)))
+            episodes = min(2048, max(n for _, n in kinds))
+            drawn = FunctionalBoard().draw_starts(range(SEED, SEED + episodes))
             todo = [
-                (f"{kind}/{n}", pool.submit(Program, kind, n, config, table)) for kind, n in kinds
+                (f"{kind}/{n}", pool.submit(Program, kind, n, config, drawn)) for kind, n in kinds
             ]
         todo += [(name, pool.submit(Arms, name, config)) for name in models]
         futures: list[concurrent.futures.Future[Any]] = [part for _, part in todo]

@@ -139,6 +139,11 @@ class BoardData:
         }
         return cls(shards.images(config.image_keys), arrays, stats)
 
+    def take(self, rows: np.ndarray) -> BoardData:
+        """Some examples, under the statistics of all."""
+        images, arrays = ({k: v[rows] for k, v in d.items()} for d in (self.images, self.arrays))
+        return dataclasses.replace(self, images=images, arrays=arrays)
+
     def draw(
         self, rng: np.random.Generator, size: int
     ) -> tuple[Observation, dict[str, np.ndarray]]:

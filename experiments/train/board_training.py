@@ -117,6 +117,7 @@ def train(
     loss: Loss,
     batch: Callable[[np.random.Generator, int], Any],
     policy: Callable[[Any], Any],
+    held: Any = None,
 ) -> Any:
     """Trains, evaluates and saves; goes on from the last checkpoint of an interrupted training.
 
@@ -126,6 +127,8 @@ def train(
         loss: of a batch.
         batch: draws some number of examples.
         policy: model parameters -> what is evaluated and saved.
+        held: a batch that is never trained on; the log says its loss, by the averaged weights,
+            at every checkpoint.
 
     Returns:
         The policy with averaged weights.
@@ -133,6 +136,7 @@ def train(
     folder = config.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     step = make_step(config, loss)
+    judge = jax.jit(lambda params: loss(params, held, jax.random.key(config.seed))[1])
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
     state = jax.device_put(initial_state(config, params), whole)
@@ -156,6 +160,9 @@ def train(
             if (i + 1) % config.checkpoint_every == 0 or i + 1 == config.steps:
                 manager.save(i + 1, args=ocp.args.StandardSave(state))
                 manager.wait_until_finished()
+                if held is not None:
+                    parts = judge({**state["params"], "model": state["average"]})
+                    config.log({"step": i + 1, **{f"held_{k}": float(v) for k, v in parts.items()}})
             if config.eval_episodes and ((i + 1) % config.eval_every == 0 or i + 1 == config.steps):
                 success = evaluate(policy(jax.device_get(state["average"])), config.eval_episodes)
                 config.log({"step": i + 1, "success": success, "n": config.eval_episodes})

@@ -34,10 +34,10 @@ LAYOUT_UNIT = 0.1
 PICTURES = ("image", "wrist_image")
 
 
-def libero_config(vocab_size: int) -> Pi0Config:
-    """0.9 M parameters: two 64 px cameras in 16 patches each, four layers, chunks of 8 actions."""
+def libero_config(vocab_size: int, patch: int = 16) -> Pi0Config:
+    """0.9 M parameters: two 64 px cameras in patches of 16 px, four layers, chunks of 8 actions."""
     return Pi0Config(
-        siglip=SiglipConfig(width=96, depth=2, mlp_dim=256, num_heads=4, patch_size=(16, 16)),
+        siglip=SiglipConfig(width=96, depth=2, mlp_dim=256, num_heads=4, patch_size=(patch, patch)),
         vlm=GemmaConfig(96, 4, 256, num_heads=4, num_kv_heads=1, head_dim=24),
         action_expert=GemmaConfig(64, 4, 192, num_heads=4, num_kv_heads=1, head_dim=24),
         vocab_size=vocab_size,
@@ -97,10 +97,18 @@ class LiberoData:
         }
         arrays |= {
             "layout": columns["aux"] / LAYOUT_UNIT,
+            "episode": columns["episode"],
             "prompt": np.stack([encode(prompt) for prompt in prompts]),
         }
         images = {key: columns[name] for key, name in zip(IMAGE_KEYS, PICTURES, strict=False)}
         return cls(BoardData(images, arrays, stats), tokenizer)
+
+    def split(self, every: int) -> tuple[LiberoData, LiberoData]:
+        """Without and with one in `every` episodes, by seed."""
+        held = self.data.arrays["episode"] % every == 0
+        parts = (self.data.take(np.flatnonzero(rows)) for rows in (~held, held))
+        rest, held = (dataclasses.replace(self, data=part) for part in parts)
+        return rest, held
 
     def batch(self, rng: np.random.Generator, size: int) -> Batch:
         """Examples under light of random brightness, within 15%."""

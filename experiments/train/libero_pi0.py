@@ -17,6 +17,7 @@ import functools
 from pathlib import Path
 
 import jax
+import numpy as np
 import tyro
 
 from experiments.train.board_model import init_layout_head
@@ -26,6 +27,9 @@ from mistjax.compilation import enable_cache
 from mistjax.models import pi0
 from mistjax.policies import LIBERO_TINY, PiPolicy
 
+HELD = 256
+"""Examples that a training is judged by."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(Training):
@@ -34,6 +38,8 @@ class Config(Training):
     Attributes:
         demos: folder of demonstrations.
         flow_samples: noise draws of each example, sharing one prefix.
+        patch: pixels per side of a patch of a picture.
+        hold: one in so many episodes is not trained on but judged by; 0 trains on all.
     """
 
     demos: Path = Path("data/libero_demos")
@@ -41,6 +47,8 @@ class Config(Training):
     steps: int = 1600
     batch_size: int = 32
     flow_samples: int = 4
+    patch: int = 16
+    hold: int = 0
     checkpoint_every: int = 100
     eval_episodes: int = 0  # the simulator is slow: evaluation is a program of its own
 
@@ -48,7 +56,11 @@ class Config(Training):
 def main(config: Config) -> PiPolicy:
     """Trains and saves; returns the policy with averaged weights."""
     data = LiberoData.load(config.demos)
-    model = libero_config(data.tokenizer.vocab_size)
+    held = None
+    if config.hold:
+        data, rest = data.split(config.hold)
+        held = rest.batch(np.random.default_rng(config.seed), min(HELD, len(rest.data)))
+    model = libero_config(data.tokenizer.vocab_size, config.patch)
     params = {
         "model": pi0.init(model, jax.random.key(config.seed))["params"],
         "layout_head": init_layout_head(model),
@@ -64,7 +76,7 @@ def main(config: Config) -> PiPolicy:
         stats, name = data.data.norm_stats, config.out.name
         return PiPolicy(model, {"params": params}, data.tokenizer, stats, LIBERO_TINY, name)
 
-    return train(config, params, loss, data.batch, policy)
+    return train(config, params, loss, data.batch, policy, held)
 
 
 if __name__ == "__main__":

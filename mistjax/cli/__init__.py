@@ -40,6 +40,7 @@ from mistjax.cli.episodes import (
     export_lerobot,
     export_rerun,
     memory,
+    merge,
     report,
     study,
 )
@@ -62,6 +63,7 @@ FOUND, REFUSED, BUG, INTERRUPTED = 1, 2, 70, 130
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "demo": demo,
     "collect": collect,
+    "merge": merge,
     "memory": memory,
     "train-detector": train_detector,
     "calibrate": calibrate,

@@ -182,6 +182,25 @@ def collect(
     return tell_crashes({str(out): run})
 
 
+def merge(runs: Positional[tuple[Path, ...]], /, *, out: Path) -> int:
+    """Put the episodes of several runs of one configuration into one run folder.
+
+    Args:
+        runs: run folders, e.g. of tasks played side by side.
+        out: run folder; the same command goes on where it was interrupted.
+    """
+    from mistjax.rollouts.merge import merge
+    from mistjax.rollouts.run import load_run
+    from mistjax.rollouts.summary import summarize
+
+    run = merge([load_run(path) for path in runs], out)
+    print(
+        f"{out}: {len(run.rows)} episodes of {len(runs)} runs.\n"
+        f"Success {summarize(run).success} of the finished ones, with its 95% Wilson interval."
+    )
+    return tell_crashes({str(out): run})
+
+
 def memory(source: Positional[str], /, *, taps: tuple[str, ...] = (), batch: int = 1) -> None:
     """Say what recording activations would cost in memory; loads and downloads nothing.
 
