@@ -2,7 +2,8 @@
 
 Source: Sundararajan et al., arXiv 1703.01365 (integrated gradients); Simonyan et al., arXiv
 1312.6034 (saliency); Shrikumar et al., arXiv 1605.01713 (gradient x input). Cost: a forward and a
-backward pass of the whole inference a step, plus two for the two ends.
+backward pass of the whole inference a step; a forward pass for the baseline, and of integrated
+gradients one for the observation too.
 """
 
 from __future__ import annotations
@@ -81,9 +82,8 @@ def integrated_gradients(
             f"{tuple(QUADRATURES)}."
         )
     line = _Line(policy, obs, baseline)
-    gradients, value, start = line.mean_gradient(
-        key, readout, *QUADRATURES[quadrature](steps), chunk
-    )
+    gradients = line.mean_gradient(key, readout, *QUADRATURES[quadrature](steps), chunk)
+    value, start = line.ends(key, readout)
     return Attribution.signed(line.shares(gradients, patch), value, start, patch)
 
 
@@ -96,33 +96,25 @@ def gradient_x_input(
     *,
     patch: PatchSize,
     baseline: Baseline = Baseline(),
-    chunk: int = 8,
 ) -> Attribution:
     """The gradient times the distance to the baseline; arguments as for `integrated_gradients`."""
     line = _Line(policy, obs, baseline)
-    gradients, value, start = line.mean_gradient(key, readout, np.ones(1), np.ones(1), chunk)
+    gradients, value = line.gradient(key, readout, line.end)
+    start = evaluate(policy, obs, key, readout, line.start)
     return Attribution.signed(line.shares(gradients, patch), value, start, patch)
 
 
 @compiled
 def saliency(
-    policy: Policy,
-    obs: Observation,
-    key: Array,
-    readout: Readout,
-    *,
-    patch: PatchSize,
-    baseline: Baseline = Baseline(),
-    chunk: int = 8,
+    policy: Policy, obs: Observation, key: Array, readout: Readout, *, patch: PatchSize
 ) -> Attribution:
     """Absolute gradients, summed over each patch and each word's embedding; arguments as for
-    `integrated_gradients`. The units of pixels, words and states differ.
+    `integrated_gradients`. The units of pixels, words and states differ; nothing is compared with
+    a baseline, so its value is NaN.
     """
-    line = _Line(policy, obs, baseline)
-    gradients, value, start = line.mean_gradient(key, readout, np.ones(1), np.ones(1), chunk)
-    return Attribution.unsigned(
-        _regions(jax.tree.map(jnp.abs, gradients), patch), value, start, patch
-    )
+    gradients, value = _gradient(policy, obs, key, readout, Inputs.of(policy, obs))
+    found = _regions(jax.tree.map(jnp.abs, gradients), patch)
+    return Attribution.unsigned(found, value, jnp.full_like(value, jnp.nan), patch)
 
 
 class _Line:
@@ -140,39 +132,47 @@ class _Line:
 
     def mean_gradient(
         self, key: Array, readout: Readout, nodes: np.ndarray, weights: np.ndarray, chunk: int
-    ) -> tuple[Inputs, Array, Array]:
-        """(weighted sum of the gradients at the nodes, readout at the end, readout at the start).
-
-        Both ends come last as nodes of weight 0: the model is traced once, and the repetitions that
-        fill the last chunk add nothing.
-        """
-
-        def gradient(alpha):
-            def total(inputs):
-                values = evaluate(self.policy, self.obs, key, readout, inputs)
-                return values.sum(), values
-
-            return jax.grad(total, has_aux=True)(self.at(alpha))
+    ) -> Inputs:
+        """The weighted sum of the gradients at the nodes."""
 
         def add(mean, block):
             alphas, shares = block
-            gradients, values = jax.vmap(gradient)(alphas)
-            mean = jax.tree.map(
-                lambda m, g: m + jnp.tensordot(shares.astype(g.dtype), g, axes=1), mean, gradients
-            )
-            return mean, values
+            gradients, _ = jax.vmap(lambda a: self.gradient(key, readout, self.at(a)))(alphas)
+            more = jax.tree.map(lambda g: jnp.tensordot(shares.astype(g.dtype), g, 1), gradients)
+            return jax.tree.map(jnp.add, mean, more), None
 
-        ends = jnp.array([1.0, 0.0], jnp.float32)
-        alphas = jnp.concatenate([jnp.asarray(nodes, jnp.float32), ends])
-        shares = jnp.concatenate([jnp.asarray(weights, jnp.float32), 0 * ends])
+        alphas, shares = blocks((jnp.asarray(nodes, jnp.float32), jnp.asarray(weights)), chunk)
+        repeated = jnp.arange(shares.size).reshape(shares.shape) >= len(nodes)
+        shares = jnp.where(repeated, 0.0, shares)  # what fills the last chunk adds nothing
         zero = jax.tree.map(jnp.zeros_like, self.end)
-        mean, values = jax.lax.scan(add, zero, blocks((alphas, shares), chunk))
-        values = values.reshape(-1, values.shape[-1])
-        return mean, values[len(nodes)], values[len(nodes) + 1]
+        return jax.lax.scan(add, zero, (alphas, shares))[0]
+
+    def ends(self, key: Array, readout: Readout) -> Float[Array, "2 b"]:
+        """The readout of the observation and of the baseline."""
+
+        def value(alpha):
+            return evaluate(self.policy, self.obs, key, readout, self.at(alpha))
+
+        return jax.vmap(value)(jnp.array([1.0, 0.0]))
+
+    def gradient(self, key: Array, readout: Readout, inputs: Inputs) -> tuple[Inputs, Array]:
+        return _gradient(self.policy, self.obs, key, readout, inputs)
 
     def shares(self, gradients: Inputs, patch: PatchSize) -> Regions:
         change = jax.tree.map(lambda g, x, b: g * (x - b), gradients, self.end, self.start)
         return _regions(change, patch)
+
+
+def _gradient(
+    policy: Policy, obs: Observation, key: Array, readout: Readout, inputs: Inputs
+) -> tuple[Inputs, Float[Array, " b"]]:
+    """(gradient of every element's readout in its own inputs, readout)."""
+
+    def total(inputs):
+        values = evaluate(policy, obs, key, readout, inputs)
+        return values.sum(), values
+
+    return jax.grad(total, has_aux=True)(inputs)
 
 
 def _regions(inputs: Inputs, patch: PatchSize) -> Regions:

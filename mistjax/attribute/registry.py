@@ -29,7 +29,11 @@ OF_ANY_POLICY: dict[str, Callable[..., Attribution]] = {
     "saliency": saliency,
     "occlusion": occlusion,
     "iss": iss,
+    "iss_masked_mean": functools.partial(
+        iss, samples=100, probability=0.3, estimator="masked_mean"
+    ),
 }
+"""`iss_masked_mean` is ISS with the estimator and the numbers of its paper; `iss` is ours."""
 OF_TOKENS: dict[str, Callable[..., Attribution]] = {
     "attention_mass": attention_mass,
     "token_norm": token_norm,
@@ -61,7 +65,7 @@ def attribute(
         patch: pixels (height, width) of a region; None takes the policy's vision patches.
         memory: bytes of temporary memory to stay within: says how many runs fit at a time, and
             takes that for `chunk`; not inside jit.
-        **options: of the method; `baseline` and `chunk` for those of any policy.
+        **options: of the method, such as `baseline` and `chunk`.
 
     Raises:
         ValueError: unknown name or option, a patch larger than a picture, not even one run fits the

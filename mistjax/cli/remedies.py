@@ -39,7 +39,7 @@ def explain(
         inference: which inference, or all; the first alarm by default, else the highest score (the
             first inference without a detector).
         method: one or several, side by side: integrated_gradients, gradient_x_input, saliency,
-            occlusion, iss, attention_mass, token_norm or cache_ablation.
+            occlusion, iss, iss_masked_mean, attention_mass, token_norm or cache_ablation.
         of: score; action (how far it moves); an action dimension, such as dz; or prompt (the
             difference to the action under another prompt).
         prompt: that other prompt.

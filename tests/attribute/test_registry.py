@@ -38,7 +38,7 @@ def test_every_method_has_one_signature_and_one_result(name, linear, linear_obs,
     np.testing.assert_allclose(result.value, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in OF_ANY_POLICY if n != "iss"])
+@pytest.mark.parametrize("name", [n for n in OF_ANY_POLICY if not n.startswith("iss")])
 def test_a_camera_that_the_readout_does_not_depend_on_has_no_attribution(
     name, linear, linear_obs, key
 ):
@@ -72,6 +72,17 @@ def test_saliency_is_the_absolute_gradient(linear, linear_obs, key):
     result = attribute("saliency", linear, linear_obs, key, LINEAR)
     np.testing.assert_allclose(result.state, jnp.abs(linear.joints)[None].repeat(2, 0), rtol=1e-5)
     assert jnp.isnan(result.completeness_error).all()
+    assert jnp.isnan(result.baseline_value).all()
+
+
+def test_a_gradient_runs_the_model_once_and_its_baseline_once_more(linear, linear_obs, key):
+    """Under jit every run of the model is a trace of its own."""
+    runs = {}
+    for name in ("saliency", "gradient_x_input", "integrated_gradients"):
+        linear.traces.clear()
+        attribute(name, linear, linear_obs, key, LINEAR)
+        runs[name] = len(linear.traces)
+    assert runs == {"saliency": 1, "gradient_x_input": 2, "integrated_gradients": 2}
 
 
 def test_iss_of_the_action_finds_what_changes_it(linear, linear_obs, key):
@@ -96,6 +107,11 @@ def test_the_masked_mean_counts_what_else_was_replaced_too(linear, linear_obs, k
     options = {"probability": 0.3, "samples": 4000, "chunk": 500, "estimator": "masked_mean"}
     result = iss(policy, obs, key, LINEAR, patch=(4, 4), **options)
     np.testing.assert_allclose(result.state, [[0.645, 0.225, 0.33]] * 2, atol=0.05)
+    named = attribute("iss_masked_mean", policy, obs, key, LINEAR)
+    options |= {"samples": 100, "chunk": 8}
+    np.testing.assert_array_equal(
+        named.state, iss(policy, obs, key, LINEAR, patch=(4, 4), **options).state
+    )
     with pytest.raises(ValueError, match="expected slope or masked_mean"):
         iss(policy, obs, key, LINEAR, patch=(4, 4), estimator="mean")
 
