@@ -40,7 +40,7 @@ from mistjax.serve.service import Service
 from mistjax.serve.settings import Settings
 
 JSON, PAGE = "certificate.json", "certificate.html"
-_SEED = 29_000_000  # of the episode on the board
+SEED = 29_000_000  # of the episode on the board
 _LOOKS = 10
 _PACKAGES = ("jax", "jaxlib", "numpy", "websockets", "msgpack")
 
@@ -99,10 +99,10 @@ def certify(
     except BaseException:
         service.close()
         raise
-    looks = played(bare, seen, _SEED)
+    looks = played(bare, seen, SEED)
     with serving(service) as server:
         assert server.port is not None
-        stage = Stage(service, *broken, server.port, looks, _SEED, host, slack_ms)
+        stage = Stage(service, *broken, server.port, looks, SEED, host, slack_ms)
         latency = {"bare policy in process": _in_process(bare, seen, requests)}
         latency |= _served(stage, requests)
         found: dict[str, Found] = {}
@@ -133,11 +133,11 @@ def ordinary(policy: Policy) -> list[RawObs]:
     assert mixture is not None
     env = make_faulty(BOARD_ENV, mixture.to_json(), policy.spec.execute_steps)
     state, seen = policy.initial_state(1), []
-    raw, _ = env.reset(seed=_SEED)
+    raw, _ = env.reset(seed=SEED)
     for i in range(_LOOKS):
         flat = {k: v for k, v in flatten(raw).items() if isinstance(v, np.ndarray | str)}
         seen.append(flat)
-        actions, state = infer(policy, flat, _SEED, i, state)
+        actions, state = infer(policy, flat, SEED, i, state)
         for action in actions[: policy.spec.execute_steps]:
             raw, _, terminated, truncated, _ = env.step(action)
             if terminated or truncated:

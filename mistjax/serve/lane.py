@@ -2,16 +2,18 @@
 episode.
 
 The thread is the only one that touches the policy. A request waits a bounded time for others, then
-all that are there run in one program of the next compiled size; rows that nobody asked for repeat
-the first. A request that cannot be prepared, or that fails, fails alone. What a policy remembers of
-an episode is a row of arrays on the device, one a connection, gathered before an inference and put
-back after it.
+all that are there run in programs of the compiled sizes that take least time together, as measured
+when they were compiled; rows that nobody asked for repeat the first. A request that cannot be
+prepared, or that fails, fails alone. What a policy remembers of an episode is a row of arrays on
+the device, one a connection, gathered before an inference and put back when its answers are out.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
+import math
 import queue
 import threading
 import time
@@ -19,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mistjax.batches import choose
@@ -105,12 +108,14 @@ class Lane:
     ):
         self.policy = policy
         self.slowest_s = 0.0
+        self._plans: list[tuple[int, ...]] = [()]
         self._sizes, self._wait_s, self._expected = tuple(sizes), wait_s, expected
         self._recording = recording
         self._queue: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._episodes: dict[int, int] = {}
         self._spare = slots
-        self._memory = beside(policy, policy.initial_state(slots + 1))
+        # A copy of its own, since `_scatter` uses it up.
+        self._memory = jax.tree.map(jnp.copy, beside(policy, policy.initial_state(slots + 1)))
         self._fresh = {size: beside(policy, policy.initial_state(size)) for size in sizes}
         self._since: float | None = None
         self._thread = threading.Thread(target=self._work, name=f"mistjax {name}", daemon=True)
@@ -118,13 +123,17 @@ class Lane:
     def warm(self) -> None:
         """Compiles every size on a made-up observation, then starts the thread."""
         raw = blank(self.policy.preset)
-        for size in self._sizes:
-            requests = [Request(raw, self._spare, -1, 0, i) for i in range(size)]
-            for _ in range(2):
+        seconds = dict.fromkeys(self._sizes, math.inf)
+        for turn in range(1 + _TIMED):
+            for size in self._sizes:
+                requests = [Request(raw, self._spare, -1, 0, i) for i in range(size)]
+                observations = [self.policy.prepare([r.raw]) for r in requests]
                 start = time.perf_counter()
-                self._infer(requests, [self.policy.prepare([r.raw]) for r in requests])
-                seconds = time.perf_counter() - start
-            self.slowest_s = max(self.slowest_s, seconds)
+                self._infer(requests, observations)[1]()
+                if turn:  # the first one compiles
+                    seconds[size] = min(seconds[size], time.perf_counter() - start)
+        self.slowest_s = max(seconds.values())
+        self._plans = plans(seconds)
         self._thread.start()
 
     def submit(self, request: Request) -> concurrent.futures.Future:
@@ -184,28 +193,32 @@ class Lane:
                 ready.append(request)
             except Exception as error:
                 request.done.set_exception(BadObservation(_sentence(error)))
-        for group in _alike(ready, observations):
-            try:
-                answers = self._infer(*group)
-            except Exception as error:
-                if len(group[0]) == 1:
-                    group[0][0].done.set_exception(error)
-                    continue
-                for one in zip(*group, strict=True):
-                    self._alone(*one)
-                continue
-            for request, answer in zip(group[0], answers, strict=True):
-                request.done.set_result(answer)
+        for asked, seen in _alike(ready, observations):
+            first = 0
+            for size in self._plans[len(asked)]:
+                part = slice(first, first + size)
+                self._together(asked[part], seen[part])
+                first += size
 
-    def _alone(self, request: Request, observation: Any) -> None:
+    def _together(self, requests: Sequence[Request], observations: Sequence[Any]) -> None:
+        """Answers some requests by one inference; where it fails, each by its own."""
         try:
-            (answer,) = self._infer([request], [observation])
+            answers, remember = self._infer(requests, observations)
         except Exception as error:
-            request.done.set_exception(error)
-        else:
+            if len(requests) == 1:
+                requests[0].done.set_exception(error)
+                return
+            for request, observation in zip(requests, observations, strict=True):
+                self._together([request], [observation])
+            return
+        for request, answer in zip(requests, answers, strict=True):
             request.done.set_result(answer)
+        remember()
 
-    def _infer(self, requests: Sequence[Request], observations: Sequence[Any]) -> list[Answer]:
+    def _infer(
+        self, requests: Sequence[Request], observations: Sequence[Any]
+    ) -> tuple[list[Answer], Callable[[], None]]:
+        """One inference: its answers, and what puts back what the policy remembers now."""
         start = time.monotonic()
         size = next(size for size in self._sizes if size >= len(requests))
         repeated = [*range(len(requests)), *[0] * (size - len(requests))]
@@ -219,16 +232,12 @@ class Lane:
         keys = episode_keys(np.array([r.seed for r in rows]), np.array([r.inference for r in rows]))
         observation = _stack([observations[i] for i in repeated])
         sample = self.policy.sample(observation, keys, state=state, taps=self._recording.taps)
-        memory = _scatter(self._memory, where, sample.state)
         said = {name: sample.aux[name] for name in sample.aux if name in SAID}
         broken, said = jax.device_get((sample.broken, said))
         actions = self.policy.finish(sample, raw)
-        jax.block_until_ready(memory)
-        self._memory = memory
-        self._episodes |= {r.slot: r.episode for r in requests}
         seconds = time.monotonic() - start
         batch = Inference.read(self._recording, sample, actions, 1e3 * seconds)
-        return [
+        answers = [
             Answer(
                 actions=np.array(actions[i]),
                 said={name: value[i] for name, value in said.items()},
@@ -241,6 +250,32 @@ class Lane:
             )
             for i, request in enumerate(requests)
         ]
+
+        def remember() -> None:
+            self._memory = _scatter(self._memory, where, sample.state)
+            self._episodes |= {r.slot: r.episode for r in requests}
+
+        return answers, remember
+
+
+_TIMED = 5  # inferences of each size, when it is compiled
+
+
+def plans(seconds: Mapping[int, float]) -> list[tuple[int, ...]]:
+    """For n = 0 to the largest size: the sizes of the programs that answer n requests in the least
+    time, the largest first.
+
+    Args:
+        seconds: of a program of each size.
+    """
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    for n in range(1, max(seconds) + 1):
+        found = []
+        for size, taken in seconds.items():
+            rest, sizes = best[max(n - size, 0)]
+            found.append((taken + rest, tuple(sorted((size, *sizes), reverse=True))))
+        best.append(min(found, key=lambda one: (one[0], len(one[1]))))
+    return [sizes for _, sizes in best]
 
 
 SAID = (
@@ -264,7 +299,7 @@ def _gather(memory: Any, slots: Any, fresh: Any, first: Any) -> Any:
     return choose(fresh, first, jax.tree.map(lambda leaf: leaf[slots], memory))
 
 
-@jax.jit
+@functools.partial(jax.jit, donate_argnums=0)
 def _scatter(memory: Any, slots: Any, rows: Any) -> Any:
     return jax.tree.map(lambda leaf, row: leaf.at[slots].set(row), memory, rows)
 

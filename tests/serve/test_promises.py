@@ -12,6 +12,7 @@ from websockets.sync.client import connect
 
 from mistjax.serve import pack
 from mistjax.serve.events import read_events
+from mistjax.serve.lane import plans
 from mistjax.serve.promises import PROMISES
 
 WATCHED = ("mist/score", "mist/threshold", "mist/alarm", "mist/input", "mist/explanation",
@@ -138,6 +139,13 @@ def test_clients_are_batched_within_a_bounded_wait(run, look):
         assert time.monotonic() - start < 2.0
         for client in clients:
             client.socket.close()
+
+
+def test_requests_go_into_the_programs_that_take_least_time_together():
+    assert plans({1: 1.0, 4: 3.0, 8: 9.0})[:7] == [
+        (), (1,), (1, 1), (4,), (4,), (4, 1), (4, 1, 1)]  # fmt: skip
+    assert plans({1: 1.0, 4: 1.1, 16: 1.2})[2:9] == [(4,)] * 3 + [(16,)] * 4
+    assert all(sum(sizes) >= n for n, sizes in enumerate(plans({1: 1.0, 4: 2.0, 6: 2.5})))
 
 
 def test_the_gate_is_over_everything(run, look, tmp_path):
