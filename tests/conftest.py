@@ -7,14 +7,18 @@ import io
 import os
 import pathlib
 import threading
+import unittest.mock
+from importlib import _bootstrap_external
+from importlib.machinery import SourceFileLoader
 
 import jax
 import jax.experimental
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
-from jaxtyping import install_import_hook
+from jaxtyping import _import_hook, install_import_hook
 from typing_extensions import get_protocol_members
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
@@ -22,6 +26,46 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 # Array annotations of everything imported from here on are checked; an int may stand for a float.
 CHECKED = ("mistjax", "interop")
+checked_now = jaxtyping.jaxtyped
+
+
+def checked_when_called(fn=None, **typechecker):
+    """jaxtyping's decorator, which compiles four functions for each that it is put on, used at the
+    first call: most functions, of which many are local, are never called in one run.
+    """
+    if fn is None:
+        return functools.partial(checked_when_called, **typechecker)
+    if not inspect.isfunction(fn):
+        return checked_now(fn, **typechecker)
+    if not inspect.get_annotations(fn):
+        return fn
+    checked = None
+
+    @functools.wraps(fn)
+    def call(*args, **kwargs):
+        nonlocal checked
+        if checked is None:
+            checked = checked_now(fn, **typechecker)
+        return checked(*args, **kwargs)
+
+    return call
+
+
+def code_of(loader, name):
+    """Cached apart from code without checks. jaxtyping itself would also look there for all that a
+    checked module imports, and compile other people's packages again.
+    """
+    cache_from_source = functools.partial(
+        _import_hook._optimized_cache_from_source, loader._typechecker.get_hash()
+    )
+    with unittest.mock.patch.object(_bootstrap_external, "cache_from_source", cache_from_source):
+        return SourceFileLoader.get_code(loader, name)
+
+
+_import_hook._JaxtypingLoader.get_code = code_of
+_import_hook._JaxtypingLoader.exec_module = SourceFileLoader.exec_module
+
+jaxtyping.jaxtyped = checked_when_called  # what the import hook writes above functions and classes
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 if not hasattr(jax, "enable_x64"):  # before JAX 0.8

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -608,18 +609,20 @@ class World:
             DAMAGE[kind][damage](place)
         return place if damage else self._places[name]
 
-    def state(self) -> dict[Path, tuple[int, int]]:
+    def state(self) -> dict[str, tuple[int, int]]:
         """Everything there is, with size and time of change."""
-        return {
-            path: (path.stat().st_size, path.stat().st_mtime_ns)
-            for path in self.root.rglob("*")
-            if not path.is_dir()
-        } | {path: (0, 0) for path in self.root.rglob("*") if path.is_dir()}
+        found = {}
+        for folder, _, files in os.walk(self.root):
+            found[folder] = (0, 0)
+            for name in files:
+                stat = os.stat(path := f"{folder}/{name}")
+                found[path] = (stat.st_size, stat.st_mtime_ns)
+        return found
 
-    def remove_what_is_new(self, before):
-        for path in sorted(self.root.rglob("*"), reverse=True):
-            if path not in before:
-                path.rmdir() if path.is_dir() else path.unlink()
+    @staticmethod
+    def remove_what_is_new(before, after):
+        for path in sorted(after.keys() - before.keys(), reverse=True):
+            os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
 
 
 @pytest.fixture(scope="module")
@@ -676,7 +679,7 @@ def test_a_wrong_argument_is_refused_in_one_sentence(command, argument, value, w
         code = end.code
     finally:
         after = world.state()
-        world.remove_what_is_new(before)
+        world.remove_what_is_new(before, after)
     told = capsys.readouterr()
     assert code == 2, f"exit code {code}\n{told.out}{told.err}"
     lines = [line for line in told.err.splitlines() if line.strip()]

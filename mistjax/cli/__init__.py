@@ -150,8 +150,11 @@ def _parse(words: Sequence[str]) -> Callable[[], int | None]:
         return call
 
     complaint = io.StringIO()
+    name = words[0] if words and words[0] in COMMANDS else ""
     try:
         with contextlib.redirect_stderr(complaint):
+            if name:
+                return tyro.cli(later(COMMANDS[name]), prog=f"mistjax {name}", args=words[1:])
             return tyro.extras.subcommand_cli_from_dict(
                 {name: later(function) for name, function in COMMANDS.items()},
                 prog="mistjax",
@@ -161,8 +164,8 @@ def _parse(words: Sequence[str]) -> Callable[[], int | None]:
             )
     except SystemExit as end:
         if end.code not in (0, None):
-            help_of = f" {words[0]}" if words and words[0] in COMMANDS else ""
-            _end(f"{_sentence(complaint.getvalue())}; see mistjax{help_of} --help", REFUSED)
+            command = f"mistjax {name}".strip()
+            _end(f"{_sentence(complaint.getvalue())}; see {command} --help", REFUSED)
         raise
 
 
