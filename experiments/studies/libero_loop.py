@@ -14,7 +14,8 @@
    random input is the control that could have won.
 
 Fits take two minutes, an episode some ten seconds of an idle core. Interrupt it at will: recorded
-episodes and finished fits are kept.
+episodes and finished fits are kept. Tasks may be played side by side by `mistjax collect` and
+`mistjax study` with `--tasks`, and put into these folders by `mistjax merge`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from mistjax.envs.faults.splits import mixtures
 from mistjax.files import atomic
 from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
+from mistjax.policies.resampled import Resampled
 from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import Run
@@ -84,7 +86,7 @@ class Config:
 def record(config: Config, policy: Policy, name: str, first: int, episodes: int) -> Run:
     """Clean episodes, as `mistjax collect --inputs` records them."""
     return collect(
-        Reads(policy),
+        Reads(Resampled(policy, samples=1)),
         config.out / name,
         EpisodePlan(
             suite=config.suite, tasks=config.tasks, first_seed=first, episodes=episodes, num_envs=1
