@@ -136,6 +136,7 @@ SERVED = {
     "--send-timeout-s": ("many", "nan", "inf", "0", "-5"),
     "--gate": ("{missing}", "{file}", "{empty}"),
     "--record": ("maybe",),
+    "--rerun": ("", "http://127.0.0.1:9876", "rerun+http://127.0.0.1:9876", "{file}"),
     "--stratum": ("nope",),
     "--preset": PRESET,
     "--unnorm-key": UNNORM,

@@ -272,6 +272,11 @@ def _maps(
     return found
 
 
+def check_installed() -> None:
+    """ImportError where Rerun is not."""
+    _rerun()
+
+
 def _path(*parts: str) -> str:
     """An entity's path, which has no spaces."""
     return "/".join(parts).replace(" ", "_")
@@ -283,6 +288,6 @@ def _rerun() -> tuple[Any, Any]:
         import rerun.blueprint
     except ImportError as error:
         raise ImportError(
-            "Rerun is not installed, which episodes are exported for: pip install 'mistjax[rerun]'."
+            "Rerun is not installed, which shows episodes: pip install 'mistjax[rerun]'."
         ) from error
     return rerun, rerun.blueprint

@@ -39,6 +39,7 @@ from mistjax.rollouts.runner import run_config
 from mistjax.serve.events import Events
 from mistjax.serve.gate import Gate, is_velocity, read_gate
 from mistjax.serve.lane import Answer, BadObservation, Lane, Request
+from mistjax.serve.live import Live, Seen
 from mistjax.serve.metrics import Metrics
 from mistjax.serve.session import ENV, Control, Episode, Session
 from mistjax.serve.settings import Settings
@@ -94,6 +95,11 @@ class Service:
                 "lost_episodes": lambda: self.events.lost,
             }
         )
+        self._live: Live | None = None
+        if settings.rerun is not None:
+            watched = monitored is not None
+            scores = ("failure score",) * watched + ("input score",) * bool(self.policy.spec.inputs)
+            self._live = Live(settings.rerun, bare.preset, self.policy.spec, scores)
         config = None
         if settings.record:
             plan = EpisodePlan(env=None)
@@ -141,6 +147,8 @@ class Service:
         for lane in self._lanes:
             lane.stop()
         self.events.close()
+        if self._live is not None:
+            self._live.close()
 
     def metadata(self) -> dict[str, Any]:
         """What a client is told when it connects."""
@@ -194,6 +202,8 @@ class Service:
         return Episode(number, seed, control.episode)
 
     def _end(self, episode: Episode) -> None:
+        if self._live is not None:
+            self._live.tell(Seen(episode.number))
         try:
             trace = episode.trace(self.policy.spec)
             if trace is not None:
@@ -274,6 +284,9 @@ class Service:
             executed = actions[: self.policy.spec.execute_steps]
             raw.setdefault("prompt", self.bare.preset.prompt(raw))
             episode.record(raw, executed, found)
+        if self._live is not None:
+            step = (episode.inferences - 1) * self.policy.spec.execute_steps
+            self._live.tell(Seen(episode.number, step, raw, reply, now))
         self._tell(session, reply, answer, decision, gated, since)
         return reply
 

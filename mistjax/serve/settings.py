@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from mistjax.ranges import whole
 
 Stop = Literal["hold", "zero", "stop"]
 _WHOLE = {"port": 0, "max_batch": 1, "max_connections": 1}
+_VIEWER, _NAME = re.compile(r"rerun(\+https?)?://[^/]+/proxy$"), re.compile(r"\s*\S")
 _POSITIVE = ("deadline_ms", "watchdog_ms", "send_timeout_s")
 
 
@@ -36,6 +38,8 @@ class Settings:
         gate: JSON file of a kinematic gate, see `mistjax.serve.gate`.
         out: folder of the events, and of the run with `record`.
         record: keep every episode with the activations that a detector reads, as a run folder.
+        rerun: show every episode as it happens: the address of a Rerun viewer, such as
+            rerun+http://127.0.0.1:9876/proxy, or a folder for .rrd files.
 
     Raises:
         ValueError: a setting that no server can have; says which and what was expected.
@@ -54,6 +58,7 @@ class Settings:
     gate: Path | None = None
     out: Path = Path("runs/serve")
     record: bool = False
+    rerun: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in _WHOLE.items():
@@ -77,6 +82,13 @@ class Settings:
             raise ValueError(f"fallback is {self.fallback!r}: expected hold, zero or stop.")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.strip()):
             raise ValueError("api_key is empty or not ASCII: expected a secret of letters.")
+        if self.rerun is not None and not (_VIEWER if "://" in self.rerun else _NAME).match(
+            self.rerun
+        ):
+            raise ValueError(
+                f"rerun is {self.rerun!r}: expected a viewer's address, such as "
+                "rerun+http://127.0.0.1:9876/proxy, or a folder."
+            )
         if not self.host.strip():
             raise ValueError("host is empty: expected an address, e.g. 127.0.0.1 or 0.0.0.0.")
 
