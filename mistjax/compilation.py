@@ -27,18 +27,19 @@ def cache_folder() -> Path:
     return Path(base) / "mistjax" / "xla"
 
 
-def enable_cache(folder: Path | None = None, min_compile_seconds: float = 0.3) -> Path | None:
+def enable_cache(folder: Path | None = None) -> Path | None:
     """Turns JAX's persistent compilation cache on and returns its folder; off, and None, where
     jaxlib is too old to read programs back.
 
+    Small programs are kept too: most are of one operation, and together they cost as much.
+
     Args:
         folder: where to keep programs; None means `cache_folder()`. JAX creates it when needed.
-        min_compile_seconds: quicker compilations are not kept.
     """
     if jaxlib.version.__version_info__ < _READS_BACK_RIGHT:
         jax.config.update("jax_compilation_cache_dir", None)
         return None
     folder = cache_folder() if folder is None else folder
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", min_compile_seconds)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder

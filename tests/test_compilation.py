@@ -46,7 +46,7 @@ def test_a_compiled_program_is_kept_and_computes_the_same_when_it_is_read_back(t
         return jax.jit(lambda begin: jax.lax.while_loop(goes_on, turn, begin)[1])(begin)
 
     compilation_cache.reset_cache()
-    folder = enable_cache(tmp_path / "xla", min_compile_seconds=0)
+    folder = enable_cache(tmp_path / "xla")
     x = jnp.arange(4.0).reshape(2, 2)
     first, again = compiled_anew(x), compiled_anew(x)
     assert (folder is None) != (tmp_path / "xla").exists()

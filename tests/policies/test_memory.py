@@ -22,7 +22,8 @@ TAPS = (Tap("vlm.mlp_neurons", (1,)), Tap("action.resid", None, "action", "mean"
 def test_the_memory_is_what_an_inference_returns(config):
     variables = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), variable_shapes(config))
     keys = jax.random.split(jax.random.key(0), 3)
-    _, found = infer(config, variables, example_observation(config, 3), keys, Hooks((), TAPS))
+    run = jax.jit(lambda v, o, k, h: infer(config, v, o, k, h)[1])
+    found = run(variables, example_observation(config, 3), keys, Hooks((), TAPS))
     asked = memory(config, TAPS, batch=3)
     assert {n: (v.shape, v.dtype) for n, v in found.items()} == {
         n: (v.shape, v.dtype) for n, v in asked.taps.items()
