@@ -24,8 +24,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mistjax.serve.fallback import StopRobot
 from mistjax.serve.frames import LARGEST, FrameError, pack, unpack
-from mistjax.serve.service import Service, StopRobot
+from mistjax.serve.service import Service
 
 LOG = logging.getLogger("mistjax.serve")
 _SEEN = 500  # letters of an error that a client is told

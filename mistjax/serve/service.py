@@ -13,9 +13,6 @@ monitored program also stalls the bare one: then the watchdog's fallback goes ou
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-import dataclasses
 import importlib.metadata
 import itertools
 import logging
@@ -26,30 +23,25 @@ from typing import Any
 import numpy as np
 
 import mistjax
-from mistjax.attribute.naming import sentence
 from mistjax.detect.inputs import DEFAULT_TAPS
 from mistjax.models.transforms import flatten
 from mistjax.policies.protocol import Policy
-from mistjax.policies.wrapper import Wrapper
-from mistjax.recover.mist import MistPolicy
-from mistjax.report.unsound import NOBODY, STATE_NAMES
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.recorder import Recording
 from mistjax.rollouts.runner import run_config
+from mistjax.serve.deciding import Decision, decide
 from mistjax.serve.events import Events
-from mistjax.serve.gate import Gate, is_velocity, read_gate
-from mistjax.serve.lane import Answer, BadObservation, Lane, Request
+from mistjax.serve.fallback import check_fallback, fallback_chunk
+from mistjax.serve.gate import Gate, read_gate
+from mistjax.serve.lane import Answer, Lane, Request
 from mistjax.serve.live import Live, Seen
 from mistjax.serve.metrics import Metrics
+from mistjax.serve.replies import reply_of
 from mistjax.serve.session import ENV, Control, Episode, Session
 from mistjax.serve.settings import Settings
 
 LOG = logging.getLogger("mistjax.serve")
 VERSIONS = {"mistjax": mistjax.__version__, "jax": importlib.metadata.version("jax")}
-
-
-class StopRobot(RuntimeError):
-    """There is no action, and the declared fallback is to end the connection."""
 
 
 class Service:
@@ -71,7 +63,9 @@ class Service:
         self.policy = bare if monitored is None else monitored
         self.pass_through = False
         self.gate = Gate() if settings.gate is None else read_gate(settings.gate)
-        self._check()
+        if self.gate != Gate():
+            self.gate.check(bare.spec, bare.preset)
+        check_fallback(settings.fallback, bare.preset)
         recording = Recording(DEFAULT_TAPS, ()) if settings.record else Recording()
         common: dict[str, Any] = {
             "sizes": settings.batch_sizes,
@@ -106,23 +100,6 @@ class Service:
             config = run_config(self.policy.spec, plan, ENV, DEFAULT_TAPS, ())
         self.events = Events.open(settings.out, config)
         self._numbers = itertools.count(self.events.first)
-
-    def _check(self) -> None:
-        preset, name = self.bare.preset, self.settings.fallback
-        if self.gate != Gate():
-            self.gate.check(self.bare.spec, preset)
-        if name == "hold" and preset.fallback is None:
-            raise ValueError(
-                f"preset {preset.name!r} does not say what holds the robot still: give RobotPreset "
-                "a `fallback`, or serve with --fallback zero or stop."
-            )
-        if name == "zero" and not all(
-            moves or i == preset.gripper_index for i, moves in enumerate(is_velocity(preset))
-        ):
-            raise ValueError(
-                f"preset {preset.name!r} is moved by positions, where 0 is a place to go to and "
-                "no velocity: serve with --fallback hold or stop."
-            )
 
     @property
     def _lanes(self) -> tuple[Lane, ...]:
@@ -266,12 +243,11 @@ class Service:
         if answer is None:
             actions = self._fallback(state)
         else:
-            actions = answer.actions
-            if fallen and self.settings.fallback != "hold":
-                actions = self._fallback(state)
+            held = fallen and self.settings.fallback != "hold"
+            actions = self._fallback(state) if held else answer.actions
         proposed, actions = actions, self._gated(episode, actions, state)
         gated = actions is not proposed and bool((actions != proposed).any())
-        reply = self._reply(episode, answer, actions, fallen, now)
+        reply = reply_of(self.policy, episode, answer, actions, fallen, now)
         reply["mist/late"] = decision in ("late", "fallback")
         reply["mist/decision"] = decision
         reply["mist/sequence"] = session.requests
@@ -290,47 +266,18 @@ class Service:
         self._tell(session, reply, answer, decision, gated, since)
         return reply
 
-    async def _decide(self, session: Session, request: Request) -> tuple[str, Answer | None]:
-        """(who answered, its answer): `monitored`, `bare` where there is no monitor, `pass_through`
-        where it is switched off, `late` where it is not there in time, `fallback` with None.
-        """
-        settings, alone = self.settings, self._monitored is self._bare
-        ends = request.since + settings.watchdog_ms / 1e3
-        if self.pass_through or session.pass_through:
-            return _or_fallback("pass_through", await _ask(self._bare, request, ends))
-        if alone:
-            return _or_fallback("bare", await _ask(self._bare, request, ends))
-        deadline_s = settings.deadline_ms / 1e3
-        if self._monitored.busy_s > deadline_s:  # it hangs in an earlier inference
-            return _or_fallback("late", await _ask(self._bare, request, ends))
-        asked = asyncio.wrap_future(self._monitored.submit(request))
-        found = await _until(asked, request.since + deadline_s / 2)
-        if found is None:
-            twin = dataclasses.replace(request, done=concurrent.futures.Future())
-            base = asyncio.wrap_future(self._bare.submit(twin))
-            found = await _until(asked, request.since + deadline_s)
-            if found is None:
-                asked.add_done_callback(lambda _: self.metrics.count("late_results_total"))
-                _forget(request, asked)
-                found = await _until(base, ends)
-                _forget(twin, base)
-                return _or_fallback("late", found)
-            _forget(twin, base)
-        return "bare" if self.policy is self.bare else "monitored", found
+    async def _decide(self, session: Session, request: Request) -> Decision:
+        return await decide(
+            self._bare,
+            self._monitored,
+            request,
+            self.settings,
+            off=self.pass_through or session.pass_through,
+            dropped=lambda: self.metrics.count("late_results_total"),
+        )
 
     def _fallback(self, state: np.ndarray) -> np.ndarray:
-        """The declared fallback for the whole chunk; StopRobot where that is none."""
-        spec, preset = self.policy.spec, self.bare.preset
-        if self.settings.fallback == "stop":
-            raise StopRobot("the policy gives no action: this connection ends, stop the robot.")
-        if self.settings.fallback == "zero" and preset.fallback is None:
-            action = np.zeros(spec.action_dim, np.float32)
-        else:
-            action = np.array(preset.still(state[None])[0])
-        if self.settings.fallback == "zero":
-            moves = [i for i in range(spec.action_dim) if i != preset.gripper_index]
-            action[moves] = 0.0
-        return np.repeat(action[None], spec.action_horizon, axis=0)
+        return fallback_chunk(self.settings.fallback, self.policy.spec, self.bare.preset, state)
 
     def _gated(self, episode: Episode, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
         if self.gate == Gate():
@@ -340,63 +287,6 @@ class Service:
         executed = self.policy.spec.execute_steps
         episode.gate = self.gate.after(passed, executed, episode.gate, rest)
         return passed
-
-    def _reply(
-        self, episode: Episode, answer: Answer | None, actions: np.ndarray, fallen: bool, now: str
-    ) -> dict[str, Any]:
-        said: Mapping[str, Any] = {} if answer is None else answer.said
-        named = int(said.get("named", -1))
-        failing, unsound = bool(said.get("alarm", False)), bool(said.get("unsound", False))
-        inputs = self.policy.spec.inputs
-        named_input = "" if named < 0 else [*inputs, NOBODY][named]
-        queued = 0.0 if answer is None else answer.queue_ms
-        return {
-            "actions": actions,
-            "policy_timing": {"infer_ms": 0.0 if answer is None else answer.infer_ms},
-            "mist/score": _number(said, "score"),
-            "mist/threshold": _number(said, "threshold"),
-            "mist/alarm": failing or unsound or fallen,
-            "mist/unsound": unsound,
-            "mist/input": named_input,
-            "mist/input_score": _number(said, "input_score"),
-            "mist/input_threshold": _number(said, "input_threshold"),
-            "mist/explanation": self._explanation(episode, said, fallen, now),
-            "mist/edited": bool(said.get("edited", False)),
-            "mist/fallback": fallen,
-            "mist/queue_ms": queued,
-        }
-
-    def _explanation(
-        self, episode: Episode, said: Mapping[str, Any], fallen: bool, now: str
-    ) -> str:
-        """Why there is an alarm, in a sentence or two; "" without one."""
-        parts = []
-        if fallen:
-            parts.append("The policy gave no action, so the fallback goes out.")
-        if said.get("unsound", False) and int(said.get("named", -1)) >= 0:
-            at = {
-                name.removeprefix("evidence/"): value
-                for name, value in said.items()
-                if name.startswith("evidence/")
-            }
-            at |= {"named": said["named"], "threshold": said["input_threshold"]}
-            states = STATE_NAMES.get(self.bare.preset.name, ())
-            prompts = (episode.prompt, now)
-            parts.append(sentence(at, self.policy.spec.inputs, states, prompts))
-        if said.get("alarm", False) and not fallen:
-            score, limit = _number(said, "score"), _number(said, "threshold")
-            cause = self._cause(int(said.get("cause", -1)))
-            because = f"; it relies most on the {cause}" if cause else ""
-            parts.append(f"The failure score is {score:.3g}, above {limit:.3g}{because}.")
-        return " ".join(parts)
-
-    def _cause(self, row: int) -> str:
-        policy: Any = self.policy
-        while isinstance(policy, Wrapper) and not isinstance(policy, MistPolicy):
-            policy = policy.policy
-        if row < 0 or not isinstance(policy, MistPolicy) or policy.remedy is None:
-            return ""
-        return policy.remedy.table.causes[row]
 
     def _tell(
         self,
@@ -450,39 +340,3 @@ class Service:
                 **VERSIONS,
             }
         )
-
-
-async def _until(future: asyncio.Future, ends: float) -> Any:
-    """The result by then; None where it is late or failed. BadObservation is passed on."""
-    done, _ = await asyncio.wait((future,), timeout=max(ends - time.monotonic(), 0))
-    if not done:
-        return None
-    try:
-        return future.result()
-    except BadObservation:
-        raise
-    except Exception as error:
-        LOG.error("the policy failed: %s: %s", type(error).__name__, error)
-        return None
-
-
-async def _ask(lane: Lane, request: Request, ends: float) -> Answer | None:
-    """A lane's answer by then; None where there is none."""
-    future = asyncio.wrap_future(lane.submit(request))
-    found = await _until(future, ends)
-    _forget(request, future)
-    return found
-
-
-def _forget(request: Request, future: asyncio.Future) -> None:
-    """Nobody will look at the result: takes back a request that waits, hides an error."""
-    request.done.cancel()
-    future.add_done_callback(lambda f: f.cancelled() or f.exception())
-
-
-def _or_fallback(name: str, found: Answer | None) -> tuple[str, Answer | None]:
-    return ("fallback" if found is None else name), found
-
-
-def _number(said: Mapping[str, Any], name: str) -> float | None:
-    return float(said[name]) if name in said else None

@@ -1,0 +1,96 @@
+"""Who answers a request, and by when: the monitored policy, the bare one, or nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mistjax.serve.lane import Answer, BadObservation, Lane, Request
+from mistjax.serve.settings import Settings
+
+LOG = logging.getLogger("mistjax.serve")
+Decision = tuple[str, Answer | None]
+"""Who answered, and the answer: `monitored`, `bare` where there is no monitor, `pass_through` where
+it is switched off, `late` where it is not there in time, `fallback` with None."""
+
+
+async def decide(
+    bare: Lane,
+    monitored: Lane,
+    request: Request,
+    settings: Settings,
+    *,
+    off: bool,
+    dropped: Callable[[], None],
+) -> Decision:
+    """Asks the lanes.
+
+    Args:
+        bare, monitored: the same lane where there is no monitor.
+        request: what is asked.
+        settings: deadline and watchdog.
+        off: whether the monitor is switched off.
+        dropped: called when an answer of the monitored policy comes too late.
+
+    Raises:
+        BadObservation: the policy cannot be given it.
+    """
+    ends = request.since + settings.watchdog_ms / 1e3
+    if off:
+        return _or_fallback("pass_through", await _ask(bare, request, ends))
+    if monitored is bare:
+        return _or_fallback("bare", await _ask(bare, request, ends))
+    deadline_s = settings.deadline_ms / 1e3
+    if monitored.busy_s > deadline_s:  # it hangs in an earlier inference
+        return _or_fallback("late", await _ask(bare, request, ends))
+    asked = asyncio.wrap_future(monitored.submit(request))
+    found = await _until(asked, request.since + deadline_s / 2)
+    if found is None:
+        twin = dataclasses.replace(request, done=concurrent.futures.Future())
+        base = asyncio.wrap_future(bare.submit(twin))
+        found = await _until(asked, request.since + deadline_s)
+        if found is None:
+            asked.add_done_callback(lambda _: dropped())
+            _forget(request, asked)
+            found = await _until(base, ends)
+            _forget(twin, base)
+            return _or_fallback("late", found)
+        _forget(twin, base)
+    return "bare" if monitored.policy is bare.policy else "monitored", found
+
+
+async def _until(future: asyncio.Future, ends: float) -> Any:
+    """The result by then; None where it is late or failed. BadObservation is passed on."""
+    done, _ = await asyncio.wait((future,), timeout=max(ends - time.monotonic(), 0))
+    if not done:
+        return None
+    try:
+        return future.result()
+    except BadObservation:
+        raise
+    except Exception as error:
+        LOG.error("the policy failed: %s: %s", type(error).__name__, error)
+        return None
+
+
+async def _ask(lane: Lane, request: Request, ends: float) -> Answer | None:
+    """A lane's answer by then; None where there is none."""
+    future = asyncio.wrap_future(lane.submit(request))
+    found = await _until(future, ends)
+    _forget(request, future)
+    return found
+
+
+def _forget(request: Request, future: asyncio.Future) -> None:
+    """Nobody will look at the result: takes back a request that waits, hides an error."""
+    request.done.cancel()
+    future.add_done_callback(lambda f: f.cancelled() or f.exception())
+
+
+def _or_fallback(name: str, found: Answer | None) -> Decision:
+    return ("fallback" if found is None else name), found
