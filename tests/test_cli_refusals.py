@@ -26,6 +26,7 @@ from mistjax.demo import SHIPPED
 from mistjax.policies import load
 from mistjax.rollouts import EpisodePlan, RunWriter, Trace
 from mistjax.serve.settings import Settings
+from mistjax.tracking import Trackers
 
 TAPS = ("action.resid@-1/action/mean", "vlm.resid@all/image/mean")
 CONFIG = {
@@ -105,6 +106,7 @@ PLAN = {
     "--devices": (*POSITIVE, "2", "3 --compiled", "999 --compiled"),
     "--fsdp": (*POSITIVE, "2", "2 --compiled"),
 }
+TRACK = {"--wandb": ("",), "--tensorboard": NEW_FOLDER}
 PRESET = ("hexapod", "")
 UNNORM = ("nope",)
 TAP = (
@@ -179,11 +181,13 @@ COMMANDS = {
             "--features": TAP,
             "--steps": ("median",),
             "--pool": ("median", ""),
+            "--sae": ("{missing}", "{file}", "{empty}", "{foreign}", "{detector}"),
             "--group": ("nope",),
             "--folds": ("1", "-1", "nan", "x"),
             "--seed": WHOLE,
             "--epochs": POSITIVE,
             "--networks": ("huge",),
+            **TRACK,
         },
     ),
     "calibrate": (
@@ -280,6 +284,7 @@ COMMANDS = {
             "--seed": WHOLE,
             "--preset": PRESET,
             "--unnorm-key": UNNORM,
+            **TRACK,
         },
     ),
     "vectors": (
@@ -388,6 +393,7 @@ COMMANDS = {
             "--num-envs": POSITIVE,
             "--videos": WHOLE,
             "--retry-errors": ("maybe",),
+            **TRACK,
         },
     ),
     "report": ("{run} --out {out}.html", {0: RUN, 1: RUN, "--out": NEW_FILE}),
@@ -689,7 +695,11 @@ def test_a_wrong_argument_is_refused_in_one_sentence(command, argument, value, w
     assert after == before
 
 
-GROUPS = {"Plan": EpisodePlan, "Options": Settings}  # annotation -> the options in it
+GROUPS = {
+    "Plan": EpisodePlan,
+    "Options": Settings,
+    "Track": Trackers,
+}  # annotation -> the options in it
 
 
 def test_every_argument_of_every_subcommand_is_tried():

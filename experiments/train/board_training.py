@@ -140,9 +140,8 @@ def train(
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
     state = jax.device_put(initial_state(config, params), whole)
-    with ocp.CheckpointManager(
-        folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-    ) as manager:
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+    with ocp.CheckpointManager(folder, options=options) as manager, config.logging() as log:
         if (latest := manager.latest_step()) is not None:
             state = manager.restore(latest, args=ocp.args.StandardRestore(state))
         bar = tqdm(total=config.steps, initial=int(state["step"]), unit="step", smoothing=0.05)
@@ -155,17 +154,17 @@ def train(
             if len(window) == 50:
                 mean = {k: float(np.mean([p[k] for p in window])) for k in parts}
                 bar.set_postfix({k: f"{v:.3f}" for k, v in mean.items()})
-                config.log({"step": i + 1, **mean})
+                log({"step": i + 1, **mean})
                 window.clear()
             if (i + 1) % config.checkpoint_every == 0 or i + 1 == config.steps:
                 manager.save(i + 1, args=ocp.args.StandardSave(state))
                 manager.wait_until_finished()
                 if held is not None:
                     parts = judge({**state["params"], "model": state["average"]})
-                    config.log({"step": i + 1, **{f"held_{k}": float(v) for k, v in parts.items()}})
+                    log({"step": i + 1, **{f"held_{k}": float(v) for k, v in parts.items()}})
             if config.eval_episodes and ((i + 1) % config.eval_every == 0 or i + 1 == config.steps):
                 success = evaluate(policy(jax.device_get(state["average"])), config.eval_episodes)
-                config.log({"step": i + 1, "success": success, "n": config.eval_episodes})
+                log({"step": i + 1, "success": success, "n": config.eval_episodes})
                 bar.write(f"step {i + 1}: success {success:.0%} of {config.eval_episodes}")
     trained = policy(jax.device_get(state["average"]))
     if (config.out / "params").exists():

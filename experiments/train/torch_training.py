@@ -106,21 +106,22 @@ class TorchTraining(abc.ABC):
         if state.exists():
             self.load(state)
         bar = tqdm(total=config.steps, initial=self.step, unit="step", smoothing=0.05)
-        while self.step < config.steps and time.monotonic() - started < 60 * minutes:
-            window.append(self.update())
-            bar.update()
-            if len(window) == 50:
-                mean = {k: float(np.mean([p[k] for p in window])) for k in window[0]}
-                bar.set_postfix({k: f"{v:.3g}" for k, v in mean.items()})
-                config.log({"step": self.step, **mean, "cpu_s": time.process_time() - cpu})
-                window.clear()
-            if self.step % config.checkpoint_every == 0:
-                self.save(state)
-            last = self.step == config.steps
-            if evaluate is not None and eval_every and (self.step % eval_every == 0 or last):
-                found = evaluate()
-                config.log({"step": self.step, **found})
-                bar.write(f"step {self.step}: {found}")
+        with config.logging() as log:
+            while self.step < config.steps and time.monotonic() - started < 60 * minutes:
+                window.append(self.update())
+                bar.update()
+                if len(window) == 50:
+                    mean = {k: float(np.mean([p[k] for p in window])) for k in window[0]}
+                    bar.set_postfix({k: f"{v:.3g}" for k, v in mean.items()})
+                    log({"step": self.step, **mean, "cpu_s": time.process_time() - cpu})
+                    window.clear()
+                if self.step % config.checkpoint_every == 0:
+                    self.save(state)
+                last = self.step == config.steps
+                if evaluate is not None and eval_every and (self.step % eval_every == 0 or last):
+                    found = evaluate()
+                    log({"step": self.step, **found})
+                    bar.write(f"step {self.step}: {found}")
         self.save(state)
         done = self.step == config.steps
         said = "done" if done else "run the same command again"

@@ -125,10 +125,17 @@ def scored(monitor: Monitor, trace: Trace) -> Scored:
     """Runs a detector over an episode that was recorded with its taps, by any policy.
 
     Raises:
-        ValueError: it was recorded without.
+        ValueError: it was recorded without, or with taps of another size.
     """
     features = jnp.asarray(monitor.reads.recorded(trace))
     state, states, scores = monitor.initial_state(1).detector, [], []
+    try:
+        jax.eval_shape(monitor.detector.step, state, features[:1])
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"episode {trace.seed} has {features.shape[1]} numbers an inference, and the detector "
+            "reads another count: expected an episode of the policy and taps that trained it."
+        ) from None
     for row in features:
         states.append(state)
         state, score = observe(monitor.detector, state, row[None])

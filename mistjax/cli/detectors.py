@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from mistjax.cli.telling import tell
 from mistjax.files import refuse_file
 from mistjax.ranges import between
+from mistjax.tracking import Track, Trackers
 
 
 def train_detector(
@@ -22,11 +23,13 @@ def train_detector(
     features: tuple[str, ...] = (),
     pool: str = "mean",
     steps: Literal["first", "last", "mean", "concat"] | None = None,
+    sae: Path | None = None,
     group: str | None = None,
     folds: int = 3,
     seed: int = 0,
     epochs: int | None = None,
     networks: Literal["small", "source"] = "small",
+    track: Track = Trackers(),
 ) -> None:
     """Fit a failure detector to recorded runs.
 
@@ -38,6 +41,7 @@ def train_detector(
             action.resid@-1/action/mean; those that `collect` records by default if left out.
         pool: how their tokens and flow steps are pooled, e.g. mean, 1.0 (the last), concat-2.
         steps: the former name of --pool.
+        sae: folder of train-sae, whose sparse features are read in place of --features.
         group: key of a JSON task: metrics compare episodes with the same value.
         folds: parts of the episodes to hold out in turn, which says how well such a detector ranks;
             each costs a fit, 0 none.
@@ -54,19 +58,23 @@ def train_detector(
         pool = OLD_STEPS[steps]
         print(f"mistjax: --steps {steps} is now --pool {pool}", file=sys.stderr)
     refuse_file(out)
-    trained = train_detector(
-        [load_run(run) for run in runs],
-        out,
-        name=detector,
-        features=features,
-        pool=pool,
-        group=lambda trace: task_group(trace, group),
-        folds=folds,
-        seed=seed,
-        epochs=epochs,
-        networks=networks,
-        progress=True,
-    )
+    settings = {"detector": detector, "runs": [str(run) for run in runs], "seed": seed}
+    with track.open(out.name, settings) as log:
+        trained = train_detector(
+            [load_run(run) for run in runs],
+            out,
+            name=detector,
+            features=features,
+            pool=pool,
+            sae=sae,
+            group=lambda trace: task_group(trace, group),
+            folds=folds,
+            seed=seed,
+            epochs=epochs,
+            networks=networks,
+            progress=True,
+            log=log,
+        )
     tell(
         out=out,
         episodes=trained.episodes,

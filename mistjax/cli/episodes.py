@@ -14,6 +14,7 @@ from mistjax.cli.telling import tell
 from mistjax.files import refuse_file
 from mistjax.ranges import whole
 from mistjax.rollouts.plan import EpisodePlan
+from mistjax.tracking import Track, Trackers
 
 if TYPE_CHECKING:
     from mistjax.rollouts.run import Run
@@ -309,6 +310,7 @@ def study(
     videos: int = 0,
     retry_errors: bool = False,
     compiled: bool = False,
+    track: Track = Trackers(),
 ) -> int:
     """Play a study by name: paired arms under faults, table.json and a page.
 
@@ -343,28 +345,28 @@ def study(
         raise ValueError(
             f"a study of {policy} needs the folder of its monitor and remedies: --mist."
         )
-    found = run_study(
-        StudyPlan(
-            name,
-            policy=POLICY if policy is None else policy,
-            mist=MIST if mist is None else mist,
-            robust=robust,
-            robust_mist=robust_mist,
-            out=out,
-            episodes=episodes,
-            first_seed=first_seed,
-            arms=arms or None,
-            conditions=conditions or None,
-            tuning=tuning,
-            preset=preset,
-            suite=suite,
-            tasks=tasks,
-            num_envs=num_envs,
-            videos=videos,
-            retry_errors=retry_errors,
-            compiled=compiled,
-        )
+    plan = StudyPlan(
+        name,
+        policy=POLICY if policy is None else policy,
+        mist=MIST if mist is None else mist,
+        robust=robust,
+        robust_mist=robust_mist,
+        out=out,
+        episodes=episodes,
+        first_seed=first_seed,
+        arms=arms or None,
+        conditions=conditions or None,
+        tuning=tuning,
+        preset=preset,
+        suite=suite,
+        tasks=tasks,
+        num_envs=num_envs,
+        videos=videos,
+        retry_errors=retry_errors,
+        compiled=compiled,
     )
+    with track.open(out.name, {"study": name, "episodes": episodes}) as log:
+        found = run_study(plan, log)
     return tell_study(found, out)
 
 

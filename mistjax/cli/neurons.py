@@ -8,6 +8,7 @@ from tyro.conf import Positional
 
 from mistjax.files import refuse_file, refuse_folder
 from mistjax.ranges import whole
+from mistjax.tracking import Track, Trackers
 
 
 def words(
@@ -95,6 +96,7 @@ def train_sae(
     seed: int = 0,
     preset: str | None = None,
     unnorm_key: str | None = None,
+    track: Track = Trackers(),
 ) -> None:
     """Find sparse features of recorded activations, and say what they tell and do.
 
@@ -132,10 +134,14 @@ def train_sae(
         seed=whole("seed", seed, 0),
     )
     refuse_file(out)
+    track.check()
     recorded = load_run(run)
-    print(train_features(load_policy(policy, preset, unnorm_key=unnorm_key), recorded, config, out))
+    bare = load_policy(policy, preset, unnorm_key=unnorm_key)
+    with track.open(out.name, {"run": str(run), "tap": tap, **sizes}) as log:
+        print(train_features(bare, recorded, config, out, log))
     print(
         f"{out}/features.html: a card for each of the {cards} most telling features. That a "
         f"feature tells failures apart does not say that it makes them.\n"
-        f"Next: mistjax collect {policy} --steer {out} feature_N 1.0 --out STEERED"
+        f"Next: mistjax collect {policy} --steer {out} feature_N 1.0 --out STEERED\n"
+        f"      mistjax train-detector {run} --sae {out} --detector linear_probe --out DETECTOR"
     )

@@ -36,6 +36,7 @@ from mistjax.detect.methods.samples.action_samples import ActionVariance, Cluste
 from mistjax.detect.methods.samples.consistency import TemporalConsistency
 from mistjax.detect.methods.samples.flow import VelocityDisagreement
 from mistjax.detect.methods.sensitivity import SensitivityGate
+from mistjax.detect.methods.sparse import SparseCoded, SparseCoder
 from mistjax.detect.methods.tokens import TokenUncertainty
 from mistjax.files import load_together, read_tensors, save_together
 from mistjax.untrusted import reading
@@ -61,6 +62,8 @@ CLASSES: dict[str, type] = {
         SafeLSTM,
         SafeMLP,
         SensitivityGate,
+        SparseCoded,
+        SparseCoder,
         Standardised,
         TemporalConsistency,
         Threshold,

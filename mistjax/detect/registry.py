@@ -36,6 +36,7 @@ from mistjax.detect.methods.samples.flow import VelocityDisagreement
 from mistjax.detect.methods.sensitivity import fit_sensitivity_gate
 from mistjax.detect.methods.tokens import TokenUncertainty
 from mistjax.rollouts.trace import Trace
+from mistjax.tracking import Log, silent
 
 Networks = Literal["small", "source"]
 SAFE_MLP_TRAINING = TrainConfig(learning_rate=1e-3, group=4)
@@ -55,13 +56,17 @@ def _fit_head(
     seed: int = 0,
     validation: Episodes | None = None,
     progress: bool = False,
+    log: Log = silent,
     **options: Any,
 ) -> Detector:
     init, order = jax.random.split(jax.random.key(seed))
     head = kind.create(init, episodes.dim, **options)
-    return train(
+    head, history = train(
         head, episodes, training or default, order, validation=validation, progress=progress
-    )[0]
+    )
+    for epoch, loss in enumerate(np.asarray(history.loss), 1):
+        log({"loss": float(loss)}, epoch)
+    return head
 
 
 def _fit_seek(episodes: Episodes, *, window: int = 1, **config: Any) -> Detector:

@@ -27,9 +27,12 @@ from mistjax.detect.from_runs import (
     report_metrics,
 )
 from mistjax.detect.inputs import Input
+from mistjax.detect.methods.sparse import SparseCoded, coded
 from mistjax.detect.metrics import summary
 from mistjax.detect.registry import DETECTORS, Networks, fit_detector, method
+from mistjax.detect.sparse import load_sparse
 from mistjax.rollouts.run import Run
+from mistjax.tracking import Log, silent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Trained:
             where there are none.
         folds: how many were asked for.
         judged: how many had both outcomes on both sides.
+        sparse: features of an autoencoder that stand for what it reads; 0 without one.
     """
 
     name: str
@@ -53,12 +57,14 @@ class Trained:
     held_out: Mapping[str, float]
     folds: int
     judged: int
+    sparse: int = 0
 
     def describe(self) -> str:
         """What was made, and what each number is of."""
         made = (
             f"{self.name} ({DETECTORS[self.name].source}), fitted to {self.episodes} episodes, "
-            f"{self.failures} of them failures. It reads {self.reads.describe()}."
+            f"{self.failures} of them failures. It reads {self.reads.describe()}"
+            f"{f', as {self.sparse} sparse features' if self.sparse else ''}."
         )
         if self.held_out:
             numbers = report_metrics(self.held_out)
@@ -82,12 +88,14 @@ def train_detector(
     name: str = "safe_mlp",
     features: Sequence[str] = (),
     pool: str = "mean",
+    sae: Path | str | None = None,
     group: Group = by_task,
     folds: int = 3,
     seed: int = 0,
     epochs: int | None = None,
     networks: Networks = "small",
     progress: bool = False,
+    log: Log = silent,
     **options: Any,
 ) -> Trained:
     """Fits a detector on every finished episode of the runs and writes it, without a threshold.
@@ -97,20 +105,34 @@ def train_detector(
         out: folder of the artefact.
         name: key of `DETECTORS`.
         features, pool: of hidden states, see `inputs.declare`.
+        sae: folder of an autoencoder, whose features stand for the tokens of its tap, averaged over
+            tokens and flow steps; in place of `features` and `pool`.
         group: tasks of similar length, for metrics by earliest stop.
         folds: in how many parts the episodes are divided, by seed, to judge detectors on episodes
             that did not train them; each costs a fit. 0 judges nothing.
         seed: of the folds and of what is drawn at random.
         epochs, networks: see `Method.options`.
         progress: show a bar over the fits.
+        log: gets the loss of every epoch of a trained head, then the metrics over held-out folds.
         **options: further ones of the detector's fit.
 
     Raises:
         ValueError: an unknown detector, or one that cannot be made of these runs.
+        FileNotFoundError, FingerprintError: see `load_sparse`.
     """
     if folds < 0 or folds == 1:
         raise ValueError(f"folds are {folds}: expected 0 for none, or at least 2.")
     record, fingerprint = method(name), policy_of(runs)
+    coder = None
+    if sae is not None:
+        if record.parts != ("hidden",) or features or pool != "mean":
+            raise ValueError(
+                f"{name} with features {list(features)} pooled by {pool!r} and an autoencoder: one "
+                "stands for the tokens of its own tap, in a detector that reads hidden states "
+                "alone."
+            )
+        found = load_sparse(sae, fingerprint)
+        coder, features, pool = found.coder, (str(found.tap),), "concat"
     empty = [str(run.path) for run in runs if not run.finished]
     if empty:
         raise ValueError(f"no finished episode in {', '.join(empty)}.")
@@ -121,21 +143,23 @@ def train_detector(
     except ValueError as error:
         raise ValueError(f"{name} cannot be made of these runs: {error}") from None
     recorded = read_runs(runs, reads, group=group)
-    episodes = recorded.episodes
     _check_finite(recorded)
+    episodes = recorded.episodes if coder is None else coded(recorded.episodes, coder)
     chosen = record.options(reads, executed, seed=seed, epochs=epochs, networks=networks) | options
 
     with tqdm(total=folds + 1, unit="fit", desc=name, disable=not progress) as bar:
 
-        def fit(part: Episodes) -> Any:
-            made = fit_detector(name, part, standardised=record.standardised, **chosen)
+        def fit(part: Episodes, **more: Any) -> Any:
+            made = fit_detector(name, part, standardised=record.standardised, **chosen, **more)
             bar.update()
             return made
 
-        detector = fit(episodes)
+        detector = fit(episodes, **({"log": log} if record.training else {}))
         held_out, judged = cross_validate(fit, episodes, folds, seed)
+    log({f"held_out/{name}": value for name, value in held_out.items()}, 0)
     failures = int((~episodes.success).sum())
-    trained = Trained(name, reads, len(episodes), failures, held_out, folds, judged)
+    sparse = 0 if coder is None else coder.bias.size
+    trained = Trained(name, reads, len(episodes), failures, held_out, folds, judged, sparse)
     about = {
         "runs": [str(run.path) for run in runs],
         "episodes": trained.episodes,
@@ -144,6 +168,8 @@ def train_detector(
         "held_out": defined(held_out),
         "folds": judged,
     }
+    if coder is not None:
+        detector, about["sae"] = SparseCoded(detector, coder), str(sae)
     save_detector(out, Artifact(detector, fingerprint, reads, name, training=about))
     return trained
 

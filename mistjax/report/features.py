@@ -18,6 +18,8 @@ import numpy as np
 from scipy import stats
 
 from mistjax.attribute.questions import raw_observation
+from mistjax.detect.methods.sparse import SparseCoder
+from mistjax.detect.sparse import SparseArtifact, save_sparse
 from mistjax.hooks.sites import Tap
 from mistjax.policies.protocol import Policy
 from mistjax.policies.value_vectors import ValueVectors
@@ -34,19 +36,17 @@ from mistjax.steer.effects import control_responses, dose_response
 from mistjax.steer.policy import SteeredPolicy
 from mistjax.steer.sparse import (
     Epoch,
-    SparseArtifact,
-    SparseCoder,
     feature_vector,
     principal,
     random_coder,
     replacements,
-    save_sparse,
     token_activations,
     train_coder,
     unexplained,
 )
 from mistjax.steer.value_vectors import value_vectors
 from mistjax.steer.words import shown
+from mistjax.tracking import Log, silent
 
 _MOMENTS, _NAMES, _SURE = 4, 4, 0.05
 _HELD_OUT = 0.2
@@ -193,10 +193,13 @@ def replaced(
     return {name: collect(arm, out / name, plan, env_options=options) for name, arm in arms.items()}
 
 
-def train_features(policy: Policy, run: Run, config: SparseConfig, out: Path) -> str:
+def train_features(
+    policy: Policy, run: Run, config: SparseConfig, out: Path, log: Log = silent
+) -> str:
     """Trains, plays, writes the autoencoder, its telling directions and the page to a folder.
 
     The directions are `feature_N` of a `SteeringArtifact`, so `mistjax collect --steer` takes them.
+    `log` gets the numbers of every epoch.
 
     Raises:
         ValueError: see `find_features`, or a run of another policy.
@@ -204,6 +207,8 @@ def train_features(policy: Policy, run: Run, config: SparseConfig, out: Path) ->
     if run.config["policy_fingerprint"] != policy.spec.fingerprint:
         raise ValueError(f"{run.path} is of another policy than {policy.spec.name}.")
     found, tokens = find_features(run, config)
+    for epoch, numbers in enumerate(found.history, 1):
+        log(numbers._asdict(), epoch)
     chosen = found.telling(config.cards)
     directions = {
         f"feature_{f}": feature_vector(

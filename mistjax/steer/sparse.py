@@ -9,58 +9,22 @@ Monosemanticity" (2023).
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
-from safetensors.numpy import save
 
-from mistjax.detect.artifact import FingerprintError
-from mistjax.files import load_together, read_tensors, save_together
+from mistjax.detect.methods.sparse import SparseCoder
+from mistjax.detect.sparse import FIELDS
 from mistjax.hooks.edits import Affine, Sparse
 from mistjax.hooks.sites import Tap, resolve_layers
 from mistjax.policies.protocol import PolicySpec
 from mistjax.rollouts.run import Run
 from mistjax.steer.vectors import Provenance, SteeringVector
-
-VERSION = 1
-_CARD, _ARRAYS = "sae.json", "sae.safetensors"
-_FIELDS = ("encoder", "bias", "decoder", "mean")
-
-
-@flax.struct.dataclass
-class SparseCoder:
-    """A TopK autoencoder.
-
-    Attributes:
-        encoder: [D,F].
-        bias: of the features [F].
-        decoder: what each feature writes, unit length [F,D].
-        mean: taken off before, added after [D].
-        k: features of a token (static).
-    """
-
-    encoder: Float[Array, "d f"]
-    bias: Float[Array, " f"]
-    decoder: Float[Array, "f d"]
-    mean: Float[Array, " d"]
-    k: int = flax.struct.field(pytree_node=False)
-
-    def encode(self, x: Float[Array, "*n d"]) -> Float[Array, "*n f"]:
-        """Activation of each feature, all but the k largest 0."""
-        return Sparse.encode(x, self.encoder, self.bias, self.mean, self.k)
-
-    def decode(self, code: Float[Array, "*n f"]) -> Float[Array, "*n d"]:
-        """What stands in for the tokens."""
-        return code @ self.decoder + self.mean.reshape((1,) * (code.ndim - 1) + (-1,))
 
 
 class Epoch(NamedTuple):
@@ -136,7 +100,7 @@ def train_coder(
         raise ValueError(f"{len(tokens)} activations are not finite, or all the same.")
     batch = min(batch, len(tokens))
     mean = jnp.asarray(tokens.mean(0))
-    centred = jnp.asarray(tokens) - mean
+    centred = jnp.asarray(tokens) - mean[None]
     size = float(np.sqrt(spread))  # so that the learning rate means the same for every stack
     centred = centred / size
     key = jax.random.key(seed)
@@ -272,7 +236,7 @@ def replacements(
         )
 
     def sparse(coder: SparseCoder) -> Sparse:
-        arrays = {name: tiled(getattr(coder, name)) for name in _FIELDS}
+        arrays = {name: tiled(getattr(coder, name)) for name in FIELDS}
         return Sparse(site=tap.site, tokens=tap.tokens, gate=gate, k=coder.k, **arrays)
 
     return {
@@ -301,69 +265,3 @@ def feature_vector(
         tap.tokens,
         provenance,
     )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SparseArtifact:
-    """An autoencoder, what it is of, and how it was trained.
-
-    Attributes:
-        policy: the policy's fingerprint.
-        tap: whose tokens.
-        coder: the autoencoder.
-        notes: JSON values for people.
-    """
-
-    policy: str
-    tap: Tap
-    coder: SparseCoder
-    notes: dict[str, Any]
-
-
-def save_sparse(folder: str | Path, artifact: SparseArtifact) -> None:
-    """Writes `sae.json` and `sae.safetensors`."""
-    arrays = {name: np.asarray(getattr(artifact.coder, name), np.float32) for name in _FIELDS}
-    document = {
-        "version": VERSION,
-        "policy": artifact.policy,
-        "tap": str(artifact.tap),
-        "k": artifact.coder.k,
-        "notes": artifact.notes,
-    }
-    save_together(Path(folder) / _CARD, document, {_ARRAYS: save(arrays)})
-
-
-def load_sparse(folder: str | Path, spec: PolicySpec) -> SparseArtifact:
-    """Reads an autoencoder for a policy.
-
-    Raises:
-        FileNotFoundError: none is there.
-        FingerprintError: trained on another policy.
-        ValueError: another format, or a damaged file.
-    """
-    path = Path(folder) / _CARD
-    if not path.is_file():
-        raise FileNotFoundError(f"no {_CARD} in {folder}: write one with `mistjax train-sae`.")
-    document, files = load_together(path, [_ARRAYS])
-    if document.get("version") != VERSION:
-        raise ValueError(f"{path} has format {document.get('version')}: train it again.")
-    if document.get("policy") != spec.fingerprint:
-        raise FingerprintError(
-            f"{folder} is of policy {str(document.get('policy'))[:12]}, not of {spec.name!r} "
-            f"({spec.fingerprint[:12]}): train it on this one with `mistjax train-sae`."
-        )
-    arrays = read_tensors(path.with_name(_ARRAYS), files[_ARRAYS])
-    try:
-        tap, k = Tap.parse(document["tap"]), document["k"]
-        found = [jnp.asarray(arrays[name], jnp.float32) for name in _FIELDS]
-        width, count = found[0].shape
-        shapes: Sequence[tuple[int, ...]] = ((width, count), (count,), (count, width), (width,))
-        if [array.shape for array in found] != [*shapes] or width != spec.stacks[tap.stack].width:
-            raise ValueError(f"its arrays are {[array.shape for array in found]}")
-        if not isinstance(k, int) or not 1 <= k <= count:
-            raise ValueError(f"k is {k!r}")
-        if not all(bool(jnp.isfinite(array).all()) for array in found):
-            raise ValueError("it holds numbers that are not finite")
-        return SparseArtifact(spec.fingerprint, tap, SparseCoder(*found, k=k), document["notes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}; train it again.") from None

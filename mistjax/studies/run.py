@@ -37,6 +37,7 @@ from mistjax.studies.page import write_page
 from mistjax.studies.registry import STUDIES, Study
 from mistjax.studies.shown import blocks, first_repair
 from mistjax.studies.table import Outcomes, Row, check_targets, losses, outcomes, rows
+from mistjax.tracking import Log, silent
 
 BEST, PAGE = "always_best", "report.html"
 SHOWN = 3
@@ -185,10 +186,11 @@ class Found:
         return {**rest, "rows": [row.to_json() for row in self.rows]}
 
 
-def run_study(config: StudyPlan) -> Found:
+def run_study(config: StudyPlan, log: Log = silent) -> Found:
     """Plays every arm under every condition, conditions one after the other.
 
-    Every arm is made before any is played, so that one that cannot be is known at once.
+    Every arm is made before any is played, so that one that cannot be is known at once. `log` gets
+    the success rate of each when it has been played.
 
     Raises:
         ValueError, FileNotFoundError, FingerprintError: see `make_arm`, `collect`.
@@ -213,6 +215,9 @@ def run_study(config: StudyPlan) -> Found:
                 config, subject, place, arm, best, arms.get("monitor", {})
             )
             result = _write(config, subject, found, crashed, best)
+            row = next(r for r in result.rows if (r.condition, r.arm) == (place.name, arm))
+            rate = row.successes / row.n if row.n else float("nan")
+            log({f"{place.name}/{arm}/success": rate, f"{place.name}/{arm}/episodes": row.n}, 0)
     assert result is not None
     if config.videos:
         with tempfile.TemporaryDirectory() as folder:

@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 
 from mistjax.detect.artifact import FingerprintError
+from mistjax.detect.methods.sparse import SparseCoder
+from mistjax.detect.sparse import SparseArtifact, load_sparse, save_sparse
 from mistjax.hooks import Tap
 from mistjax.rollouts.run import memory_run
 from mistjax.steer.sparse import (
-    SparseArtifact,
-    SparseCoder,
     feature_vector,
-    load_sparse,
     random_coder,
     replacements,
-    save_sparse,
     token_activations,
     train_coder,
     unexplained,
@@ -110,13 +108,13 @@ def test_an_autoencoder_is_of_one_policy(policy, tmp_path):
     width = policy.spec.stacks["action"].width
     coder = identity(width)
     save_sparse(tmp_path, SparseArtifact(policy.spec.fingerprint, TAP, coder, {}))
-    found = load_sparse(tmp_path, policy.spec)
+    found = load_sparse(tmp_path, policy.spec.fingerprint)
     assert found.tap == TAP and found.coder.k == width
     np.testing.assert_array_equal(found.coder.decoder, coder.decoder)
     with pytest.raises(FingerprintError, match="train-sae"):
-        load_sparse(tmp_path, policy.spec.wrapped("other", 1))
+        load_sparse(tmp_path, policy.spec.wrapped("other", 1).fingerprint)
     with pytest.raises(FileNotFoundError, match="train-sae"):
-        load_sparse(tmp_path / "nowhere", policy.spec)
+        load_sparse(tmp_path / "nowhere", "")
 
 
 def test_a_feature_is_a_direction_in_its_layer(policy):
