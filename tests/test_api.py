@@ -24,6 +24,12 @@ def test_importing_it_imports_nothing_heavy():
     assert fresh(code) == "[]\n"
 
 
+def test_the_command_line_is_read_before_anything_heavy_is_imported():
+    heavy = "jax", "flax", "scipy", "mujoco", "pyarrow"
+    code = f"import sys, mistjax.cli; print([m for m in {heavy} if m in sys.modules])"
+    assert fresh(code) == "[]\n"
+
+
 @pytest.mark.parametrize("name", mistjax.__all__)
 def test_every_name_is_there(name):
     assert getattr(mistjax, name)

@@ -44,10 +44,12 @@ from mistjax.policies.protocol import Policy, RawObs
 from mistjax.realtime.delayed import Delayed
 from mistjax.recover.artifact import load_mist
 from mistjax.rollouts.loop import episode_keys
-from mistjax.serve import Service, Settings, pack
 from mistjax.serve.certify import SEED, ordinary
+from mistjax.serve.frames import pack
 from mistjax.serve.promises import infer
 from mistjax.serve.server import serving
+from mistjax.serve.service import Service
+from mistjax.serve.settings import Settings
 
 Taken = tuple[list[tuple[float, bool]], float]
 MONITORED, THROUGH, BARE, OPENPI = "monitored", "pass-through", "bare", "openpi's, bare"

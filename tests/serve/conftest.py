@@ -13,11 +13,12 @@ from mistjax.models.observation import Observation
 from mistjax.models.transforms import Cameras
 from mistjax.policies import BOARD
 from mistjax.policies.protocol import Policy, PolicySpec, Sample
-from mistjax.serve import Service, Settings
 from mistjax.serve.breakable import Breakable
 from mistjax.serve.client import Client
 from mistjax.serve.promises import Stage, played
 from mistjax.serve.server import serving
+from mistjax.serve.service import Service
+from mistjax.serve.settings import Settings
 
 
 class Toy(Policy):

@@ -11,10 +11,11 @@ from mistjax.detect.inputs import DEFAULT_TAPS
 from mistjax.envs.faults.make import make_faulty
 from mistjax.rollouts import load_run
 from mistjax.rollouts.plan import BOARD_ENV, EpisodePlan
-from mistjax.serve import Service, Settings
 from mistjax.serve.client import Client
 from mistjax.serve.load import load_policies
 from mistjax.serve.server import serving
+from mistjax.serve.service import Service
+from mistjax.serve.settings import Settings
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from mistjax.serve import pack
 from mistjax.serve.events import read_events
+from mistjax.serve.frames import pack
 from mistjax.serve.lane import plans
 from mistjax.serve.promises import PROMISES
 

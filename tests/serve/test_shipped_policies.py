@@ -11,11 +11,12 @@ from mistjax.envs.libero.installation import find_assets
 from mistjax.models.transforms import flatten
 from mistjax.policies import load_policy
 from mistjax.rollouts.plan import LIBERO_ENV, EpisodePlan
-from mistjax.serve import Service, Settings
 from mistjax.serve.certify import SEED, ordinary
 from mistjax.serve.client import Client
 from mistjax.serve.promises import infer
 from mistjax.serve.server import serving
+from mistjax.serve.service import Service
+from mistjax.serve.settings import Settings
 
 try:
     find_assets()

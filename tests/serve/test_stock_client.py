@@ -16,7 +16,7 @@ from mistjax.envs.faults.make import make_faulty
 from mistjax.policies import load_policy
 from mistjax.rollouts.loop import episode_keys
 from mistjax.rollouts.plan import BOARD_ENV, EpisodePlan
-from mistjax.serve import pack, unpack
+from mistjax.serve.frames import pack, unpack
 
 PYTHON = os.environ.get("MISTJAX_CLIENT")
 pytestmark = [
