@@ -16,7 +16,8 @@ under every delay. What is measured of an episode:
 
 Means are over episodes, with a bootstrap's interval; p is McNemar's against `naive` at the same
 delay, with Holm's correction over the strategies there. Interrupt it at will: the same command goes
-on, and what is complete is written after every cell.
+on, and what is complete is written after every cell. Cells of the results file that are not asked
+for, of the same seeds, stay.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def played(config: Config) -> Iterator[tuple[str, int, Run]]:
 
 def main(config: Config) -> dict[str, Any]:
     """Plays, and writes table and figure after every cell."""
-    cells: dict[str, dict[str, Any]] = {name: {} for name in config.strategies}
+    cells, p = kept(config)
     ends: dict[int, dict[str, list[bool]]] = {}
     results: dict[str, Any] = {}
     for name, delay, run in played(config):
@@ -163,17 +164,29 @@ def main(config: Config) -> dict[str, Any]:
         episodes = [motion(trace, name, delay) for trace in run.traces()]
         cells[name][str(delay)] = cell(episodes)
         ends.setdefault(delay, {})[name] = [m.success for m in episodes]
+        p[str(delay)] = against_naive(ends[delay])
         results = {
             "command": f"python -m experiments.studies.realtime --episodes {config.episodes}",
             "first_seed": config.first_seed,
             "episodes": config.episodes,
             "cells": cells,
-            "p": {str(d): against_naive(found) for d, found in ends.items()},
+            "p": p,
         }
         with atomic(config.results) as file:
             file.write_text(json.dumps(results, indent=1) + "\n")
         draw(results, config.figure)
     return results
+
+
+def kept(config: Config) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
+    """(cells, p) of the results file, where they are of the same seeds; every strategy has some."""
+    cells: dict[str, dict[str, Any]] = {name: {} for name in NAMES}
+    if not config.results.exists():
+        return cells, {}
+    found = json.loads(config.results.read_text())
+    if (found["first_seed"], found["episodes"]) != (config.first_seed, config.episodes):
+        return cells, {}
+    return cells | found["cells"], found["p"]
 
 
 def against_naive(ends: Mapping[str, Sequence[bool]]) -> dict[str, float]:

@@ -4,15 +4,14 @@ episode.
 The thread is the only one that touches the policy. A request waits a bounded time for others, then
 all that are there run in programs of the compiled sizes that take least time together, as measured
 when they were compiled; rows that nobody asked for repeat the first. A request that cannot be
-prepared, or that fails, fails alone. What a policy remembers of an episode is a row of arrays on
-the device, one a connection, gathered before an inference and put back when its answers are out.
+prepared, or that fails, fails alone. What a policy remembers of an episode is put back when the
+answers are out.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
 import math
 import queue
 import threading
@@ -21,15 +20,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mistjax.batches import choose
 from mistjax.policies.presets.base import RobotPreset
 from mistjax.policies.protocol import Policy, RawObs
 from mistjax.recover.watched import EVIDENCE
-from mistjax.rollouts.loop import beside, episode_keys
+from mistjax.rollouts.loop import episode_keys
 from mistjax.rollouts.recorder import Inference, Recording
+from mistjax.serve.memory import Memory
 
 
 class BadObservation(ValueError):
@@ -112,11 +110,7 @@ class Lane:
         self._sizes, self._wait_s, self._expected = tuple(sizes), wait_s, expected
         self._recording = recording
         self._queue: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-        self._episodes: dict[int, int] = {}
-        self._spare = slots
-        # A copy of its own, since `_scatter` uses it up.
-        self._memory = jax.tree.map(jnp.copy, beside(policy, policy.initial_state(slots + 1)))
-        self._fresh = {size: beside(policy, policy.initial_state(size)) for size in sizes}
+        self._memory = Memory(policy, slots, self._sizes)
         self._since: float | None = None
         self._thread = threading.Thread(target=self._work, name=f"mistjax {name}", daemon=True)
 
@@ -126,7 +120,7 @@ class Lane:
         seconds = dict.fromkeys(self._sizes, math.inf)
         for turn in range(1 + _TIMED):
             for size in self._sizes:
-                requests = [Request(raw, self._spare, -1, 0, i) for i in range(size)]
+                requests = [Request(raw, self._memory.spare, -1, 0, i) for i in range(size)]
                 observations = [self.policy.prepare([r.raw]) for r in requests]
                 start = time.perf_counter()
                 self._infer(requests, observations)[1]()
@@ -223,12 +217,8 @@ class Lane:
         size = next(size for size in self._sizes if size >= len(requests))
         repeated = [*range(len(requests)), *[0] * (size - len(requests))]
         rows = [requests[i] for i in repeated]
-        slots = [r.slot for r in requests] + [self._spare] * (size - len(requests))
-        fresh = np.array([self._episodes.get(r.slot) != r.episode for r in rows])
-        raw = [r.raw for r in rows]
-        where = np.array(slots, np.int32)
-        came_from = np.array([r.slot for r in rows], np.int32)
-        state = _gather(self._memory, came_from, fresh, self._fresh[size])
+        raw, asked = [r.raw for r in rows], [(r.slot, r.episode) for r in requests]
+        state = self._memory.recall(asked, size)
         keys = episode_keys(np.array([r.seed for r in rows]), np.array([r.inference for r in rows]))
         observation = _stack([observations[i] for i in repeated])
         sample = self.policy.sample(observation, keys, state=state, taps=self._recording.taps)
@@ -250,12 +240,7 @@ class Lane:
             )
             for i, request in enumerate(requests)
         ]
-
-        def remember() -> None:
-            self._memory = _scatter(self._memory, where, sample.state)
-            self._episodes |= {r.slot: r.episode for r in requests}
-
-        return answers, remember
+        return answers, lambda: self._memory.keep(asked, size, sample.state)
 
 
 _TIMED = 5  # inferences of each size, when it is compiled
@@ -292,16 +277,6 @@ SAID = (
     *(f"evidence/{name}" for name in EVIDENCE),
 )
 """What of `Sample.aux` a reply is made of."""
-
-
-@jax.jit
-def _gather(memory: Any, slots: Any, fresh: Any, first: Any) -> Any:
-    return choose(fresh, first, jax.tree.map(lambda leaf: leaf[slots], memory))
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _scatter(memory: Any, slots: Any, rows: Any) -> Any:
-    return jax.tree.map(lambda leaf, row: leaf.at[slots].set(row), memory, rows)
 
 
 def _stack(observations: Sequence[Any]) -> Any:
