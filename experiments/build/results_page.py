@@ -491,6 +491,31 @@ def mist_cost(results: Mapping[str, Any]) -> str:
     return markdown(head, map(row, results["rows"]))
 
 
+def attribution_cost(results: Mapping[str, Any]) -> str:
+    """One run of each method and peer, in bare inferences, policy by policy."""
+    policies = list(dict.fromkeys(r["policy"] for r in results["rows"]))
+    found = {(r["policy"], r["arm"]): r for r in results["rows"]}
+
+    def cell(policy: str, arm: str) -> str:
+        if (row := found.get((policy, arm))) is None:
+            return "–"
+        if arm == "bare":
+            return f"{row['milliseconds'] / row['runs']:.1f} ms"
+        said = f"{row['cpu'][0]:.2f} {interval(row['cpu'][1:])}"
+        if row["target"] is None:
+            return said
+        met = "met" if row["cpu"][0] <= row["target"] else "missed"
+        return f"{said} ({met})"
+
+    arms = dict.fromkeys(r["arm"] for r in results["rows"])
+    aim = {r["arm"]: r["target"] for r in results["rows"]}
+    rows = [
+        (arm, f"≤ {aim[arm]}" if aim[arm] else None, *(cell(policy, arm) for policy in policies))
+        for arm in arms
+    ]
+    return markdown(["a run of", "aim", *policies], rows)
+
+
 def gpu_rollouts(results: Mapping[str, Any]) -> str:
     parts, host = results["parts"], results["parts"]["host loop"]
     per_second = host["steps_per_second"]
@@ -625,14 +650,17 @@ def sparse_predictors(results: Mapping[str, Any]) -> str:
 def perturbations(results: Mapping[str, Any]) -> str:
     """Success of every policy under every perturbation, strength by strength."""
     played = results["policies"]
-    cells: dict[tuple[str, float], list[str]] = {}
-    for found in played.values():
+    cells: dict[tuple[str, float], dict[str, str]] = {}
+    for name, found in played.items():
         for r in found["rows"]:
             mark = "*" if r["p"] < 0.05 else ""
-            cells.setdefault((r["perturbation"], r["strength"]), []).append(f"{r['k']}{mark}")
+            cells.setdefault((r["perturbation"], r["strength"]), {})[name] = f"{r['k']}{mark}"
     (n,) = {found["clean"][1] for found in played.values()}
     rows = [("none", None, *(str(found["clean"][0]) for found in played.values()))]
-    rows += [(name, f"{strength:g}", *counts) for (name, strength), counts in cells.items()]
+    rows += [
+        (name, f"{strength:g}", *(counts.get(policy, "–") for policy in played))
+        for (name, strength), counts in cells.items()
+    ]
     return markdown(["perturbation", "strength", *(f"{p}, of {n}" for p in played)], rows)
 
 
@@ -729,6 +757,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "fault_names": ("fault_explanations", fault_names),
     "fault_within": ("fault_explanations", fault_within),
     "mist_cost": ("bench_mist", mist_cost),
+    "attribution_cost": ("bench_attribute", attribution_cost),
     "kinematic_agreement": ("fit_kinematic", kinematic_agreement),
     "realtime": ("realtime", realtime),
     "compiled_cpu": ("bench_jit", compiled_cpu),
