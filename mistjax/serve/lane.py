@@ -2,10 +2,10 @@
 episode.
 
 The thread is the only one that touches the policy. A request waits a bounded time for others, then
-all that are there run in programs of the compiled sizes that take least time together, as measured
-when they were compiled; rows that nobody asked for repeat the first. A request that cannot be
-prepared, or that fails, fails alone. What a policy remembers of an episode is put back when the
-answers are out.
+all that are there run in programs of the compiled sizes that cost least together, as measured when
+they were compiled (on a CPU in its time, so that other work on the machine counts not); rows that
+nobody asked for repeat the first. A request that cannot be prepared, or that fails, fails alone.
+What a policy remembers of an episode is put back when the answers are out.
 """
 
 from __future__ import annotations
@@ -116,18 +116,20 @@ class Lane:
 
     def warm(self) -> None:
         """Compiles every size on a made-up observation, then starts the thread."""
-        raw = blank(self.policy.preset)
-        seconds = dict.fromkeys(self._sizes, math.inf)
+        raw, clock = blank(self.policy.preset), time.perf_counter
+        spent = time.process_time if jax.default_backend() == "cpu" else clock
+        costs, seconds = (dict.fromkeys(self._sizes, math.inf) for _ in range(2))
         for turn in range(1 + _TIMED):
             for size in self._sizes:
                 requests = [Request(raw, self._memory.spare, -1, 0, i) for i in range(size)]
                 observations = [self.policy.prepare([r.raw]) for r in requests]
-                start = time.perf_counter()
+                start, before = clock(), spent()
                 self._infer(requests, observations)[1]()
                 if turn:  # the first one compiles
-                    seconds[size] = min(seconds[size], time.perf_counter() - start)
+                    seconds[size] = min(seconds[size], clock() - start)
+                    costs[size] = min(costs[size], spent() - before)
         self.slowest_s = max(seconds.values())
-        self._plans = plans(seconds)
+        self._plans = plans(costs)
         self._thread.start()
 
     def submit(self, request: Request) -> concurrent.futures.Future:
@@ -246,19 +248,19 @@ class Lane:
 _TIMED = 5  # inferences of each size, when it is compiled
 
 
-def plans(seconds: Mapping[int, float]) -> list[tuple[int, ...]]:
-    """For n = 0 to the largest size: the sizes of the programs that answer n requests in the least
-    time, the largest first.
+def plans(costs: Mapping[int, float]) -> list[tuple[int, ...]]:
+    """For n = 0 to the largest size: the sizes of the programs that answer n requests at the least
+    cost, the largest first.
 
     Args:
-        seconds: of a program of each size.
+        costs: of a program of each size.
     """
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-    for n in range(1, max(seconds) + 1):
+    for n in range(1, max(costs) + 1):
         found = []
-        for size, taken in seconds.items():
+        for size, cost in costs.items():
             rest, sizes = best[max(n - size, 0)]
-            found.append((taken + rest, tuple(sorted((size, *sizes), reverse=True))))
+            found.append((cost + rest, tuple(sorted((size, *sizes), reverse=True))))
         best.append(min(found, key=lambda one: (one[0], len(one[1]))))
     return [sizes for _, sizes in best]
 

@@ -141,7 +141,7 @@ def test_clients_are_batched_within_a_bounded_wait(run, look):
             client.socket.close()
 
 
-def test_requests_go_into_the_programs_that_take_least_time_together():
+def test_requests_go_into_the_programs_that_cost_least_together():
     assert plans({1: 1.0, 4: 3.0, 8: 9.0})[:7] == [
         (), (1,), (1, 1), (4,), (4,), (4, 1), (4, 1, 1)]  # fmt: skip
     assert plans({1: 1.0, 4: 1.1, 16: 1.2})[2:9] == [(4,)] * 3 + [(16,)] * 4
