@@ -37,6 +37,7 @@ class Config:
 
     Attributes:
         policies: names of shipped board policies; what an earlier call played of others is kept.
+        perturbations: which.
         strengths: of each perturbation.
         episodes: of each cell, on the same seeds.
         out: folder of the runs.
@@ -44,6 +45,7 @@ class Config:
     """
 
     policies: tuple[str, ...] = ("board_pi0", "board_pi0_dropout", "board_fast", "board_openvla")
+    perturbations: tuple[str, ...] = tuple(PERTURBATIONS)
     strengths: tuple[float, ...] = (0.5, 1.0)
     episodes: int = 50
     out: Path = Path("runs/perturbations")
@@ -52,7 +54,7 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Plays what is missing; writes the file after every policy."""
-    cells = [(name, s) for name in PERTURBATIONS for s in config.strengths]
+    cells = [(name, s) for name in config.perturbations for s in config.strengths]
     result = {"command": "python -m experiments.studies.perturbations", "policies": {}}
     if config.results.exists():
         result["policies"] = json.loads(config.results.read_text())["policies"]

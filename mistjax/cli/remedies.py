@@ -82,6 +82,8 @@ def explain(
         )
     )
     then = f"mistjax vectors {policy} --run {run} --out {detector}"
+    if detector is not None and (detector / "steering.json").exists():
+        then = f"mistjax eval {policy} --mist {detector} --out STUDY"
     if of != SCORE:
         then = f"mistjax eval {policy} --out STUDY"
     print(

@@ -23,6 +23,7 @@ from mistjax.attribute.questions import SCORE, Question, Scored, joined, raw_obs
 from mistjax.attribute.registry import attribute
 from mistjax.attribute.text import words_of
 from mistjax.detect.monitor import Monitor
+from mistjax.envs.faults.battery import input_name
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy, RawObs
 from mistjax.policies.wrapper import language
@@ -69,7 +70,7 @@ class Answer:
     Attributes:
         moment: which.
         obs: what was seen, a batch of one.
-        attribution: of it, a batch of one.
+        attribution: of it, a batch of one; its cameras go by the names of `input_name`.
     """
 
     moment: Moment
@@ -144,6 +145,7 @@ def ask(
     """One method's answers, several moments at a time; ValueError for what it refuses."""
     size = min(len(asked), BATCH)
     watched = monitor.watched(policy) if monitor is not None and question.of == SCORE else policy
+    spoken = {camera: input_name(key) for camera, key in policy.spec.cameras.items()}
     answers, spent = [], 0.0
     for first in range(0, len(asked), size):
         some = list(asked[first : first + size])
@@ -164,6 +166,8 @@ def ask(
             begun = time.perf_counter()
             explained()
             spent = 1000 * (time.perf_counter() - begun) / size
+        named = {spoken.get(camera, camera): grid for camera, grid in found.images.items()}
+        found = dataclasses.replace(found, images=named)
         for row, moment in enumerate(some):
             one = jax.tree.map(lambda x, row=row: x[row : row + 1], (obs, found))
             answers.append(Answer(moment, *one))
@@ -302,9 +306,9 @@ def _maps(policy: Policy, answer: Answer) -> list[Block]:
     """Pictures, words and state, each with what its parts add."""
     trace, i, found = answer.moment.trace, answer.moment.inference, answer.attribution
     pictures: list[Block] = []
-    for camera, key in policy.spec.cameras.items():
+    for key in policy.spec.cameras.values():
         seen, name = trace.images[key][i], key.rpartition("/")[2].replace("_", " ")
-        heat = np.asarray(found.images[camera][0])
+        heat = np.asarray(found.images[input_name(key)][0])
         pictures.append(Picture(plots.heatmap(seen, np.nan_to_num(heat)), title=name))
     tokens = np.asarray(answer.obs.tokenized_prompt[0])
     mask = np.asarray(answer.obs.tokenized_prompt_mask[0])

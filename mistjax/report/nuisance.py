@@ -21,6 +21,7 @@ from mistjax.attribute.interventional import nuisance_mass_ratio, nuisance_regio
 from mistjax.attribute.questions import Question
 from mistjax.envs.board.drawing import nuisance_ids, solid_ids
 from mistjax.envs.board.env import IMAGE_KEYS
+from mistjax.envs.faults.battery import input_name
 from mistjax.policies.protocol import Policy
 from mistjax.report.methods import Moment, ask
 from mistjax.rollouts.replay import replay
@@ -115,7 +116,9 @@ def _moments(
                     f"{run.path} has pictures of {picture.shape[0]} pixels and the model reads "
                     f"{size}: segmentations are not resized."
                 )
-            shares[camera] = nuisance_regions(jnp.asarray(picture)[None], relevant, policy.patch)
+            shares[input_name(key)] = nuisance_regions(
+                jnp.asarray(picture)[None], relevant, policy.patch
+            )
         yield Moment(trace, inference, raw, None), shares
 
 

@@ -56,7 +56,7 @@ def test_a_whole_episode_is_a_line_for_each_input(run, tmp_path, capsys):
     page = tmp_path / "page.html"
     options = ["--seed", "0", "--inference", "all", "--method", "attention_mass", "--of", "dx"]
     assert explain(run, page, *options) == 0
-    assert re.search(r"mean shares of \d\d moments: base_0_rgb \d+%", capsys.readouterr().out)
+    assert re.search(r"mean shares of \d\d moments: front \d+%", capsys.readouterr().out)
     assert "Share of each input" in page.read_text()
 
 
