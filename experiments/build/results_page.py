@@ -624,6 +624,71 @@ def realtime(results: Mapping[str, Any]) -> str:
     )
 
 
+def served(results: Mapping[str, Any]) -> str:
+    """Round trips of every server, by the number of clients."""
+    head = ["clients", "arm", "p50, ms", "p99, ms", "requests/s", "CPU, ms a request", "n"]
+    return markdown(
+        head,
+        (
+            (r["clients"], r["arm"], f"{r['p50_ms']:.1f}", f"{r['p99_ms']:.1f}",
+             f"{r['per_second']:.0f}", f"{r['cpu_ms']:.1f}", r["n"])
+            for r in results["rows"]
+        ),
+    )  # fmt: skip
+
+
+def served_targets(results: Mapping[str, Any]) -> str:
+    """What was aimed at, and what came out."""
+
+    def line(what: str, aim: float, found: Sequence[float], below: bool) -> list[str]:
+        value, low, high = found
+        met = value <= aim if below else value >= aim
+        aimed = f"{'at most' if below else 'at least'} {aim:g}"
+        return [what, aimed, f"{value:.2f} [{low:.2f}, {high:.2f}]", "met" if met else "**missed**"]
+
+    ours = "monitored to bare, p50 of one client"
+    most = f"requests/s, {results['most_clients']} clients to one"
+    return markdown(
+        ["ratio", "aim", "found", ""],
+        [
+            line(ours, 1.05, results["monitored_to_bare"], True),
+            *(line(f"{most}: {a}", 4, found, False) for a, found in results["throughput"].items()),
+        ],
+    )
+
+
+def soak(results: Mapping[str, Any]) -> str:
+    """What honest and hostile clients were told, and the server's memory."""
+    said = results["said"]
+    refused, late = said.get("honest refused", 0), said.get("honest: late", 0)
+    memory = ", ".join(f"{mb:.0f}" for mb in results["memory_mb"])
+    attacks = {k: v for k, v in said.items() if not k.startswith("honest")}
+    rows = {
+        "clients, of them hostile": f"{results['clients']}, {results['hostile']}",
+        "seconds": f"{results['seconds']:g}",
+        "requests of honest clients": f"{results['requests']:,}",
+        "of these refused, late, with an alarm": f"{refused}, {late}, {said['honest: alarms']}",
+        "their p50 and p99, ms": f"{results['p50_ms']:.0f}, {results['p99_ms']:.0f}",
+        **{name: f"{n:,}" for name, n in attacks.items()},
+        "memory in each fifth of the time, MB": memory,
+        "growth from the second to the last, MB": f"{results['growth_mb']:+.1f}",
+        "serves at the end": "yes" if results["alive"] else "no",
+    }
+    return markdown(["", "found"], rows.items())
+
+
+def rtc_cost(results: Mapping[str, Any]) -> str:
+    """What guidance adds to an inference."""
+    return markdown(
+        ["strategy", "ms an inference", "to `naive`, wall clock", "to `naive`, CPU time"],
+        (
+            (f"`{r['strategy']}`", f"{r['ms']:.1f}",
+             *(f"{r[k][0]:.2f} {interval(r[k][1:])}" for k in ("wall", "cpu")))
+            for r in results["rtc"]
+        ),
+    )  # fmt: skip
+
+
 def sparse_arms(results: Mapping[str, Any]) -> str:
     """What stands in for the tokens of a tap, and what that does to success."""
     head = ["in place of the tokens", "variance left", "success", "against bare"]
@@ -760,6 +825,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "attribution_cost": ("bench_attribute", attribution_cost),
     "kinematic_agreement": ("fit_kinematic", kinematic_agreement),
     "realtime": ("realtime", realtime),
+    "soak": ("soak_serve", soak),
     "compiled_cpu": ("bench_jit", compiled_cpu),
     "spread_memory": ("spread_memory", spread_memory),
     "beside_openpi": ("bench_openpi", beside_openpi),
