@@ -9,12 +9,13 @@ Kinds are listed by name here, so that a command line can check them without loa
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mistjax.files import read_json
 
 CAMERAS = ("front", "wrist")
 PICTURES = (
@@ -202,9 +203,10 @@ def read_mixture(source: str | Path) -> Mixture:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in MIXTURES.glob("*.json")))
         raise FileNotFoundError(f"no mixture {source}: give a JSON file, or one of {known}.")
+    document = read_json(path)
     try:
-        return Mixture.from_json(json.loads(path.read_text()))
-    except (ValueError, UnicodeDecodeError) as error:
+        return Mixture.from_json(document)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
