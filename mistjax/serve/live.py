@@ -30,6 +30,7 @@ LOG = logging.getLogger("mistjax.serve")
 SCORES = {"failure score": "", "input score": "input_"}
 """Name of a score -> what the keys of a reply begin with, after `mist/`."""
 _BEHIND = 64  # inferences
+_PATIENCE_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +84,9 @@ class Live:
             self.lost += 1
 
     def close(self) -> None:
-        """Returns when all is shown."""
+        """Returns when all is shown, or after a while where a viewer is not there."""
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(None if self._address is None else _PATIENCE_S)
         if self.lost:
             LOG.warning("%d inferences could not be shown in Rerun", self.lost)
 
