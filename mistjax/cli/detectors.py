@@ -349,7 +349,7 @@ def export_safe(
         raise ValueError(f"{run} has no finished episode: there is nothing to export.")
     first = recorded.trace(recorded.finished[0]["seed"])
     if feature not in first.features:
-        raise ValueError(f"{feature!r} was not recorded in {run}: it has {[*first.features]}.")
+        raise ValueError(f"{feature!r} was not recorded in {run}: it has {sorted(first.features)}.")
     refuse_file(out)
     folder = export_safe(run, out, feature=feature, layout=layout)
     print(
