@@ -307,7 +307,7 @@ def _maps(policy: Policy, answer: Answer) -> list[Block]:
     trace, i, found = answer.moment.trace, answer.moment.inference, answer.attribution
     pictures: list[Block] = []
     for key in policy.spec.cameras.values():
-        seen, name = trace.images[key][i], key.rpartition("/")[2].replace("_", " ")
+        seen, name = trace.images[key][i], input_name(key).rpartition("/")[2].replace("_", " ")
         heat = np.asarray(found.images[input_name(key)][0])
         pictures.append(Picture(plots.heatmap(seen, np.nan_to_num(heat)), title=name))
     tokens = np.asarray(answer.obs.tokenized_prompt[0])
