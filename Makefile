@@ -22,6 +22,8 @@ OPENPI_BIN := $(OPENPI_VENV)/bin
 OPENPI_PYTHON ?= $(firstword $(shell command -v python3.11 python3.12))
 OPENPI_INSTALL := $(OPENPI_BIN)/python -m pip install --quiet --disable-pip-version-check \
 	-c constraints-openpi.txt
+OPENPI_TESTS ?= $(addprefix tests/,hooks models policies detect attribute steer recover \
+	interop/test_openpi.py interop/test_openpi_itself.py test_compilation.py)
 OPENPI_PYTEST := $(OPENPI_BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --timeout 900
 
 .PHONY: demo docs notebooks test test-all test-openvla test-openpi test-lerobot test-lerobot-pi \
@@ -55,8 +57,7 @@ test-serve: $(VENV)/.installed-dev $(CLIENT_VENV)/.installed
 
 # With OPENPI_SRC, a checkout of openpi, also its own models and policies beside ours.
 test-openpi: $(OPENPI_VENV)/.installed
-	$(OPENPI_PYTEST) $(addprefix tests/,hooks models policies detect attribute steer recover) \
-		tests/interop/test_openpi.py tests/interop/test_openpi_itself.py tests/test_compilation.py
+	$(OPENPI_PYTEST) $(OPENPI_TESTS)
 ifdef OPENPI_SRC
 	$(OPENPI_INSTALL) augmax dm-tree einops equinox ml-collections numpydantic tqdm-loggable \
 		torch transformers websockets
