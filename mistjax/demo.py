@@ -25,7 +25,7 @@ def shipped_demo(out: Path, episodes: int = 24, *, retry_errors: bool = False) -
 
     Raises:
         FileNotFoundError: the installation has lost its checkpoints.
-        ValueError: a number of episodes that no plan can have.
+        ValueError: fewer than one episode.
     """
     check_shipped()
     return StudyPlan(

@@ -20,7 +20,7 @@ def compiled(function: F) -> F:
     """`jax.jit` for any arguments: arrays are traced, all else is static and must be hashable.
 
     So a policy that is a pytree passes its weights as arguments, and one that is not is a constant.
-    Inside of another jitted function it adds nothing.
+    Inside another jitted function it does nothing.
     """
 
     @functools.partial(jax.jit, static_argnums=(0, 1))

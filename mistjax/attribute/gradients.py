@@ -2,8 +2,8 @@
 
 Source: Sundararajan et al., arXiv 1703.01365 (integrated gradients); Simonyan et al., arXiv
 1312.6034 (saliency); Shrikumar et al., arXiv 1605.01713 (gradient x input). Cost: a forward and a
-backward pass of the whole inference a step; a forward pass for the baseline, and of integrated
-gradients one for the observation too.
+backward pass of the whole inference per step, a forward pass for the baseline, and with integrated
+gradients another for the observation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NodesAndWeights = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
 
 
 def midpoint(steps: int) -> NodesAndWeights:
-    """The middles of equal parts of [0, 1]."""
+    """The midpoints of equal parts of [0, 1]."""
     return (np.arange(steps) + 0.5) / steps, np.full(steps, 1 / steps)
 
 

@@ -96,7 +96,7 @@ def occlusion(
 ) -> Attribution:
     """Readout minus the readout with one patch, word or state dimension replaced.
 
-    Arguments as for `effects`. Cost: an inference of the batch for each of them (pi0: 848).
+    Arguments as for `effects`. Cost: one inference of the batch per region (pi0: 848).
     """
     unravel, size = each_region(policy, obs, patch)
     masks = jnp.eye(size + 2, size, dtype=jnp.float32).at[size + 1].set(1.0)
@@ -143,10 +143,10 @@ def iss(
 
     Args:
         policy, obs, key, readout, patch, baseline, chunk: as for `effects`.
-        samples: random masks. Cost: as many inferences of the batch.
+        samples: random masks, each one inference of the batch.
         probability: of a region to be replaced.
         seed: of the masks.
-        estimator: `slope`, or `masked_mean` as the paper's (there with 100 samples, probability
+        estimator: `slope`, or the paper's `masked_mean` (there with 100 samples and probability
             0.3).
 
     Raises:
@@ -190,7 +190,7 @@ def nuisance_regions(
     """The share of each patch's pixels that shows none of the relevant ids.
 
     Args:
-        segmentation: an id a pixel, as large as the model's image.
+        segmentation: one id per pixel, at the size of the model's image.
         relevant: ids of what the task is about (objects, gripper).
         patch: pixels (height, width) of one patch.
     """

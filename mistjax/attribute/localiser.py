@@ -56,7 +56,7 @@ class Cause:
 
 def localise(attribution: Attribution, top: int = 3) -> Cause:
     """The cause of each element; `top` regions, words and dimensions of each modality (fewer if
-    there are no more). What is NaN or infinite in the attribution counts as nothing.
+    there are no more). NaN and infinite entries of the attribution count as 0.
 
     Raises:
         ValueError: `top` is below 1.

@@ -184,7 +184,7 @@ def _whole_inputs(policy: Policy, obs: Observation) -> Regions:
 
 
 def chance(policy: Policy, moment: Moment) -> Naming:
-    """A control that knows nothing: evidence is drawn from the moment's key."""
+    """A control without information: evidence is drawn from the moment's key."""
     inputs = inputs_of(moment.obs)
     draw = jax.vmap(lambda key: jax.random.uniform(key, (len(inputs) + 1,)))
     return Naming(draw(moment.key), None, inputs)

@@ -75,7 +75,7 @@ def patch_sweep(
 
     Args:
         policy: the policy.
-        clean: observation of the behaviour that is looked for.
+        clean: observation with the behaviour in question.
         corrupted: the same batch with something changed.
         key: of the sampling noise, the same in every run.
         readout: what is measured.

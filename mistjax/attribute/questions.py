@@ -46,7 +46,7 @@ class Question:
     prompt: str | None = None
 
     def check(self, spec: PolicySpec, methods: Sequence[str], monitored: bool) -> None:
-        """ValueError for what cannot be asked of a policy, with these methods, with or without a
+        """ValueError for a question that these methods cannot answer, with or without a
         detector."""
         known = (SCORE, ACTION, PROMPT, *spec.action_names)
         if self.of not in known:
@@ -122,10 +122,10 @@ class Scored:
 
 
 def scored(monitor: Monitor, trace: Trace) -> Scored:
-    """Runs a detector over an episode that was recorded with its taps, by any policy.
+    """Runs a detector over an episode of any policy that was recorded with the detector's taps.
 
     Raises:
-        ValueError: it was recorded without, or with taps of another size.
+        ValueError: the taps were not recorded, or have another size.
     """
     features = jnp.asarray(monitor.reads.recorded(trace))
     state, states, scores = monitor.initial_state(1).detector, [], []

@@ -65,7 +65,7 @@ def corrupt(
 
     Args:
         policy: the policy.
-        raw: what it saw.
+        raw: what the policy saw.
         key: of the sampling noise.
         what: one of `corruptions`: an input is replaced by its baseline, as is the patch whose
             replacement moves the chunk most; the word without which it moves most is left out.

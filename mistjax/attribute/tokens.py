@@ -130,7 +130,7 @@ def action_attention(
 def token_norm(
     policy: Policy, obs: Observation, key: Array, readout: Readout, *, patch: PatchSize
 ) -> Attribution:
-    """The length of each token's vector after the last layer of the VLM, and of pi0's state token
+    """The norm of each token's vector after the last layer of the VLM, and of pi0's state token
     after the last of the action expert; arguments as for `attention_mass`. Their units differ.
 
     Raises:

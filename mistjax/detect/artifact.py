@@ -291,7 +291,7 @@ def _read(folder: Path | str) -> tuple[dict[str, Any], bytes]:
 
 
 def _of_version_1(document: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The card of an older release, in today's form."""
+    """A card of format 1, in the current format."""
     made_with, notes = document["provenance"], dict(document["notes"])
     taps = {"taps": made_with["tap"].split(" + "), "steps": made_with["pooling"]}
     reads = notes.pop("features", taps)

@@ -19,7 +19,7 @@ Group = Callable[[Trace], str]
 
 
 def by_task(trace: Trace) -> str:
-    """Every task by itself."""
+    """Each task is a group of its own."""
     return trace.task
 
 
@@ -130,7 +130,7 @@ def task_group(trace: Trace, key: str | None) -> str:
     """The value of `key` in a JSON task; the whole task for "task" or None.
 
     Raises:
-        ValueError: the task is no JSON object with that key.
+        ValueError: the task is not a JSON object with that key.
     """
     if key in (None, "task"):
         return trace.task

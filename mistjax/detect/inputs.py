@@ -210,7 +210,7 @@ class Input:
         return (*names, *(("tokens",) if self.pad is not None else ()))
 
     def _vector(self, values: Mapping[str, Any], n: int) -> Float[Array, "b d"]:
-        """Of values with the batch axis in front."""
+        """The vector, from values with a leading batch axis."""
         missing = [name for name in (*self.features, *self.aux) if name not in values]
         if missing:
             raise ValueError(
@@ -295,7 +295,7 @@ class Input:
         """The inverse of `to_json`; also reads `{"taps": ..., "steps": ...}` of older artefacts.
 
         Raises:
-            ValueError: no input.
+            ValueError: not an input in this form.
         """
         if "taps" in data:
             return cls(features=tuple(data["taps"]), pool=OLD_STEPS.get(data["steps"], "mean"))

@@ -50,7 +50,7 @@ class RemedyConfig:
         method: attribution that finds the cause.
 
     Raises:
-        ValueError: a setting that no remedy can have.
+        ValueError: a setting out of range.
     """
 
     strengths: tuple[float, ...] = (1.0,)
@@ -93,8 +93,7 @@ def load_remedy(folder: str | Path) -> RemedyConfig:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: keys that a remedy does not have, keys that are missing, or a setting that no
-            remedy can have; names the file.
+        ValueError: unknown or missing keys, or a setting out of range; names the file.
     """
     path = Path(folder) / _REMEDY
     if not path.exists():

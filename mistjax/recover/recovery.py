@@ -121,7 +121,7 @@ def remember(
 def recovered(
     memory: RepairMemory, residual: Float[Array, "b i"], patience: int, budget: int
 ) -> RepairMemory:
-    """Ends the repairs that have done their work, or all that they may.
+    """Ends the repairs whose sensor agrees again, and those over budget.
 
     Args:
         memory: of this look.

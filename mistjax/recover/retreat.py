@@ -60,7 +60,7 @@ class Retreat(Wrapper):
         """Around a monitored policy.
 
         Raises:
-            ValueError: its actions follow the state, so that they cannot be undone without it.
+            ValueError: its actions are relative to the state, so they cannot be undone without it.
         """
         spec = policy.spec
         if len(spec.action_offset) < spec.action_dim or None in spec.action_offset:

@@ -80,13 +80,13 @@ def load_arms(bare: Policy, config: StudyConfig) -> dict[str, Policy]:
 
 
 def play(bare: Policy, policies: dict[str, Policy], config: StudyConfig) -> dict[str, Run]:
-    """Runs every arm; goes on where it was interrupted.
+    """Runs every arm; resumes where it was interrupted.
 
     Returns:
         arm -> run.
 
     Raises:
-        ValueError: `out` holds runs of something else.
+        ValueError: `out` holds runs of another study.
     """
     runs = {}
     for arm, policy in policies.items():

@@ -29,7 +29,7 @@ def collect(
     seeds: Sequence[int] | None = None,
     **options: Any,
 ) -> Run:
-    """Runs the episodes of a plan and records them; goes on where it stopped.
+    """Runs and records the episodes of a plan; resumes where it stopped.
 
     Args:
         policy: what acts.

@@ -148,7 +148,7 @@ class Recording:
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
-    """What is compiled in: all that is no array."""
+    """What is compiled in: everything but arrays."""
 
     env: FunctionalEnv
     execute_steps: int

@@ -12,7 +12,8 @@ from mistjax.rollouts.store import RunWriter
 
 
 def merge(runs: Sequence[Run], out: Path | str) -> Run:
-    """Copies the episodes of run folders of one configuration into one; goes on where it stopped.
+    """Copies the episodes of several run folders of one configuration into one; resumes where it
+    stopped.
 
     Args:
         runs: folders, as `load_run` opens them; no episode is in two of them.

@@ -41,7 +41,7 @@ def read_mp4(path: Path) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no video, or damaged.
+        ValueError: it is not a video, or damaged.
     """
     import av
     from av.error import FFmpegError

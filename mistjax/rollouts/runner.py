@@ -79,7 +79,7 @@ def run_episodes(
         **options: fields of the plan that are given here, e.g. `num_envs=4`.
 
     Raises:
-        ValueError: repeated seeds, a setting that no plan can have, a perturbation that the
+        ValueError: repeated seeds, a setting out of range, a perturbation that the
             environment does not know, `make_env` cannot be sent to a worker, or `out` holds a run
             of another configuration.
         CrashedError: the first 8 episodes, or all if there are fewer, crashed. They are not stored.

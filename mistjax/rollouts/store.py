@@ -54,7 +54,7 @@ class RunWriter:
 
     @classmethod
     def open(cls, path: str | Path, config: Mapping[str, Json]) -> RunWriter:
-        """Starts a run, or goes on with one of the same configuration; what a writer that died
+        """Starts a run, or resumes one of the same configuration; what a writer that died
         left half done is removed.
 
         Raises:

@@ -42,7 +42,7 @@ class Settings:
             rerun+http://127.0.0.1:9876/proxy, or a folder for .rrd files.
 
     Raises:
-        ValueError: a setting that no server can have; says which and what was expected.
+        ValueError: a setting out of range; says which and what was expected.
     """
 
     host: str = "127.0.0.1"

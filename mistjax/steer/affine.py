@@ -104,8 +104,8 @@ def affine_map(
 
     Raises:
         ValueError: groups of different or no length, or a tap that does not give tokens of the
-            prefix; no observation at a time, a ridge that is no penalty, or activations that fix
-            no map.
+            prefix; a batch below 1, a negative ridge, or activations that do not
+            determine a map.
     """
     if batch < 1 or not 0 <= ridge < np.inf:
         raise ValueError(f"batch={batch}, ridge={ridge}: expected at least 1, and 0 or more.")

@@ -58,7 +58,7 @@ def build_vectors(
         taps: of the run; each gives a vector "success@<site>" from failure to success.
         top: how many of a neuron's top names count.
         layers: where to look for concepts.
-        limit: neurons per concept at most.
+        limit: neurons per concept, at most.
         first: inferences of an episode that count, see `outcome_groups`.
         causes: what to use the vectors for, by their names.
 

@@ -88,7 +88,7 @@ def find_concept(
         words: its words, see `matching_names`.
         layers: where to look; None means all. In pi0 the last layer of the VLM writes nothing that
             the action expert reads.
-        limit: keep the best so many.
+        limit: how many of the best to keep.
 
     Raises:
         ValueError: a word that matches nothing, a layer that does not exist, a limit below 1, or

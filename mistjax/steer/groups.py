@@ -25,7 +25,7 @@ def outcome_groups(run: Run, tap: Tap, *, first: int | None = None) -> tuple[Gro
     Args:
         run: recorded with `tap`.
         tap: a reduced tap.
-        first: use only the first so many inferences of an episode. Failures last longer than
+        first: use only this many inferences from an episode's start. Failures last longer than
             successes, so that means over whole episodes also differ by how late they are.
 
     Raises:
@@ -64,7 +64,7 @@ def observation_group(
         batch: observations at a time.
 
     Raises:
-        ValueError: no observations, or none at a time.
+        ValueError: no observations, or a batch below 1.
     """
     _check_reduced(tap)
     if not len(raw) or batch < 1:

@@ -72,7 +72,7 @@ def decay(strength: float, half_life: float, *, horizon: int = HORIZON) -> Sched
 
 
 def burst(strength: float, inferences: int, *, horizon: int = HORIZON) -> Schedule:
-    """Full strength for so many inferences, then none."""
+    """Full strength for this many inferences, then none."""
     _check_fits("inferences", inferences, horizon - 1)
     return Schedule.of(np.where(np.arange(horizon) < inferences, float(strength), 0.0))
 

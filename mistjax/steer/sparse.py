@@ -88,8 +88,8 @@ def train_coder(
         seed: of weights and order.
 
     Raises:
-        ValueError: numbers below 1, more of a token than features, tokens that are not finite or
-            all the same.
+        ValueError: numbers below 1, `k` above `features`, or tokens that are not finite or all
+            the same.
     """
     if min(features, k, epochs, batch) < 1 or k > features or not learning_rate > 0:
         raise ValueError(
@@ -183,7 +183,7 @@ def unexplained(stand_in: Float[np.ndarray, "n d"], tokens: Float[np.ndarray, "n
 def principal(
     tokens: Float[np.ndarray, "n d"], count: int
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
-    """The tokens' mean, and the projection onto so many of their principal components."""
+    """The tokens' mean, and the projection onto their first principal components."""
     mean = tokens.mean(0)
     _, _, axes = np.linalg.svd(tokens - mean, full_matrices=False)
     return mean, axes[:count].T @ axes[:count]

@@ -14,7 +14,7 @@ from mistjax.ranges import whole
 
 @dataclasses.dataclass(frozen=True)
 class BenchConfig:
-    """One comparison. The same configuration in the same folder goes on where it stopped.
+    """One comparison. The same configuration in the same folder resumes where it stopped.
 
     Attributes:
         runs: run folders of one policy. Without `train` they are divided into training, calibration
@@ -40,7 +40,7 @@ class BenchConfig:
         draws: bootstrap resamples.
 
     Raises:
-        ValueError: a number that none of this can be, or an unknown pooling.
+        ValueError: a number out of range, or an unknown pooling.
     """
 
     runs: tuple[Path, ...]

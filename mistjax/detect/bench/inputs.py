@@ -1,4 +1,4 @@
-"""What each row of the comparison reads, with which options, and why where it cannot run.
+"""What each row of the comparison reads and with which options, or why it cannot run.
 
 An input that was not recorded becomes a sentence that says so: the row stays in the table.
 """
@@ -37,7 +37,7 @@ class Case:
 
     @property
     def method(self) -> Method:
-        """Its record."""
+        """Its entry in the registry."""
         return DETECTORS[self.name]
 
 

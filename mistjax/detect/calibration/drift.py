@@ -24,7 +24,7 @@ from mistjax.stats import Rate
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """What later successes say of a calibration.
+    """What later successes say about a calibration.
 
     Attributes:
         monitor: the test after all of them.

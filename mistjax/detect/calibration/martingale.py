@@ -32,7 +32,7 @@ class ExchangeabilityMonitor:
         peak: largest wealth so far.
 
     Raises:
-        ValueError: `delta` is no chance.
+        ValueError: `delta` is outside (0, 1).
     """
 
     values: Float[np.ndarray, " n"]

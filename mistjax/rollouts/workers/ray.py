@@ -24,7 +24,7 @@ def connect(count: int) -> None:
 
     Raises:
         ImportError: Ray is not installed.
-        ValueError: the cluster has fewer CPUs than workers are wanted; they would wait for ever.
+        ValueError: the cluster has fewer CPUs than workers are wanted; they would wait forever.
     """
     ray = _ray()
     if not ray.is_initialized():

@@ -44,7 +44,7 @@ class RepairConfig:
         budget: inferences of an episode that an input is repaired for, at most.
 
     Raises:
-        ValueError: a setting that no repair can have.
+        ValueError: a setting out of range.
     """
 
     cap: float = 1.0

@@ -40,7 +40,7 @@ def build_imputer(
         **options: see `fit_imputer`.
 
     Returns:
-        how much of each camera's variance stays unexplained in held-out episodes.
+        the share of each camera's variance that stays unexplained in held-out episodes.
 
     Raises:
         FileNotFoundError: no monitor of inputs in `out`.

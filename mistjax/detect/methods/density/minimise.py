@@ -45,7 +45,7 @@ def minimise(
         validation: frames of the same structure that choose the epoch.
 
     Returns:
-        The last or the best parameters, and the mean training loss of each epoch.
+        The last or best parameters, and the mean training loss of each epoch.
     """
     m = jax.tree.leaves(frames)[0].shape[0]
     size = min(batch_size, m)

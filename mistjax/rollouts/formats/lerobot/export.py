@@ -67,10 +67,10 @@ def export_lerobot(
         out: folder to write; appears when complete.
         pictures: write those episodes that were recorded as video, with their pictures; False
             writes all of them without.
-        fps: control rate in Hz; needed without pictures, else that of the videos.
+        fps: control rate in Hz; required without pictures, else the videos' own.
 
     Raises:
-        ValueError: `out` exists, there is nothing to write, or no control rate that can be.
+        ValueError: `out` exists, there is nothing to write, or the control rate is not positive.
     """
     seeds = [row["seed"] for row in run.finished]
     chosen = [seed for seed in seeds if not pictures or run.video(seed) is not None]

@@ -40,7 +40,7 @@ def load(path: Path) -> Any:
         FileNotFoundError: there is no such file.
         PickleRefused: it names a function or class that data does not need, describes more than its
             bytes hold, or is damaged.
-        ValueError: a link, or no regular file.
+        ValueError: a link, or not a regular file.
     """
     with open_file(path) as file:
         start = file.read(256)
