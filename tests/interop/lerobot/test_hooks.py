@@ -174,7 +174,7 @@ def test_other_edits_do_what_they_do_in_jax(policy, obs, plain, kind):
     tap = Tap(f"action.{point}", layers=(0,))
     found = policy.sample(obs, KEY, taps=(tap,), edits=(edit,)).taps[str(tap)][0, 0]
     before = at(plain, "action", point)[0, 0]
-    data = {name: value[0] for name, value in edit.layer_data(3).items()}
+    data = {name: value[0].reshape(1, 1, -1) for name, value in edit.layer_data(3).items()}
     expected = kind.transform(jnp.asarray(before), jnp.ones((*before.shape[:2], 1)), data)
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
