@@ -256,7 +256,9 @@ class LeRobotPolicy(Words, Policy):
             return self._act(obs, noise, taps, where, arrays)
 
         noise = self.noise(key, obs.batch_size)
-        chosen, found = differentiable(run, self._shapes(obs, taps))(leaves(obs), noise, arrays)
+        rows = not taps and not arrays  # theirs have other axes first
+        replayed = differentiable(run, self._shapes(obs, taps), rows=rows)
+        chosen, found = replayed(leaves(obs), noise, arrays)
         return readout(Sample(chosen, found, {}))
 
     def _act(self, obs: Mapping[str, Any], noise: Tensor, taps, where, arrays):

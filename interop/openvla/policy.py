@@ -241,13 +241,15 @@ class OpenVLAPolicy(Words, Policy):
 
         The sample that `readout` gets is recomputed in one pass with the decoded tokens held fixed,
         and its actions are the mean of the action bins under their probabilities: a greedy choice
-        has no gradient. Cost: sampling, and twice a pass over the whole sequence plus its backward.
+        has no gradient. Cost: sampling where there are tokens, and twice a pass over the whole
+        sequence plus its backward.
         """
         taps, where, arrays = pick(tuple(self.layouts), taps, edits)
-        held, held_edits = jax.lax.stop_gradient((obs, tuple(edits)))
-        plain = self.sample(held, key, edits=held_edits)
         batch = obs.batch_size
-        shapes = self._shapes(batch, taps)
+        shapes, chosen_by = self._shapes(batch, taps), {}
+        if self.decoder.report_shapes(batch):
+            held, held_edits = jax.lax.stop_gradient((obs, tuple(edits)))
+            chosen_by = self.sample(held, key, edits=held_edits).aux
 
         def run(obs, arrays, report):
             with self._hooks(taps, where, arrays) as hooks:
@@ -256,7 +258,9 @@ class OpenVLAPolicy(Words, Policy):
                 )
                 return chosen, said, hooks.values()
 
-        chosen, said, found = differentiable(run, shapes)(leaves(obs), arrays, plain.aux)
+        rows = not taps and not arrays  # theirs have other axes first
+        replayed = differentiable(run, shapes, rows=rows)
+        chosen, said, found = replayed(leaves(obs), arrays, chosen_by)
         return readout(Sample(chosen, found, said))
 
     @property

@@ -43,3 +43,25 @@ def test_an_input_that_does_not_matter_has_gradient_zero():
     run = differentiable(lambda x, unused: x * 2, SHAPE)
     grad = jax.grad(lambda u: run(jnp.ones(3), u).sum())(jnp.ones(5))
     np.testing.assert_array_equal(grad, np.zeros(5))
+
+
+def test_rows_that_are_mapped_over_are_one_call():
+    calls = []
+
+    def fn(x, scale):
+        calls.append(len(x))
+        return {"y": x.square() * scale[:, None]}
+
+    shapes = {"y": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
+    apply = differentiable(fn, shapes, rows=True)
+    scale, x = jnp.array([1.0, 2.0]), jnp.arange(30.0).reshape(5, 2, 3)
+
+    def one(x):
+        return apply(x, scale)["y"].sum()
+
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(one)))(x)
+    assert set(calls) == {10}
+    np.testing.assert_allclose(values, (x**2 * scale[None, :, None]).sum((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(slopes, 2 * x * scale[None, :, None], rtol=1e-6)
+    nested = jax.jit(jax.vmap(jax.vmap(one)))(x[None])
+    np.testing.assert_allclose(nested[0], values, rtol=1e-6)

@@ -117,6 +117,9 @@ def test_the_policy_gives_chunks_and_gradients_to_the_state(chunk_policy, raw):
     step = 1e-2 * grad / jnp.linalg.norm(grad)
     difference = score(state + step) - score(state - step)
     np.testing.assert_allclose(2 * jnp.sum(grad * step), difference, rtol=0.05)
+    both = jax.vmap(jax.grad(score))(jnp.stack([state, state + step]))  # one call of the network
+    np.testing.assert_allclose(both[0], grad, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(both[1], jax.grad(score)(state + step), rtol=1e-3, atol=1e-5)
 
 
 def test_published_names_are_those_of_the_head(parts):
