@@ -68,7 +68,8 @@ class Trackers:
                     project=self.wandb, name=name, config=dict(settings), reinit="create_new"
                 )
                 closed.callback(run.finish)
-                logs.append(lambda numbers, step: run.log(dict(numbers), step=step))
+                run.define_metric("*", step_metric="step")  # its own step must never fall
+                logs.append(lambda numbers, step: run.log({**numbers, "step": step}))
             if self.tensorboard is not None:
                 summary = _installed("tensorboard.summary", "tensorboard")
                 writer = summary.Writer(str(self.tensorboard / name))
