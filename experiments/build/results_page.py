@@ -811,6 +811,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "hooks_sequential": ("bench_hooks_sequential", hooks),
     "workers": ("bench_workers", workers),
     "gpu_rollouts": ("bench_gpu", gpu_rollouts),
+    "gpu_rollouts_h100": ("bench_gpu_h100", gpu_rollouts),
     "gpu_models": ("bench_gpu", gpu_models),
     "fault_detectors": ("fault_detectors", fault_detectors),
     "failure_detectors": ("fault_detectors", failure_detectors),

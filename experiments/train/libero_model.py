@@ -34,7 +34,7 @@ LAYOUT_UNIT = 0.1
 PICTURES = ("image", "wrist_image")
 
 
-def libero_config(vocab_size: int, patch: int = 16) -> Pi0Config:
+def libero_config(vocab_size: int, patch: int = 8) -> Pi0Config:
     """0.9 M parameters: two 64 px cameras in patches of 16 px, four layers, chunks of 8 actions."""
     return Pi0Config(
         siglip=SiglipConfig(width=96, depth=2, mlp_dim=256, num_heads=4, patch_size=(patch, patch)),

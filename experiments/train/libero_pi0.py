@@ -1,13 +1,15 @@
 """Trains a tiny pi0 on demonstrations of libero_object's ten tasks, rendered at 64 px.
 
 1. `make libero`
-2. `python -m mistjax.envs.libero.demos --episodes 20 --out data/libero_demos`
+2. `python -m mistjax.envs.libero.demos --episodes 30 --out data/libero_demos`
 3. `python -m experiments.train.libero_pi0 --out checkpoints/libero_pi0`
 4. `python -m experiments.studies.libero_policy`
 
 A demonstration that the whole loop runs on a real benchmark, not a competitor on it: 0.9 M
-parameters, some 160 scripted demonstrations, no pretraining. Interrupt it at will: the same command
-goes on.
+parameters, some 260 scripted demonstrations, no pretraining. Longer trainings than this one, and
+patches of 16 pixels at 8,000 steps, have a higher loss on the episodes held out, which is what
+these settings were chosen by. Minutes on a GPU, hours on a CPU core. Interrupt it at will: the same
+command goes on.
 """
 
 from __future__ import annotations
@@ -44,12 +46,13 @@ class Config(Training):
 
     demos: Path = Path("data/libero_demos")
     out: Path = Path("runs/libero_pi0")
-    steps: int = 1600
-    batch_size: int = 32
+    steps: int = 4000
+    batch_size: int = 64
+    ema: float = 0.998
     flow_samples: int = 4
-    patch: int = 16
-    hold: int = 0
-    checkpoint_every: int = 100
+    patch: int = 8
+    hold: int = 10
+    checkpoint_every: int = 500
     eval_episodes: int = 0  # the simulator is slow: evaluation is a program of its own
 
 
