@@ -391,6 +391,8 @@ COMMANDS = {
             "--suite": PLAN["--suite"],
             "--tasks": ("0", "-1", "0.5"),
             "--compiled": ("maybe",),
+            "--devices": (*POSITIVE, "2"),
+            "--fsdp": (*POSITIVE, "2"),
             "--num-envs": POSITIVE,
             "--videos": WHOLE,
             "--retry-errors": ("maybe",),

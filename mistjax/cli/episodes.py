@@ -310,6 +310,8 @@ def study(
     videos: int = 0,
     retry_errors: bool = False,
     compiled: bool = False,
+    devices: int = 1,
+    fsdp: int = 1,
     track: Track = Trackers(),
 ) -> int:
     """Play a study by name: paired arms under faults, table.json and a page.
@@ -335,6 +337,8 @@ def study(
         videos: of each arm's first episodes.
         retry_errors: run seeds again that crashed in an earlier call.
         compiled: each arm as one compiled program; faster, but the physics are not MuJoCo's.
+        devices: that compiled episodes are spread over.
+        fsdp: neighbouring devices that hold the policy together; a divisor of devices.
     """
     from mistjax.demo import MIST, POLICY
     from mistjax.studies.run import StudyPlan, run_study
@@ -364,6 +368,8 @@ def study(
         videos=videos,
         retry_errors=retry_errors,
         compiled=compiled,
+        devices=devices,
+        fsdp=fsdp,
     )
     with track.open(out.name, {"study": name, "episodes": episodes}) as log:
         found = run_study(plan, log)

@@ -67,7 +67,7 @@ class StudyPlan:
         num_envs: environments in lock-step, the same in all arms; None is 16, and 1 with `suite`.
         videos: of each arm's first episodes.
         retry_errors: run seeds again that crashed in an earlier call.
-        compiled: see `EpisodePlan`; the physics of all arms are then not MuJoCo's.
+        compiled, devices, fsdp: see `EpisodePlan`; the physics of all arms are then not MuJoCo's.
         title: of the page.
 
     Raises:
@@ -93,6 +93,8 @@ class StudyPlan:
     videos: int = 0
     retry_errors: bool = False
     compiled: bool = False
+    devices: int = 1
+    fsdp: int = 1
     title: str = ""
 
     def __post_init__(self) -> None:
@@ -155,6 +157,8 @@ class StudyPlan:
             videos=self.videos,
             retry_errors=self.retry_errors,
             compiled=self.compiled,
+            devices=self.devices,
+            fsdp=self.fsdp,
             **where.plan,
         )
 

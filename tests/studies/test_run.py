@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -45,6 +48,7 @@ def plan(tmp_path, **options):
         ({"first_seed": TUNING - 10}, "overlap"),
         ({"episodes": 0}, "episodes"),
         ({"compiled": True, "videos": 1}, "compiled episodes have none"),
+        ({"devices": 2}, "only compiled episodes are spread over devices"),
         ({"tasks": (0,)}, "no LIBERO suite is named"),
         ({"num_envs": 0}, "num_envs"),
     ],
@@ -74,6 +78,25 @@ def test_a_compiled_study_says_which_physics_made_it(tmp_path):
     assert study["physics"] == "kinematic"
     rows = json.loads((tmp_path / "study" / "table.json").read_text())
     assert [(row["arm"], row["n"]) for row in rows] == [("bare", 4), ("always_state", 4)]
+
+
+@pytest.mark.slow
+def test_a_compiled_study_is_the_same_on_two_devices(tmp_path):
+    words = "study full_mist --compiled --arms bare monitor --conditions mixture".split()
+    sizes = ["--episodes", "8", "--num-envs", "4"]
+    tables = []
+    for devices in ("1", "2"):
+        out = tmp_path / devices
+        rest = [*sizes, "--devices", devices, "--out", str(out)]
+        flags = "--xla_force_host_platform_device_count=2"
+        subprocess.run(
+            [sys.executable, "-m", "mistjax.cli", *words, *rest],
+            env={**os.environ, "XLA_FLAGS": flags},
+            check=True,
+        )
+        rows = json.loads((out / "table.json").read_text())
+        tables.append([(row["arm"], row["n"], row["successes"]) for row in rows])
+    assert tables[0] == tables[1]
 
 
 def test_remedies_are_tuned_on_starts_of_a_suite_that_the_study_does_not_play(tmp_path):
