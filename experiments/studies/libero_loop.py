@@ -74,9 +74,9 @@ class Config:
     results: Path = Path("experiments/results/libero_loop.json")
     suite: str = "libero_object"
     tasks: tuple[int, ...] = ()
-    fitting: int = 3
-    calibration: int = 2
-    episodes: int = 2
+    fitting: int = 10
+    calibration: int = 10
+    episodes: int = 3
     arms: tuple[str, ...] = ("bare", "monitor", "mist", "random_input", "oracle")
     alpha: float = 0.1
     detector: str = "linear_probe"
