@@ -223,6 +223,31 @@ def libero(results: Mapping[str, Any]) -> str:
     return markdown(["task", *map(changed, parts)], [*rows, ("all", *map(rate, sums))])
 
 
+def libero_detectors(results: Mapping[str, Any]) -> str:
+    """Of failures in nominal episodes."""
+    head = ["detector", "AUC to the shortest episode", "of one task, mean"]
+    head += ["false alarms", "failures with an alarm", "early enough"]
+
+    def area(found: Mapping[str, Any]) -> str:
+        return f"{found['value']:.2f} {interval(found['bootstrap95'])}"
+
+    def row(name: str, found: Mapping[str, Any]) -> tuple:
+        areas = area(found["auc"]), area(found["auc_task_mean"])
+        rates = ("false_alarms", "detected", "detected_by_earliest_stop")
+        return name, *areas, *(rate(found[key]) for key in rates)
+
+    found = results["nominal"]["detection"]["detectors"]
+    return markdown(head, (row(name, part) for name, part in found.items()))
+
+
+def libero_named(results: Mapping[str, Any]) -> str:
+    """What the monitor named, by what was unsound."""
+    found = results["named"]["mixture"]
+    said = sorted({name for counts in found.values() for name in counts})
+    rows = ((truth, *(counts.get(name) for name in said)) for truth, counts in found.items())
+    return markdown(["unsound", *(f"named: {name}" for name in said)], rows)
+
+
 def rate(found: Mapping[str, Any]) -> str:
     return str(Rate(found["k"], found["n"]))
 
@@ -806,6 +831,9 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "better_than_safe": ("better_than_safe", better_than_safe),
     "board_detectors": ("board_detector", board_detectors),
     "libero": ("libero_policy", libero),
+    "libero_detectors": ("libero_policy", libero_detectors),
+    "libero_loop": ("libero_loop", study_part("study")),
+    "libero_named": ("libero_loop", libero_named),
     "detector_cost": ("bench_detect", detector_cost),
     "hooks": ("bench_hooks", hooks),
     "hooks_sequential": ("bench_hooks_sequential", hooks),

@@ -5,8 +5,8 @@
     python -m experiments.studies.libero_policy --recorded $R/fitting $R/calibration
 
 1. Clean episodes of the policy are recorded once, from fixed starts of each task: some to fit the
-   monitors and the imputer to, others to calibrate both thresholds. The second command makes the
-   policy's nominal success of them.
+   monitors to, others to calibrate both thresholds, and some of the first again, with every image
+   token, to fit the imputer to. The second command makes the policy's nominal success of them.
 2. A monitor of the inputs with an imputer, and a monitor of failures, as `fit-inputs`,
    `fit-imputer`, `train-detector` and `calibrate` make them.
 3. The study `full_mist` on starts that neither saw, under the board's mixture of faults without
@@ -24,6 +24,7 @@ import dataclasses
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,14 @@ from mistjax.detect.novelty.reading import FIELDS, Reads
 from mistjax.detect.training import train_detector
 from mistjax.envs.faults.splits import mixtures
 from mistjax.files import atomic
+from mistjax.hooks.sites import Tap
 from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
 from mistjax.policies.resampled import Resampled
 from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import Run
-from mistjax.steer.remedies.build import build_imputer
+from mistjax.steer.remedies.build import TAP, build_imputer
 from mistjax.studies.run import StudyPlan, run_study
 
 FITS = "fits.json"
@@ -61,6 +63,7 @@ class Config:
         results: where the numbers are kept.
         suite, tasks: what is played; no tasks are all of the suite.
         fitting, calibration: clean episodes of each task.
+        tokens: of each task, with what fits the imputer: every image token, which is much to keep.
         episodes: of each task, arm and condition of the study.
         arms: see `StudyPlan`.
         alpha: bound on the chance of any alarm in a clean episode, or in a success; on average over
@@ -76,6 +79,7 @@ class Config:
     tasks: tuple[int, ...] = ()
     fitting: int = 10
     calibration: int = 10
+    tokens: int = 5
     episodes: int = 3
     arms: tuple[str, ...] = ("bare", "monitor", "mist", "random_input", "oracle")
     alpha: float = 0.1
@@ -83,7 +87,9 @@ class Config:
     steps: int = 2000
 
 
-def record(config: Config, policy: Policy, name: str, first: int, episodes: int) -> Run:
+def record(
+    config: Config, policy: Policy, name: str, first: int, episodes: int, taps: Sequence[Tap] = ()
+) -> Run:
     """Clean episodes, as `mistjax collect --inputs` records them."""
     return collect(
         Reads(Resampled(policy, samples=1)),
@@ -92,12 +98,14 @@ def record(config: Config, policy: Policy, name: str, first: int, episodes: int)
             suite=config.suite, tasks=config.tasks, first_seed=first, episodes=episodes, num_envs=1
         ),
         env_options=policy.preset.env_options,
-        taps=DEFAULT_TAPS,
+        taps=(*DEFAULT_TAPS, *taps),
         aux=FIELDS,
     )
 
 
-def fit(config: Config, policy: Policy, fitting: Run, calibration: Run) -> dict[str, Any]:
+def fit(
+    config: Config, policy: Policy, fitting: Run, calibration: Run, tokens: Run
+) -> dict[str, Any]:
     """Both monitors and the imputer; what was said of them, kept beside them."""
     folder = config.out / "mist"
     said = folder / FITS
@@ -108,9 +116,9 @@ def fit(config: Config, policy: Policy, fitting: Run, calibration: Run) -> dict[
     inputs = build_inputs(
         policy, [fitting], [calibration], folder, alpha=config.alpha, confidence=None
     )
-    unexplained = build_imputer(policy, [fitting], folder, steps=config.steps)
+    unexplained = build_imputer(policy, [tokens], folder, steps=config.steps)
     found = {
-        "episodes": [len(fitting.finished), len(calibration.finished)],
+        "episodes": [len(run.finished) for run in (fitting, calibration, tokens)],
         "inputs": inputs.threshold.describe().replace("successful", "clean"),
         "unexplained": {s.camera: {"imputed": s.imputed, "held": s.held} for s in unexplained},
         "failures": failures.describe(),
@@ -126,7 +134,8 @@ def main(config: Config) -> dict[str, Any]:
     policy = load_policy(config.policy)
     fitting = record(config, policy, "fitting", 0, config.fitting)
     calibration = record(config, policy, "calibration", config.fitting, config.calibration)
-    fits = fit(config, policy, fitting, calibration)
+    tokens = record(config, policy, "tokens", 0, config.tokens, [TAP])
+    fits = fit(config, policy, fitting, calibration, tokens)
     first, faults = config.fitting + config.calibration, config.out / "mixture.json"
     mixture = dataclasses.replace(mixtures()["board"], sensor_noise=False)
     with atomic(faults) as temporary:
