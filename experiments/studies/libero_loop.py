@@ -67,7 +67,8 @@ class Config:
         episodes: of each task, arm and condition of the study.
         arms: see `StudyPlan`.
         alpha: bound on the chance of any alarm in a clean episode, or in a success; on average over
-            calibrations, since the same bound for 95% of them takes more episodes.
+            calibrations, since the same bound for 95% of them takes more episodes. More than the
+            share of clean episodes that fail: their pictures are as unusual as an unsound camera's.
         detector: of failures.
         steps: of the imputer's training.
     """
@@ -82,7 +83,7 @@ class Config:
     tokens: int = 5
     episodes: int = 3
     arms: tuple[str, ...] = ("bare", "monitor", "mist", "random_input", "oracle")
-    alpha: float = 0.1
+    alpha: float = 0.2
     detector: str = "linear_probe"
     steps: int = 2000
 

@@ -176,8 +176,10 @@ def _auc(metric: Callable[[np.ndarray], float], n: int) -> dict[str, Any]:
 
 
 def _task_mean(score: np.ndarray, failed: np.ndarray, task: np.ndarray) -> float:
-    """The mean of the tasks' AUCs, to which knowing that one task is harder adds nothing."""
-    return float(np.mean([roc_auc(score[task == k], failed[task == k]) for k in np.unique(task)]))
+    """The mean AUC of the tasks with both outcomes, to which knowing that one task is harder adds
+    nothing."""
+    areas = [roc_auc(score[task == k], failed[task == k]) for k in np.unique(task)]
+    return float(np.nanmean(areas))
 
 
 def _rate(rate: Rate) -> dict[str, Any]:

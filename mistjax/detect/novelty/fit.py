@@ -1,7 +1,8 @@
 """An `InputMonitor` from clean episodes: fitted to some, calibrated on others.
 
-The fitting episodes are divided once more: the last 30% say how large each score is on episodes
-that it was not fitted to, so that scores of different inputs can be compared.
+The fitting episodes are divided once more: 30%, spread evenly over all so that each task of a suite
+is in both parts, say how large each score is on episodes that it was not fitted to, so that scores
+of different inputs can be compared.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ def fit_inputs(policy: Any, episodes: Recorded, *, seed: int = 0, **odometer: An
     if count < 10:
         raise ValueError(f"{count} clean episodes: fit to at least ten, better to some hundred.")
     episodes = _unpadded(episodes)
-    first = episodes[: int(0.7 * count)]
+    held = held_out(count)
+    first = episodes[~held]
     readings, episode = first.looks()
     commands = np.asarray(first.commands)[np.asarray(first.mask)]
     again = np.flatnonzero(episode[1:] == episode[:-1]) + 1
@@ -152,7 +154,13 @@ def fit_inputs(policy: Any, episodes: Recorded, *, seed: int = 0, **odometer: An
         tokens=flat.shape[2],
         words=readings.prompt.shape[1],
     )
-    return _scaled(monitor, episodes[int(0.7 * count) :])
+    return _scaled(monitor, episodes[held])
+
+
+def held_out(count: int) -> Bool[np.ndarray, " n"]:
+    """Which 30% of so many episodes size the scores."""
+    at = np.arange(count)
+    return (3 * (at + 1)) // 10 > (3 * at) // 10
 
 
 def _unpadded(episodes: Recorded) -> Recorded:
