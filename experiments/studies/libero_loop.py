@@ -78,8 +78,8 @@ class Config:
     results: Path = Path("experiments/results/libero_loop.json")
     suite: str = "libero_object"
     tasks: tuple[int, ...] = ()
-    fitting: int = 10
-    calibration: int = 10
+    fitting: int = 5
+    calibration: int = 5
     tokens: int = 5
     episodes: int = 3
     arms: tuple[str, ...] = ("bare", "monitor", "mist", "random_input", "oracle")
