@@ -82,8 +82,8 @@ def test_a_compiled_study_says_which_physics_made_it(tmp_path):
 
 @pytest.mark.slow
 def test_a_compiled_study_is_the_same_on_two_devices(tmp_path):
-    words = "study full_mist --compiled --arms bare monitor --conditions mixture".split()
-    sizes = ["--episodes", "8", "--num-envs", "4"]
+    words = ["study", "full_mist", "--compiled", "--arms", "bare", "monitor"]
+    sizes = ["--conditions", "mixture", "--episodes", "8", "--num-envs", "4"]
     tables = []
     for devices in ("1", "2"):
         out = tmp_path / devices

@@ -172,8 +172,8 @@ def main() -> int:
         return 1
     print(
         f"LIBERO assets: {folder}\n"
-        "Next: mistjax doctor libero gl, then mistjax eval POLICY --suite libero_object --out RUN; in "
-        "a clone, checkpoints/libero_pi0 is such a policy."
+        "Next: mistjax doctor libero gl, then mistjax eval POLICY --suite libero_object --out RUN\n"
+        "In a clone, checkpoints/libero_pi0 is such a policy."
     )
     return 0
 
