@@ -63,13 +63,20 @@ def unsound(runs: Mapping[str, Run]) -> list[Section]:
 
 
 def said(run: Run) -> str:
-    """One line for the terminal: how many alarms, and the first one's sentence."""
+    """One line for the terminal: how many alarms, the first one's sentence, and whether it is the
+    monitor that does not fit.
+    """
     rows = [row for row in run.finished if row["named_step"] is not None]
     line = f"something is unsound in {Rate(len(rows), len(run.finished))}"
     for row in rows[:1]:
         trace = run.trace(row["seed"])
         if (words := alarm_sentence(trace, run.config.get("inputs", ()))) is not None:
             line += f"; seed {trace.seed}, step {row['named_step']}: {words}"
+    if len(rows) > 1 and all(row["named_step"] == 0 for row in run.finished):
+        line += (
+            " Every episode alarms at its first look: these are not the conditions that the "
+            "monitor was calibrated under, sensor noise (--sensor-noise True) among them."
+        )
     return line
 
 

@@ -79,6 +79,12 @@ def test_the_sentence_names_the_input_the_evidence_and_the_place(run):
     assert sentences[1].endswith("“zzz” in place of “<black>”.")
     assert "by 2.5 standard deviations" in sentences[2]
     assert "3/3" in said(run) and str(sentences[0]) in said(run)
+    assert "Every episode" not in said(run)
+
+
+def test_a_monitor_of_other_conditions_is_told_apart(run):
+    rows = tuple({**row, "named_step": 0} for row in run.rows)
+    assert "--sensor-noise True" in said(dataclasses.replace(run, rows=rows))
 
 
 def test_the_section_counts_who_was_named_rightly(run):
