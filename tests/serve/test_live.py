@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.report.test_rerun import columns, one
-
 rr = pytest.importorskip("rerun")
+from tests.report.test_rerun import columns, one  # noqa: E402 (it needs Rerun, too)
 
 
 def played(client, look):
