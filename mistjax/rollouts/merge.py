@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,14 +27,12 @@ def merge(runs: Sequence[Run], out: Path | str) -> Run:
     """
     if not runs:
         raise ValueError("no runs are given: expected the folders of at least one.")
-    seeds = [seed for run in runs for seed in run.seeds]
-    if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-        raise ValueError(f"seed {twice[0]} is in two of the runs: expected each episode once.")
+    times = collections.Counter(seed for run in runs for seed in run.seeds)
+    if twice := [seed for seed, n in times.items() if n > 1]:
+        raise ValueError(f"seed {min(twice)} is in two of the runs: expected each episode once.")
     for run in runs:
         with RunWriter.open(out, run.config) as writer:
-            for seed in run.seeds:
-                if seed in writer.seeds:
-                    continue
+            for seed in sorted(set(run.seeds) - writer.seeds):
                 trace = run.trace(seed)
                 if (video := run.video(seed)) is not None:
                     videos = Path(out) / "videos"
