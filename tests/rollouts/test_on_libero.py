@@ -8,20 +8,13 @@ import pytest
 
 from mistjax.cli import main
 from mistjax.demo import SHIPPED
-from mistjax.envs.libero.installation import find_assets
 from mistjax.models.config import IMAGE_KEYS, TINY
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies import PRESETS, random_policy
 from mistjax.rollouts import load_run, run_episodes
 from mistjax.rollouts.collect import make_env
 from mistjax.rollouts.plan import LIBERO_ENV, EpisodePlan, suite_seeds
-
-try:
-    find_assets()
-except (ImportError, FileNotFoundError):
-    FOUND = False
-else:
-    FOUND = True
+from tests.libero_found import FOUND
 
 pytestmark = pytest.mark.skipif(not FOUND, reason="needs LIBERO and its assets")
 

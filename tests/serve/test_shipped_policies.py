@@ -7,7 +7,6 @@ import pytest
 
 from mistjax.demo import SHIPPED
 from mistjax.envs.faults.make import make_faulty
-from mistjax.envs.libero.installation import find_assets
 from mistjax.models.transforms import flatten
 from mistjax.policies import load_policy
 from mistjax.rollouts.plan import LIBERO_ENV, EpisodePlan
@@ -17,13 +16,7 @@ from mistjax.serve.promises import infer
 from mistjax.serve.server import serving
 from mistjax.serve.service import Service
 from mistjax.serve.settings import Settings
-
-try:
-    find_assets()
-except (ImportError, FileNotFoundError):
-    FOUND = False
-else:
-    FOUND = True
+from tests.libero_found import FOUND
 
 pytestmark = pytest.mark.slow
 SLOW = {"max_batch": 1, "deadline_ms": 60_000.0, "watchdog_ms": 90_000.0}

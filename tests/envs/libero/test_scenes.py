@@ -13,15 +13,9 @@ from gymnasium.utils.env_checker import check_env
 import mistjax.envs  # noqa: F401 (registers the environments)
 from mistjax.envs.libero.env import IMAGE_KEYS, PROMPT_KEY, STATE_KEY, LiberoEnv
 from mistjax.envs.libero.expert import Expert
-from mistjax.envs.libero.installation import find_assets, package
+from mistjax.envs.libero.installation import package
 from mistjax.envs.libero.suites import SUITES, suite
-
-try:
-    find_assets()
-except (ImportError, FileNotFoundError):
-    FOUND = False
-else:
-    FOUND = True
+from tests.libero_found import FOUND
 
 pytestmark = [
     pytest.mark.slow,
