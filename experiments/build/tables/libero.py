@@ -1,0 +1,59 @@
+"""The LIBERO policy, its detectors and what its monitor named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.build.tables.cells import Tables, estimate, markdown, rate
+
+
+def libero(results: Mapping[str, Any]) -> str:
+    """Success of the shipped policy, by task and over all, in each condition that was played."""
+
+    def changed(part: Mapping[str, Any]) -> str:
+        changes = (f"{name} {value}" for name, value in part["perturbation"].items())
+        return ", ".join(changes) or "nominal"
+
+    parts = [results[name] for name in ("nominal", "perturbed") if name in results]
+    rows = [
+        (task.replace("_", " "), *(rate(part["success"][task]) for part in parts))
+        for task in parts[0]["success"]
+    ]
+    sums = [
+        {key: sum(found[key] for found in part["success"].values()) for key in ("k", "n")}
+        for part in parts
+    ]
+    return markdown(["task", *map(changed, parts)], [*rows, ("all", *map(rate, sums))])
+
+
+def libero_detectors(results: Mapping[str, Any]) -> str:
+    """Of failures in nominal episodes."""
+    head = ["detector", "AUC to the shortest episode", "of one task, mean"]
+    head += ["false alarms", "failures with an alarm", "early enough"]
+
+    def area(found: Mapping[str, Any]) -> str:
+        return estimate([found["value"], *found["bootstrap95"]])
+
+    def row(name: str, found: Mapping[str, Any]) -> tuple:
+        areas = area(found["auc"]), area(found["auc_task_mean"])
+        rates = ("false_alarms", "detected", "detected_by_earliest_stop")
+        return name, *areas, *(rate(found[key]) for key in rates)
+
+    found = results["nominal"]["detection"]["detectors"]
+    return markdown(head, (row(name, part) for name, part in found.items()))
+
+
+def libero_named(results: Mapping[str, Any]) -> str:
+    """What the monitor named, by what was unsound."""
+    found = results["named"]["mixture"]
+    said = sorted({name for counts in found.values() for name in counts})
+    rows = ((truth, *(counts.get(name) for name in said)) for truth, counts in found.items())
+    return markdown(["unsound", *(f"named: {name}" for name in said)], rows)
+
+
+TABLES: Tables = {
+    "libero": ("libero_policy", libero),
+    "libero_detectors": ("libero_policy", libero_detectors),
+    "libero_named": ("libero_loop", libero_named),
+}
