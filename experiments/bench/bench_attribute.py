@@ -34,6 +34,7 @@ import tyro
 from jaxtyping import Array, Float
 
 from experiments.bench.turns import ratio, take_turns
+from experiments.record import write_results
 from mistjax.attribute.attribution import evaluate
 from mistjax.attribute.batching import compiled
 from mistjax.attribute.inputs import Baseline, Inputs, each_region, replaced
@@ -248,8 +249,7 @@ def main(config: Config) -> Mapping[str, Any]:
         "cores": os.cpu_count(),
         "rows": kept + [row for name in config.policies for row in time_policy(config, name)],
     }
-    if config.results is not None:
-        config.results.write_text(json.dumps(record, indent=1) + "\n")
+    write_results(config.results, record)
     return record
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import tyro
 
+from experiments.record import write_results
 from mistjax.envs.board.functional import FunctionalBoard
 from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
@@ -95,7 +96,7 @@ def main(config: Config) -> None:
         "backend": jax.default_backend(),
         "rows": rows,
     }
-    config.results.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(config.results, results)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ import tyro
 
 from experiments.bench import safe_torch
 from experiments.bench.detect_floor import floor
+from experiments.record import write_results
 
 # case -> epochs, original's result file
 CASES: dict[str, tuple[int, str]] = {
@@ -199,7 +200,7 @@ def main(config: Config) -> dict[str, Any]:
             "by_seed": measured,
         }
         print(json.dumps({k: v for k, v in found[case].items() if k != "by_seed"}, indent=1))
-        config.out.write_text(json.dumps(found, indent=1) + "\n")
+        write_results(config.out, found)
     return found
 
 

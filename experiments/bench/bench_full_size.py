@@ -27,7 +27,6 @@ import functools
 import json
 import os
 import platform
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +39,7 @@ import tyro
 
 from experiments.bench import openpi_sizes
 from experiments.bench.turns import Ratio, ratio, take_turns
+from experiments.record import command, write_results
 from mistjax.attribute.readouts import FailureScore
 from mistjax.attribute.registry import attribute
 from mistjax.detect.calibration.conformal import Threshold
@@ -331,7 +331,7 @@ def main(config: Config) -> dict[str, Any]:
     """Times every part that the results file lacks; prints and writes after each."""
     device = jax.devices()[0]
     record: dict[str, Any] = {
-        "command": f"python -m experiments.bench.bench_full_size {' '.join(sys.argv[1:])}".strip(),
+        "command": command("experiments.bench.bench_full_size"),
         "machine": f"{device.device_kind} ({device.platform}), jax {jax.__version__}, "
         f"{os.cpu_count()} cores, Python {platform.python_version()}",
         "config": {name: str(value) for name, value in dataclasses.asdict(config).items()},
@@ -360,8 +360,7 @@ def main(config: Config) -> dict[str, Any]:
                 "x {:.3f} [{:.3f}, {:.3f}]".format(*row.ratio),
                 flush=True,
             )
-        if config.results is not None:
-            config.results.write_text(json.dumps(record, indent=1) + "\n")
+        write_results(config.results, record)
     return record
 
 

@@ -39,6 +39,7 @@ import tyro
 
 from experiments.bench import bench_full_size
 from experiments.bench.kernels import count_kernels
+from experiments.record import command, write_results
 from mistjax.envs.board.functional import Drawn, FunctionalBoard
 from mistjax.policies import BOARD, PiPolicy
 from mistjax.recover.artifact import load_mist, load_monitor
@@ -247,7 +248,7 @@ def main(config: Config) -> dict[str, Any]:
         f"Python {platform.python_version()}"
     )
     record: dict[str, Any] = {
-        "command": f"python -m experiments.bench.bench_gpu {' '.join(sys.argv[1:])}".strip(),
+        "command": command("experiments.bench.bench_gpu"),
         "machine": machine,
         "config": {name: str(value) for name, value in dataclasses.asdict(config).items()},
         "parts": {},
@@ -280,9 +281,7 @@ def main(config: Config) -> dict[str, Any]:
         result = dataclasses.asdict(result) if isinstance(result, Rollouts) else result
         record["parts"][name] = result
         print(f"{time.perf_counter() - begun:6.1f} s  {name}: {json.dumps(result)}", flush=True)
-        if config.results is not None:
-            config.results.parent.mkdir(parents=True, exist_ok=True)
-            config.results.write_text(json.dumps(record, indent=1) + "\n")
+        write_results(config.results, record)
 
     kinds = [("rollouts", n) for n in config.sizes]
     kinds += [(kind, config.mist_size) for kind in ("monitored", "mist") if config.mist_size]

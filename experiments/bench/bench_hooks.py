@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +32,7 @@ import numpy as np
 import tyro
 
 from experiments.bench.turns import Ratio, ratio, take_turns
+from experiments.record import command, write_results
 from experiments.train.board_fast_model import fast_config
 from experiments.train.board_model import board_config
 from mistjax.hooks import POINTS, Add, Hooks, Tap
@@ -145,14 +144,13 @@ def main(config: Config) -> list[Row]:
     print(f"{config}\non {machine}")
     rows = [row for name in config.models for row in time_arms(config, name)]
     _print(rows)
-    if config.results is not None:
-        record = {
-            "command": f"python -m experiments.bench.bench_hooks {' '.join(sys.argv[1:])}",
-            "config": {k: str(v) for k, v in dataclasses.asdict(config).items()},
-            "machine": machine,
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
-        config.results.write_text(json.dumps(record, indent=1) + "\n")
+    record = {
+        "command": command("experiments.bench.bench_hooks"),
+        "config": {k: str(v) for k, v in dataclasses.asdict(config).items()},
+        "machine": machine,
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    write_results(config.results, record)
     return rows
 
 

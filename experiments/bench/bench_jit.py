@@ -24,6 +24,7 @@ import jax.monitoring
 import jax.numpy as jnp
 import tyro
 
+from experiments.record import write_results
 from mistjax.envs.board.functional import FunctionalBoard
 from mistjax.policies.load import load_policy
 from mistjax.policies.wrapper import traceable
@@ -185,10 +186,8 @@ def main(config: Config) -> None:
         "devices": jax.device_count(),
         "turns": {name: [dataclasses.asdict(t) for t in turns] for name, turns in found.items()},
     }
-    shown = json.dumps(report, indent=2)
-    print(shown)
-    if config.json is not None:
-        config.json.write_text(shown + "\n")
+    print(json.dumps(report, indent=1))
+    write_results(config.json, report)
 
 
 if __name__ == "__main__":

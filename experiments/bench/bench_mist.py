@@ -14,9 +14,7 @@ random order; CPU time is the ratio that a busy machine disturbs least.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import numpy as np
 import tyro
 
 from experiments.bench.turns import ratio, take_turns
+from experiments.record import command, write_results
 from mistjax.compilation import enable_cache
 from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.detect.novelty.fit import Recorded, fit_inputs
@@ -205,14 +204,13 @@ def main(config: Config) -> list[dict[str, Any]]:
                 rows.append(row)
                 shown = f"x {cpu[0]:.3f} [{cpu[1]:.3f}, {cpu[2]:.3f}] CPU"
                 print(f"{width:4d} {batch:2d} {arm:46s} {shown}", flush=True)
-    if config.results is not None:
-        record = {
-            "command": f"python -m experiments.bench.bench_mist {' '.join(sys.argv[1:])}",
-            "load": os.getloadavg()[0],
-            "device": str(jax.devices()[0]),
-            "rows": rows,
-        }
-        config.results.write_text(json.dumps(record, indent=1) + "\n")
+    record = {
+        "command": command("experiments.bench.bench_mist"),
+        "load": os.getloadavg()[0],
+        "device": str(jax.devices()[0]),
+        "rows": rows,
+    }
+    write_results(config.results, record)
     return rows
 
 

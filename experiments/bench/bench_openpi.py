@@ -18,10 +18,8 @@ disturb far less.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +32,7 @@ import tyro
 from experiments.bench import openpi_sizes
 from experiments.bench.bench_full_size import make_policy, one_edit, random_observation
 from experiments.bench.turns import Ratio, ratio, take_turns
+from experiments.record import command, write_results
 from mistjax.hooks import Tap
 from mistjax.models import pi0
 from mistjax.models.config import IMAGE_KEYS, PI0, GemmaConfig, Pi0Config, SiglipConfig
@@ -147,13 +146,12 @@ def main(config: Config) -> dict[str, Any]:
             )
     shapes = jax.eval_shape(lambda: pi0.init(SMALL, KEY))
     record = {
-        "command": f"python -m experiments.bench.bench_openpi {' '.join(sys.argv[1:])}".strip(),
+        "command": command("experiments.bench.bench_openpi"),
         "machine": machine,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
         "rows": [dataclasses.asdict(row) for row in rows],
     }
-    if config.results is not None:
-        config.results.write_text(json.dumps(record, indent=1) + "\n")
+    write_results(config.results, record)
     return record
 
 

@@ -37,6 +37,7 @@ import tyro
 
 from experiments.bench.clients import ask
 from experiments.bench.turns import ratio, take_turns
+from experiments.record import command, write_results
 from mistjax.compilation import enable_cache
 from mistjax.demo import MIST, POLICY
 from mistjax.policies.load import load_policy
@@ -238,7 +239,7 @@ def main(config: Config) -> dict[str, Any]:
         )
     most = max(config.clients)
     results = {
-        "command": f"python -m experiments.bench.bench_serve {' '.join(sys.argv[1:])}".strip(),
+        "command": command("experiments.bench.bench_serve"),
         "load": os.getloadavg()[0],
         "cpus": os.cpu_count(),
         "rows": sorted(rows, key=lambda row: (row["clients"], row["p50_ms"])),
@@ -252,8 +253,7 @@ def main(config: Config) -> dict[str, Any]:
         "rtc": rtc_cost(config, rng),
     }
     print(json.dumps(results, indent=1))
-    if config.results is not None:
-        config.results.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(config.results, results)
     return results
 
 

@@ -13,10 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import os
-import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -24,6 +21,7 @@ import jax
 import numpy as np
 import tyro
 
+from experiments.record import command, write_results
 from mistjax.rollouts.collect import make_env
 from mistjax.rollouts.plan import BOARD_ENV
 from mistjax.rollouts.workers.pool import EnvPool
@@ -86,15 +84,13 @@ def main(config: Config) -> list[Row]:
             f"{row.workers} workers {row.steps_per_second:8.1f} steps/s   x {row.ratio:.2f}  "
             f"({row.low:.2f} to {row.high:.2f})"
         )
-    if config.results is not None:
-        command = ["python", "-m", "experiments.bench.bench_workers", *sys.argv[1:]]
-        record = {
-            "command": shlex.join(command),
-            "config": dataclasses.asdict(config) | {"results": str(config.results)},
-            "machine": machine,
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
-        config.results.write_text(json.dumps(record, indent=1) + "\n")
+    record = {
+        "command": command("experiments.bench.bench_workers"),
+        "config": dataclasses.asdict(config) | {"results": str(config.results)},
+        "machine": machine,
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    write_results(config.results, record)
     return rows
 
 

@@ -33,6 +33,7 @@ import tyro
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
+from experiments.record import command, write_results
 from mistjax.compilation import enable_cache
 from mistjax.demo import MIST, POLICY
 from mistjax.policies.load import load_policy
@@ -254,7 +255,7 @@ def main(config: Config) -> dict[str, Any]:
         alive = process.poll() is None
     p50, p99 = 1e3 * np.percentile(seen.seconds, (50, 99))
     results = {
-        "command": f"python -m experiments.bench.soak_serve {' '.join(sys.argv[1:])}".strip(),
+        "command": command("experiments.bench.soak_serve"),
         "load": os.getloadavg()[0],
         "cpus": os.cpu_count(),
         "seconds": config.seconds,
@@ -269,8 +270,7 @@ def main(config: Config) -> dict[str, Any]:
         "growth_mb": fifth(seen.memory, 4) - fifth(seen.memory, 1),
     }
     print(json.dumps(results, indent=1))
-    if config.results is not None:
-        config.results.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(config.results, results)
     return results
 
 

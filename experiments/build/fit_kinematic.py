@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import jax
 import numpy as np
 import tyro
 
+from experiments.record import write_results
 from mistjax.compilation import enable_cache
 from mistjax.envs.board.env import BoardEnv
 from mistjax.envs.board.expert import expert_action
@@ -172,7 +172,7 @@ def main(config: Config) -> None:
         if config.results is not None:
             played = ("policy", "episodes", "expert", "first_seed")
             report = {"config": {k: getattr(config, k) for k in played}, "rows": rows}
-            config.results.write_text(json.dumps(report, indent=2) + "\n")
+            write_results(config.results, report)
 
     add("expert", "kinematic", expert(config))
     plan = EpisodePlan(config.episodes, config.first_seed)

@@ -11,7 +11,6 @@ of adding up what parts of matrices make of the prefix, twice a layer; XLA choos
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import jax
 import tyro
 
+from experiments.record import write_results
 from mistjax.models import pi0
 from mistjax.models.config import Pi0Config
 from mistjax.rollouts.compiled import FSDP, cut
@@ -78,7 +78,7 @@ def main(config: Config) -> None:
         "environments_a_device": config.environments,
         "rows": rows(config),
     }
-    config.results.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(config.results, results)
 
 
 if __name__ == "__main__":

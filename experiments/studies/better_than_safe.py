@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
+from experiments.record import write_results
 from mistjax.compilation import enable_cache
 from mistjax.detect import fit_detector, score_episodes, split_tasks
 from mistjax.detect.methods.safe.losses import LossConfig
@@ -101,7 +102,7 @@ def read(out: Path) -> dict[str, Any]:
 
 def write(out: Path, part: str, value: Any) -> None:
     """Replaces one part of the results."""
-    out.write_text(json.dumps({**read(out), part: value}, indent=1) + "\n")
+    write_results(out, {**read(out), part: value})
 
 
 def main(config: Config) -> dict[str, Any]:

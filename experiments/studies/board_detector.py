@@ -31,6 +31,7 @@ from jaxtyping import Float
 
 from experiments.build.board_mist import speed_word
 from experiments.build.detection_runs import CONDITIONS
+from experiments.record import write_results
 from mistjax.compilation import enable_cache
 from mistjax.detect import Episodes, fit_detector, score_episodes
 from mistjax.detect.from_runs import episodes_from_runs
@@ -147,8 +148,7 @@ def main(config: Config) -> dict[str, Any]:
             seen = dataclasses.replace(seen, task_id=seen.task_id * len(training) + appearance)
         detectors[name] = _score(seen, held, case)
         print(name, detectors[name], flush=True)
-        config.out.write_text(json.dumps(result, indent=1) + "\n")
-    config.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_results(config.out, result)
     return result
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import tyro
 from safetensors.numpy import load_file, save_file
 
+from experiments.record import write_results
 from experiments.studies.cross.attribution import Maps, agreement, blur_maps, stone_overlap
 from experiments.studies.cross.figure import draw
 from experiments.studies.cross.overhead import overhead_row
@@ -146,8 +147,7 @@ def main(config: Config) -> dict[str, Any]:
         "agreement": [pair for pair in kept.get("agreement", ()) if not {*pair["pair"]} & {*found}]
         + pairs,
     }
-    config.results.parent.mkdir(parents=True, exist_ok=True)
-    config.results.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(config.results, results)
     draw(results, config.figure)
     print(as_table(results))
     return results

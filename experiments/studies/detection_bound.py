@@ -29,6 +29,7 @@ from scipy import optimize, special
 
 from experiments.build.board_mist import speed_word
 from experiments.build.detection_runs import CONDITIONS
+from experiments.record import write_results
 from mistjax.compilation import enable_cache
 from mistjax.demo import SHIPPED
 from mistjax.detect.metrics import roc_auc
@@ -177,7 +178,7 @@ def main(config: Config) -> dict:
     )
     failed = np.array([not t.success for t in traces])
     result = table(failed, branches, stop)
-    config.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(config.out, result)
     return result
 
 

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from experiments.record import write_results
 from mistjax.attribute.inputs import Baseline, Inputs, patch_sums
 from mistjax.attribute.readouts import ActionContrast, ActionKept, Readout
 from mistjax.attribute.registry import attribute
@@ -106,7 +107,7 @@ def main(config: Config) -> dict[str, Any]:
             "rows": measured(policy, moments, config.draws),
         }
         result["policies"][name] = found
-        config.results.write_text(json.dumps(result, indent=1) + "\n")
+        write_results(config.results, result)
         print(name, json.dumps(found, indent=1), flush=True)
     return result
 

@@ -18,12 +18,12 @@ command goes on.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from experiments.record import write_results
 from mistjax.compilation import enable_cache
 from mistjax.demo import MIST, POLICY, SHIPPED
 from mistjax.studies.registry import STUDIES
@@ -170,8 +170,7 @@ def main(config: Config) -> dict[str, Any]:
             for where, counts in part.losses.items()
         },
     }
-    config.results.parent.mkdir(parents=True, exist_ok=True)
-    config.results.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(config.results, results)
     return results
 
 

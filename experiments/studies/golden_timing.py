@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments.record import write_results
 from experiments.studies.better_than_safe import GOLDEN, fixed
 from experiments.studies.events import Scored, detection
 from mistjax.compilation import enable_cache
@@ -97,7 +98,7 @@ def main(config: Config) -> dict[str, Any]:
                 episodes = words if case in TOKENS else hidden
                 found[str(seed)] = measure(case, episodes, data["onset"], seed)
         results["command"] = "python -m experiments.studies.golden_timing --data FOLDER"
-        config.out.write_text(json.dumps(results, indent=1) + "\n")
+        write_results(config.out, results)
         areas = [row["auc_by_earliest_stop"] for row in found.values()]
         print(case, f"{np.mean(areas):.3f} ± {np.std(areas, ddof=1):.3f}", flush=True)
     return results

@@ -11,13 +11,13 @@ each arm against bare, and of mist against random. Interrupt it at will: the sam
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import tempfile
 from pathlib import Path
 
 import tyro
 
+from experiments.record import write_results
 from mistjax.compilation import enable_cache
 from mistjax.demo import shipped_study
 from mistjax.report.study import run_study
@@ -74,8 +74,7 @@ def main(config: Config) -> list[dict[str, str]]:
         "table": rows,
         "control": control,
     }
-    config.results.parent.mkdir(parents=True, exist_ok=True)
-    config.results.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(config.results, result)
     return rows
 
 

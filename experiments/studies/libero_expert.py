@@ -15,6 +15,7 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
+from experiments.record import write_results
 from mistjax.envs.libero.env import LiberoEnv
 from mistjax.envs.libero.expert import Expert
 from mistjax.stats import Rate
@@ -77,7 +78,7 @@ def write(config: Config, steps: dict[str, list[int | None]]) -> None:
     table = {task: {"k": r.k, "n": r.n, "wilson95": r.interval} for task, r in rates.items()}
     config.out.parent.mkdir(parents=True, exist_ok=True)
     content = {"config": settings, "success": table, "steps": steps}
-    config.out.write_text(json.dumps(content, indent=1) + "\n")
+    write_results(config.out, content)
 
 
 def main(config: Config) -> None:

@@ -22,14 +22,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from experiments.record import command, write_results
 from mistjax.compilation import enable_cache
 from mistjax.demo import SHIPPED
 from mistjax.detect.artifact import read_card
@@ -125,8 +124,7 @@ def fit(
         "failures": failures.describe(),
         "detector": read_card(folder),
     }
-    with atomic(said) as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + "\n")
+    write_results(said, found)
     return found
 
 
@@ -157,7 +155,7 @@ def main(config: Config) -> dict[str, Any]:
         )
     )
     results = {
-        "command": shlex.join(["python", "-m", "experiments.studies.libero_loop", *sys.argv[1:]]),
+        "command": command("experiments.studies.libero_loop"),
         "policy_fingerprint": policy.spec.fingerprint,
         "first_start": first,
         "fits": fits,
@@ -165,8 +163,7 @@ def main(config: Config) -> dict[str, Any]:
         "losses": found.losses,
         "named": named(found.outcomes),
     }
-    with atomic(config.results) as temporary:
-        temporary.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(config.results, results)
     return results
 
 

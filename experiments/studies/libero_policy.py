@@ -20,8 +20,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Float
 
+from experiments.record import command, write_results
 from mistjax.compilation import enable_cache
 from mistjax.detect.calibration.conformal import calibrate
 from mistjax.detect.data import Episodes
@@ -207,14 +206,12 @@ def main(config: Config) -> dict[str, Any]:
     runs = {"nominal": nominal}
     if config.drawn:
         runs["perturbed"] = [record(config, "perturbed", config.perturbation, config.drawn)]
-    command = shlex.join(["python", "-m", "experiments.studies.libero_policy", *sys.argv[1:]])
     result = {
-        "command": command,
+        "command": command("experiments.studies.libero_policy"),
         "policy_fingerprint": nominal[0].config["policy_fingerprint"],
         **{name: condition(config, played) for name, played in runs.items()},
     }
-    config.results.parent.mkdir(parents=True, exist_ok=True)
-    config.results.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(config.results, result)
     return result
 
 

@@ -26,6 +26,7 @@ import numpy as np
 import tyro
 from scipy import stats
 
+from experiments.record import write_results
 from experiments.studies.fidelity import Seen, board_moments
 from mistjax.attribute.interventional import nuisance_mass_ratio, nuisance_regions
 from mistjax.attribute.readouts import ActionKept
@@ -104,7 +105,7 @@ def write(rows: Sequence[dict[str, Any]], path: Path) -> dict[str, Any]:
         ],
         "conditions": list(rows),
     }
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(path, result)
     return result
 
 

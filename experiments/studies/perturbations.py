@@ -18,6 +18,7 @@ from typing import Any
 
 import tyro
 
+from experiments.record import write_results
 from mistjax.compilation import enable_cache
 from mistjax.envs.board.perturbations import PERTURBATIONS
 from mistjax.policies.load import load_policy
@@ -85,7 +86,7 @@ def main(config: Config) -> dict[str, Any]:
             "clean": [clean.k, clean.n],
             "rows": rows,
         }
-        config.results.write_text(json.dumps(result, indent=1) + "\n")
+        write_results(config.results, result)
     return result
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments.record import write_results
 from experiments.studies.events import Scored, together
 from experiments.studies.faults.detectors import Config as Recorded
 from experiments.studies.faults.detectors import Recordings
@@ -111,7 +112,7 @@ def main(config: Config) -> dict[str, Any]:
         where = "200 clean episodes without sensor noise"
         former = [of_failures("formerly shipped", where, threshold)]
     results = {"command": "python -m experiments.studies.quiet", "rows": [*former, *rows]}
-    config.out.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(config.out, results)
     return results
 
 

@@ -33,10 +33,10 @@ import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from experiments.record import write_results
 from mistjax.compilation import enable_cache
 from mistjax.demo import MIST, POLICY
 from mistjax.detect.novelty.artifact import load_inputs
-from mistjax.files import atomic
 from mistjax.policies.load import load_policy
 from mistjax.realtime.delayed import Delayed
 from mistjax.realtime.strategies import NAMES
@@ -172,8 +172,7 @@ def main(config: Config) -> dict[str, Any]:
             "cells": cells,
             "p": p,
         }
-        with atomic(config.results) as file:
-            file.write_text(json.dumps(results, indent=1) + "\n")
+        write_results(config.results, results)
         draw(results, config.figure)
     return results
 

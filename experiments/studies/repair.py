@@ -15,7 +15,6 @@ means repairs little. Interrupt it at will: the same command goes on.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import numpy as np
 import tyro
 
 from experiments.build.board_mist import VISION_TAP, appearance_directions
+from experiments.record import write_results
 from mistjax.compilation import enable_cache
 from mistjax.envs.board.expert import expert_observations
 from mistjax.hooks import Tap
@@ -175,8 +175,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         "policy": policy.spec.fingerprint,
         "rows": table,
     }
-    config.results.parent.mkdir(parents=True, exist_ok=True)
-    config.results.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(config.results, result)
     print(format_table([{k: str(v) for k, v in row.items()} for row in table]))
     return table
 

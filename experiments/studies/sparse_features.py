@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments.record import write_results
 from mistjax.compilation import enable_cache
 from mistjax.demo import POLICY
 from mistjax.detect.metrics import roc_auc
@@ -102,7 +103,7 @@ def main(config: Config) -> dict[str, Any]:
         "arms": rows,
         **told(found, run, tested, tap),
     }
-    config.results.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(config.results, result)
     print(json.dumps(result, indent=1))
     return result
 

@@ -18,7 +18,6 @@ Bonferroni), and a few values of 2 to 3 are not.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ import tyro
 from tqdm import tqdm
 
 import mistjax.envs  # noqa: F401 (registers the environments)
+from experiments.record import write_results
 from mistjax.compilation import enable_cache
 from mistjax.envs.board.expert import recovery_action
 from mistjax.envs.board.instructions import COLOURS, Task, instruct
@@ -233,8 +233,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         "policy": policy.spec.fingerprint,
         "rows": rows,
     }
-    config.results.parent.mkdir(parents=True, exist_ok=True)
-    config.results.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(config.results, result)
     print(as_table(rows))
     return rows
 

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from experiments.record import write_results
 from mistjax.attribute.namers import (
     NAMERS,
     NONE,
@@ -361,7 +362,7 @@ def main(config: Config) -> dict[str, Any]:
         "table": table(kept, watched.spec.inputs),
         "within": within(kept),
     }
-    config.out.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(config.out, results)
     return results
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments.record import write_results
 from experiments.studies.events import Scored, detection
 from mistjax.compilation import enable_cache
 from mistjax.detect.novelty.artifact import load_inputs
@@ -174,7 +174,7 @@ def main(config: Config) -> dict[str, Any]:
         },
         "naming": named,
     }
-    config.out.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(config.out, results)
     return results
 
 
