@@ -3,7 +3,7 @@
 from mistjax.hooks.adapters import Point, ScannedStack, Stream
 from mistjax.hooks.edits import Add, Affine, Edit, Patch, ProjectOut, Scale, SetNeurons, Sparse
 from mistjax.hooks.hooks import Hooks
-from mistjax.hooks.interceptor import Tokens, hooked_apply, tap_shapes
+from mistjax.hooks.interceptor import Tokens, hooked_apply
 from mistjax.hooks.sites import POINTS, STACKS, Tap, TokenLayout
 
 __all__ = [
@@ -25,5 +25,4 @@ __all__ = [
     "TokenLayout",
     "Tokens",
     "hooked_apply",
-    "tap_shapes",
 ]

@@ -304,8 +304,3 @@ def _insert(tree: Mapping[str, Any], path: tuple[str, ...], leaf: Any) -> dict[s
     if head not in tree:
         raise ValueError(f"the parameters have no {head!r} (there are {sorted(tree)}).")
     return {**tree, head: _insert(tree[head], tuple(rest), leaf)}
-
-
-def tap_shapes(sample: Callable[..., Any], *args, taps: Sequence[Tap]) -> dict[str, Any]:
-    """What `sample(*args, taps=taps).taps` would hold, as shapes and dtypes, without running it."""
-    return jax.eval_shape(lambda *a: sample(*a, taps=tuple(taps)).taps, *args)

@@ -203,35 +203,6 @@ def latency_histogram(milliseconds: Mapping[str, Float[np.ndarray, " n"]]) -> Fi
     return figure
 
 
-def dose_response(
-    strengths: Sequence[float],
-    rates: Mapping[str, Sequence[Rate]],
-    y: str = "success",
-) -> Figure:
-    """A rate against a steering strength, one line an arm, each with its 95% band."""
-    figure, axes = new_axes(6.4, 3.2)
-    x = np.asarray(strengths, float)
-    for (name, arm), color in zip(rates.items(), _arm_colors(len(rates) + 1)[1:], strict=True):
-        low, high = np.array([rate.interval for rate in arm]).T
-        counts = sorted({rate.n for rate in arm})
-        shown = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
-        axes.plot(
-            x,
-            [rate.value for rate in arm],
-            "o-",
-            color=color,
-            linewidth=1.8,
-            markersize=4.5,
-            label=f"{name} (n = {shown} a point)",
-        )
-    axes.set_ylim(-0.02, 1.02)
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    label(axes, "steering strength", y)
-    legend(axes, ncols=2)
-    return figure
-
-
 def effect_lines(
     doses: Float[np.ndarray, " n"],
     effects: Mapping[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n 2"]]],

@@ -11,7 +11,7 @@ from mistjax.steer.effects import (
 )
 from mistjax.steer.groups import observation_group, outcome_groups
 from mistjax.steer.policy import SteeredPolicy, load_steered
-from mistjax.steer.schedules import Schedule, burst, constant, decay, ramp
+from mistjax.steer.schedules import Schedule, constant
 from mistjax.steer.table import CauseTable, cause_table
 from mistjax.steer.value_vectors import TopNames, top_names, value_vectors
 from mistjax.steer.vectors import (
@@ -21,7 +21,6 @@ from mistjax.steer.vectors import (
     concept_vector,
     difference_of_means,
     overwrite_concept,
-    principal_difference,
 )
 
 __all__ = [
@@ -39,14 +38,12 @@ __all__ = [
     "TopNames",
     "affine_map",
     "build_vectors",
-    "burst",
     "cause_table",
     "concept_table",
     "concept_vector",
     "constant",
     "control_neurons",
     "control_responses",
-    "decay",
     "difference_of_means",
     "dose_response",
     "find_concept",
@@ -55,8 +52,6 @@ __all__ = [
     "observation_group",
     "outcome_groups",
     "overwrite_concept",
-    "principal_difference",
-    "ramp",
     "save_steering",
     "top_names",
     "value_vectors",

@@ -49,36 +49,6 @@ class Schedule:
         return jnp.where(since >= 0, held, 0.0)
 
 
-def constant(strength: float, *, horizon: int = HORIZON) -> Schedule:
+def constant(strength: float) -> Schedule:
     """The same strength from the alarm on."""
-    _check_fits("horizon", horizon, horizon)
-    return Schedule.of(np.full(horizon, float(strength)))
-
-
-def ramp(strength: float, over: int, *, horizon: int = HORIZON) -> Schedule:
-    """Rises linearly and reaches the strength at the `over`-th inference, then holds."""
-    _check_fits("over", over, horizon)
-    return Schedule.of(strength * np.minimum((np.arange(horizon) + 1) / over, 1.0))
-
-
-def decay(strength: float, half_life: float, *, horizon: int = HORIZON) -> Schedule:
-    """Halves every `half_life` inferences, and is 0 from the horizon on."""
-    if not half_life > 0:
-        raise ValueError(f"half_life is {half_life}: expected inferences, more than 0.")
-    _check_fits("horizon", horizon, horizon)
-    curve = strength * 0.5 ** (np.arange(horizon) / half_life)
-    curve[-1] = 0.0
-    return Schedule.of(curve)
-
-
-def burst(strength: float, inferences: int, *, horizon: int = HORIZON) -> Schedule:
-    """Full strength for this many inferences, then none."""
-    _check_fits("inferences", inferences, horizon - 1)
-    return Schedule.of(np.where(np.arange(horizon) < inferences, float(strength), 0.0))
-
-
-def _check_fits(name: str, count: int, most: int) -> None:
-    if not 1 <= count <= most:
-        raise ValueError(
-            f"{name} is {count}: expected 1 to {max(most, 1)}, or pass a larger horizon."
-        )
+    return Schedule.of(np.full(HORIZON, float(strength)))

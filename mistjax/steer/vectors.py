@@ -239,33 +239,6 @@ def difference_of_means(
     return _at_tap("difference_of_means", vector, tap, spec, details)
 
 
-def principal_difference(
-    towards: Towards, away: Away, tap: Tap, spec: PolicySpec, **details: Any
-) -> SteeringVector:
-    """First principal direction of paired differences (not centred), per layer.
-
-    Its sign agrees with the mean difference; its scale is the root mean square of the differences
-    along it. Arguments as `difference_of_means`; row i of both groups is a pair.
-
-    Raises:
-        ValueError: groups that do not fit the tap, do not pair up, or do not differ.
-    """
-    _check_groups(towards, away, tap, spec)
-    if len(towards) != len(away):
-        raise ValueError(
-            f"{len(towards)} and {len(away)} examples are no pairs: use difference_of_means for "
-            "groups, or give each example its counterpart."
-        )
-    towards, away = (jnp.asarray(group, jnp.float32) for group in (towards, away))
-    difference = jnp.swapaxes(towards - away, 0, 1)
-    _, size, axes = jnp.linalg.svd(difference, full_matrices=False)
-    first = axes[:, 0]
-    sign = jnp.sign(jnp.sum(first * jnp.mean(difference, axis=1), axis=-1))
-    length = sign * size[:, 0] / len(towards) ** 0.5
-    details |= {"pairs": len(towards)}
-    return _at_tap("principal_difference", first * length[:, None], tap, spec, details)
-
-
 def _check_groups(towards, away, tap: Tap, spec: PolicySpec) -> None:
     layers = len(resolve_layers(tap.layers, spec.stacks[tap.stack].depth))
     width = spec.stacks[tap.stack].width

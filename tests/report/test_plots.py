@@ -56,23 +56,13 @@ def test_the_last_arm_has_the_same_colour_in_every_figure():
     arms = ("bare", "middle", "ours")
     bars = plots.success_bars({name: Rate(1, 2) for name in arms}).axes[0].patches
     times = plots.latency_histogram({name: np.arange(5.0) for name in arms}).axes[0].lines
-    doses = plots.dose_response([0, 1], {name: [Rate(1, 2)] * 2 for name in arms[1:]}).axes[0].lines
     last = matplotlib.colors.to_rgb(bars[-1].get_facecolor()[:3])
     assert matplotlib.colors.to_rgb(times[-1].get_color()) == last
-    assert matplotlib.colors.to_rgb(doses[-1].get_color()) == last
 
 
 def test_latency_is_given_as_a_median_with_n():
     figure = plots.latency_histogram({"bare": np.array([1.0, 2.0, 9.0])})
     assert texts(figure) == ["bare: median 2.0 ms (n = 3)"]
-
-
-def test_a_dose_response_has_a_band_of_intervals():
-    rates = [Rate(1, 10), Rate(6, 10)]
-    axes = plots.dose_response([0, 1], {"ours": rates}).axes[0]
-    band = axes.collections[0].get_paths()[0].vertices[:, 1]
-    for rate in rates:
-        assert np.isclose(band[:, None], rate.interval).any(0).all()
 
 
 def test_the_heatmap_brightens_what_counts_and_keeps_patches_sharp():

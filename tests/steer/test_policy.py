@@ -10,7 +10,7 @@ from mistjax.hooks import Add
 from mistjax.policies.load import load_policy
 from mistjax.rollouts.collect import collect
 from mistjax.rollouts.run import load_run
-from mistjax.steer import SteeredPolicy, burst
+from mistjax.steer import Schedule, SteeredPolicy
 from mistjax.steer import policy as module
 
 
@@ -38,7 +38,7 @@ def test_it_is_the_bare_policy_before_the_onset_and_the_edited_one_after(policy,
 
 
 def test_rows_of_different_age_stay_apart_and_a_schedule_ends(policy, steered, obs, key):
-    short = steered.replace(schedule=burst(1.0, 2))
+    short = steered.replace(schedule=Schedule.of([1.0, 1.0, 0.0]))
     ages = jnp.arange(obs.batch_size)
     edited = short.sample(obs, key, state=ages).aux["edited"]
     np.testing.assert_array_equal(edited, (ages >= 2) & (ages < 4))

@@ -305,11 +305,3 @@ def excess(
     scores = np.asarray(scores, np.float64)
     above = scores - np.asarray(threshold.at(jnp.arange(scores.shape[1])), np.float64)
     return np.where(np.asarray(mask, bool), above, -np.inf).max(1)
-
-
-def any_alarm(
-    threshold: Threshold, scores: Shaped[Any, "n t"], mask: Shaped[Any, "n t"]
-) -> Bool[np.ndarray, " n"]:
-    """Whether each episode raises an alarm at any valid step."""
-    alarms = threshold.alarms(jnp.asarray(scores), jnp.asarray(mask))
-    return np.asarray(alarms.any(1))
