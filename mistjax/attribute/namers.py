@@ -30,6 +30,7 @@ from mistjax.detect.novelty.monitor import InputEvidence, InputMemory, InputMoni
 from mistjax.detect.novelty.reading import TOKENS, read
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy
+from mistjax.policies.wrapper import erase_state
 
 NONE = "none"
 
@@ -95,7 +96,7 @@ def novelty(monitor: InputMonitor) -> Namer:
         if memory is None:
             memory = monitor.initial_state(moment.obs.batch_size)
         sample = policy.sample(moment.obs, moment.key, taps=(TOKENS,))
-        seen = read(moment.obs, sample.taps[str(TOKENS)])
+        seen = read(erase_state(policy, moment.obs), sample.taps[str(TOKENS)])
         _, found = _look(monitor, memory, seen)
         return naming_of(monitor, found)
 

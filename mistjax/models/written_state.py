@@ -86,27 +86,44 @@ class StateWriter:
         state: Float[Array, "b s"],
     ) -> tuple[Int[Array, "b l"], Bool[Array, "b l"]]:
         """Token ids and validity of whole prompts: of `prefixes`, then the normalised state."""
-        edges = jnp.linspace(-1, 1, STATE_BINS + 1)[:-1]
-        at = jnp.searchsorted(edges, state, side="right")  # 0 is the bin -1
         number, last = jnp.asarray(self.number), jnp.asarray(self.last)
-        number_length, last_length = jnp.asarray(self.number_length), jnp.asarray(self.last_length)
+        at = _bins(state)
 
-        def one(ids, mask, at):
-            lengths = jnp.append(number_length[at[:-1]], last_length[at[-1]])
+        def one(ids, mask, at, lengths):
             starts = mask.sum() + jnp.append(0, jnp.cumsum(lengths)[:-1])
-            parts = [(number[b], number_length[b]) for b in at[:-1]]
-            for start, (part, length) in zip(
-                starts, [*parts, (last[at[-1]], last_length[at[-1]])], strict=True
-            ):
+            parts = [*(number[b] for b in at[:-1]), last[at[-1]]]
+            for start, part, length in zip(starts, parts, lengths, strict=True):
                 places = jnp.arange(part.shape[0])
                 there = jnp.where(places < length, start + places, ids.shape[0])
                 ids = ids.at[there].set(part, mode="drop")
             return ids, jnp.arange(ids.shape[0]) < mask.sum() + lengths.sum()
 
-        return jax.vmap(one)(*prefix, at)
+        return jax.vmap(one)(*prefix, at, self._lengths(at))
+
+    def erase(
+        self,
+        prompt: tuple[Int[Array, "b l"], Bool[Array, "b l"]],
+        state: Float[Array, "b s"],
+    ) -> tuple[Int[Array, "b l"], Bool[Array, "b l"]]:
+        """The inverse of `write`: the prefixes of prompts that hold this state."""
+        tokens, mask = prompt
+        length = mask.sum(1) - self._lengths(_bins(state)).sum(1)
+        kept = jnp.arange(tokens.shape[1])[None] < length[:, None]
+        return jnp.where(kept, tokens, PAD), kept
+
+    def _lengths(self, at: Int[Array, "b s"]) -> Int[Array, "b s"]:
+        """Tokens of each number."""
+        number, last = jnp.asarray(self.number_length), jnp.asarray(self.last_length)
+        return jnp.concatenate([number[at[:, :-1]], last[at[:, -1:]]], axis=1)
 
 
 _TASK = "Task: x, State:"
+
+
+def _bins(state: Float[Array, "b s"]) -> Int[Array, "b s"]:
+    """Places in the tables; 0 is the bin -1."""
+    edges = jnp.linspace(-1, 1, STATE_BINS + 1)[:-1]
+    return jnp.searchsorted(edges, state, side="right")
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

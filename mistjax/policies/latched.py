@@ -20,10 +20,8 @@ from jaxtyping import Array, Bool, Int
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
-from mistjax.policies.fast import FastPolicy
-from mistjax.policies.pi import PiPolicy
 from mistjax.policies.protocol import Policy, Sample
-from mistjax.policies.wrapper import Wrapper
+from mistjax.policies.wrapper import Wrapper, erase_state, with_words
 
 
 @flax.struct.dataclass
@@ -41,7 +39,7 @@ class LatchedPrompt(Wrapper):
     """See the module.
 
     Attributes:
-        policy: what acts; its prompt holds words only.
+        policy: what acts. Of a prompt that holds the state too, the words are kept.
         length: tokens of a prompt, padding included.
     """
 
@@ -50,16 +48,14 @@ class LatchedPrompt(Wrapper):
 
     @classmethod
     def around(cls, policy: Policy, bare: Policy) -> Policy:
-        """The policy with its prompt kept; as it is, where its prompt holds the state too (pi0.5,
-        pi0-FAST) and so changes all the time.
+        """The policy with its prompt kept.
 
         Args:
             policy: what acts, monitored or not.
             bare: what it is made of.
         """
-        if not isinstance(bare, PiPolicy) or isinstance(bare, FastPolicy) or bare.config.pi05:
-            return policy
-        return cls(policy, bare.config.max_token_len)
+        start, stop = bare.spec.stacks["vlm"].layout.select("text")
+        return cls(policy, stop - start)
 
     def initial_state(self, batch: int) -> LatchedState:
         return self._fresh(self.policy.initial_state(batch), batch)
@@ -84,10 +80,16 @@ class LatchedPrompt(Wrapper):
     ) -> Sample:
         """See `Policy.sample`; `state` is `initial_state` or the last sample's."""
         state = self.initial_state(obs.batch_size) if isinstance(state, tuple) else state
-        kept = state.begun[:, None]
-        tokens = jnp.where(kept, state.tokens, obs.tokenized_prompt)
-        valid = jnp.where(kept, state.valid, obs.tokenized_prompt_mask)
-        obs = dataclasses.replace(obs, tokenized_prompt=tokens, tokenized_prompt_mask=valid)
+        now, kept = erase_state(self.policy, obs), state.begun[:, None]
+        tokens = jnp.where(kept, state.tokens, now.tokenized_prompt)
+        valid = jnp.where(kept, state.valid, now.tokenized_prompt_mask)
+        held = dataclasses.replace(now, tokenized_prompt=tokens, tokenized_prompt_mask=valid)
+        if now is not obs:
+            other = jnp.any(
+                (tokens != now.tokenized_prompt) | (valid != now.tokenized_prompt_mask), 1
+            )
+            held = with_words(self.policy, obs, held, other)
+        obs = held
         sample = self.policy.sample(
             obs, key, state=state.policy, edits=edits, taps=taps, prefix=prefix
         )

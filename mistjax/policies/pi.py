@@ -302,6 +302,24 @@ class PiPolicy(Policy):
             words = writer.write(words, jnp.asarray(state))
         return Observation(images, masks, self._padded(state), *words)
 
+    def erase_state(self, obs: Observation) -> Observation:
+        """See `StatePromptPolicy`; a prompt without the state is left as it is."""
+        if (writer := self._writer) is None:
+            return obs
+        return self._worded(obs, writer.erase)
+
+    def write_state(self, obs: Observation) -> Observation:
+        """See `StatePromptPolicy`; a prompt without the state is left as it is."""
+        if (writer := self._writer) is None:
+            return obs
+        return self._worded(obs, writer.write)
+
+    def _worded(self, obs: Observation, change: Callable[..., Any]) -> Observation:
+        words = jnp.asarray(obs.tokenized_prompt), jnp.asarray(obs.tokenized_prompt_mask)
+        state = jnp.asarray(obs.state, jnp.float32)[:, : self.preset.state_dim]
+        tokens, mask = change(words, state)
+        return dataclasses.replace(obs, tokenized_prompt=tokens, tokenized_prompt_mask=mask)
+
     def _padded(self, state: Any) -> Any:
         """The state as the model takes it."""
         return pad_to(state, self.config.action_dim)

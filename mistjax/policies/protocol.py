@@ -227,6 +227,20 @@ class TraceablePolicy(Protocol):
 
 
 @runtime_checkable
+class StatePromptPolicy(Protocol):
+    """What a policy can do whose prompt may hold the robot's state beside the words; see
+    `wrapper.erase_state`."""
+
+    def erase_state(self, obs: Observation) -> Observation:
+        """The same observation with the words of the prompt alone."""
+        ...
+
+    def write_state(self, obs: Observation) -> Observation:
+        """The inverse: with `obs.state` written behind the words."""
+        ...
+
+
+@runtime_checkable
 class SeeingPolicy(Protocol):
     """What a policy can do whose vision tower runs apart from the rest; see `wrapper.seeing`."""
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from mistjax.batches import choose
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.config import Pi0Config
@@ -21,6 +22,7 @@ from mistjax.policies.protocol import (
     RawObs,
     Sample,
     SeeingPolicy,
+    StatePromptPolicy,
     TraceablePolicy,
 )
 
@@ -206,6 +208,35 @@ def seeing(policy: Policy) -> SeeingPolicy:
         f"{type(policy).__name__} cannot repair its inputs: its vision tower does not run apart "
         "from the rest. It can watch them; see `mistjax.policies.SeeingPolicy`."
     )
+
+
+def erase_state(policy: Policy, obs: Observation) -> Observation:
+    """An observation of a policy with the words of its prompt alone; as it is, where the prompt
+    holds nothing else.
+    """
+    policy = innermost(policy)
+    return policy.erase_state(obs) if isinstance(policy, StatePromptPolicy) else obs
+
+
+def write_state(policy: Policy, obs: Observation) -> Observation:
+    """The inverse of `erase_state`."""
+    policy = innermost(policy)
+    return policy.write_state(obs) if isinstance(policy, StatePromptPolicy) else obs
+
+
+def with_words(
+    policy: Policy, obs: Observation, changed: Observation, where: Bool[Array, " b"]
+) -> Observation:
+    """`changed`, whose prompt holds words alone (`erase_state`), as the policy reads it: with its
+    state written behind the words of the elements `where`, and the prompt of `obs` in the others.
+    """
+    new = write_state(policy, changed)
+    tokens, mask = choose(
+        where,
+        (new.tokenized_prompt, new.tokenized_prompt_mask),
+        (obs.tokenized_prompt, obs.tokenized_prompt_mask),
+    )
+    return dataclasses.replace(changed, tokenized_prompt=tokens, tokenized_prompt_mask=mask)
 
 
 def traceable(policy: Policy) -> TraceablePolicy:

@@ -32,7 +32,7 @@ from mistjax.hooks.sites import Tap
 from mistjax.models.draws import categorical, normal, row_keys
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import PolicySpec, Sample
-from mistjax.policies.wrapper import seeing
+from mistjax.policies.wrapper import erase_state, seeing, with_words
 from mistjax.recover.decision import DECISIONS, Decision, begins
 from mistjax.recover.fusion import FusionLimits, fuse
 from mistjax.recover.mist import MistPolicy
@@ -121,14 +121,18 @@ def _sample(mist: Repaired, obs, key, state: RepairedState, edits, taps) -> Samp
     edits = tuple(edit for edit in edits if edit.stack != "vision")
     obs, seen = seeing(mist.policy).embed_images(obs, edits=before, taps=eyes)
     looks = state.inputs.looks
-    sight = Seen(obs, jnp.where((looks > 0)[:, None, None], state.inputs.command, 0.0))
+    words = erase_state(mist.policy, obs)
+    sight = Seen(words, jnp.where((looks > 0)[:, None, None], state.inputs.command, 0.0))
     inputs, evidence = mist.inputs.step(
-        state.inputs, read(obs, seen[str(TOKENS)]), state.repair.active
+        state.inputs, read(words, seen[str(TOKENS)]), state.repair.active
     )
     memory = _decided(mist, state.repair, evidence, sight, looks)
     done, acts, residual, changes = _proposed(mist, memory, sight)
     if mist.decision.effect == "random":
-        done = _random_like(mist, obs, done, key)
+        done = _random_like(mist, words, done, key)
+    if words is not obs:
+        told = acts[:, len(mist.inputs.cameras) :].any(axis=1)  # state or text
+        done = with_words(mist.policy, obs, done, told)
     later = tuple(tap for tap in taps if tap.stack != "vision")
     sample = _acted(mist, obs, done, acts, key, state.policy, edits, changes, later)
     active = memory.active

@@ -24,7 +24,7 @@ from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import PolicySpec, Sample
-from mistjax.policies.wrapper import Wrapper
+from mistjax.policies.wrapper import Wrapper, erase_state
 
 
 @flax.struct.dataclass
@@ -100,7 +100,8 @@ def _sample(watched: Watched, obs, key, state: WatchedState, edits, taps, prefix
     sample = watched.policy.sample(
         obs, key, state=state.policy, edits=edits, taps=_with_tokens(taps), prefix=prefix
     )
-    memory, found = watched.inputs.step(state.inputs, read(obs, sample.taps[str(TOKENS)]))
+    words = erase_state(watched.policy, obs)
+    memory, found = watched.inputs.step(state.inputs, read(words, sample.taps[str(TOKENS)]))
     memory = watched.inputs.executed(memory, sample.actions)
     aux = {**sample.aux, **report(found)}
     seen = {str(tap): sample.taps[str(tap)] for tap in taps}

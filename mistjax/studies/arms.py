@@ -29,6 +29,7 @@ from mistjax.recover.watched import Watched
 from mistjax.steer.artifact import load_steering
 from mistjax.steer.policy import load_steered
 from mistjax.steer.remedies.artifact import RepairConfig, load_repairs
+from mistjax.steer.remedies.mask import Mask
 
 RANDOM_TIME = (1, 20)
 """First and last inference at which the arm `random_time` begins."""
@@ -114,6 +115,12 @@ class Kit:
     def replace_inputs(self, **fields: Any) -> Kit:
         """With fields of the monitor changed."""
         return dataclasses.replace(self, inputs=dataclasses.replace(self.inputs, **fields))
+
+    def masking(self) -> Kit:
+        """With a mask as each camera's remedy."""
+        return dataclasses.replace(
+            self, remedies={**self.remedies, **{name: Mask() for name in self.inputs.cameras}}
+        )
 
     def place(self, name: str) -> str:
         """The monitor's name of an input as the battery names it."""
@@ -343,6 +350,13 @@ ARMS: dict[str, Arm] = {
     "robust_mist": Arm(
         "the loop around that policy",
         lambda subject, faults: subject.robust_kit.repaired(DECISIONS["mist"], "robust_mist"),
+        robust=True,
+    ),
+    "robust_masks": Arm(
+        "the same, but a camera that is named is masked instead of imputed",
+        lambda subject, faults: subject.robust_kit.masking().repaired(
+            DECISIONS["mist"], "robust_masks"
+        ),
         robust=True,
     ),
     "level_only": _ablated(

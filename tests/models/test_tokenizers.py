@@ -184,6 +184,10 @@ def test_ten_thousand_states_are_written_in_a_program_as_on_the_host(kind, subwo
     host = [tokenizer.encode_pi05("pick_up the cup", state) for state in states]
     np.testing.assert_array_equal(tokens, np.stack([ids for ids, _ in host]))
     np.testing.assert_array_equal(masks, np.stack([mask for _, mask in host]))
+    writer = StateWriter.of(tokenizer, PI05_TAIL)
+    prefix = writer.prefixes(tokenizer, [state_prompt("pick_up the cup")], PI05_TAIL, 5)
+    for found, wanted in zip(jax.jit(writer.erase)((tokens, masks), states), prefix, strict=True):
+        np.testing.assert_array_equal(found, np.broadcast_to(wanted, found.shape))
 
 
 def test_a_prompt_that_may_not_fit_with_its_state_is_refused(subwords):

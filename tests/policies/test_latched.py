@@ -9,6 +9,7 @@ import pytest
 
 from mistjax.policies import Policy
 from mistjax.policies.latched import LatchedPrompt
+from mistjax.policies.wrapper import erase_state, write_state
 
 KEY = jax.random.key(0)
 
@@ -48,5 +49,29 @@ def test_it_answers_for_the_policy_inside(pi_policy, lacking):
     assert kept.spec == pi_policy.spec
 
 
-def test_a_prompt_that_holds_the_state_is_left_alone(fast_policy):
-    assert LatchedPrompt.around(fast_policy, fast_policy) is fast_policy
+def test_beside_words_that_are_kept_the_state_is_the_present_one(fast_policy, raw):
+    def at(words, state):
+        return fast_policy.prepare([{**raw[0], "prompt": words, "observation/state": state}])
+
+    here, there = np.full(5, -0.4), np.full(5, 0.3)
+    kept = LatchedPrompt.around(fast_policy, fast_policy)
+    begun = kept.sample(at("place", here), KEY)
+    later = kept.sample(at("remove it", there), KEY, state=begun.state)
+    wanted = fast_policy.sample(at("place", there), KEY)
+    assert np.array_equal(later.aux["tokens"], wanted.aux["tokens"])
+    assert np.array_equal(later.aux["token_log_prob"], wanted.aux["token_log_prob"])
+    assert not np.array_equal(
+        wanted.aux["token_log_prob"],
+        fast_policy.sample(at("remove it", there), KEY).aux["token_log_prob"],
+    )
+
+
+def test_words_and_state_of_a_prompt_come_apart_and_together_again(fast_policy, raw):
+    obs = fast_policy.prepare(raw)
+    apart = erase_state(fast_policy, obs)
+    words = fast_policy.prepare([{**r, "observation/state": np.zeros(5)} for r in raw])
+    assert np.array_equal(apart.tokenized_prompt, erase_state(fast_policy, words).tokenized_prompt)
+    whole = write_state(fast_policy, apart)
+    assert np.array_equal(whole.tokenized_prompt, obs.tokenized_prompt)
+    assert np.array_equal(whole.tokenized_prompt_mask, obs.tokenized_prompt_mask)
+    assert apart.tokenized_prompt_mask.sum() < obs.tokenized_prompt_mask.sum()

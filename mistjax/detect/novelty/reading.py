@@ -19,7 +19,7 @@ from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Sample
-from mistjax.policies.wrapper import Wrapper
+from mistjax.policies.wrapper import Wrapper, erase_state
 
 CELLS = 8
 PATCHES = 4
@@ -36,7 +36,7 @@ class Reading:
         grid: mean colour in [-1, 1] of 8 by 8 cells.
         detail: log of the mean difference between neighbouring pixels, by cell.
         state: normalised state, padding included.
-        prompt: token ids, 0 where there is none.
+        prompt: token ids of the instruction, 0 where there is none.
     """
 
     tokens: Float[Any, "*b c n d"]
@@ -50,7 +50,7 @@ def read(obs: Observation, tokens: Float[Array, "1 b t d"]) -> Reading:
     """What was seen.
 
     Args:
-        obs: the observation.
+        obs: the observation, without the state in its prompt (`policies.wrapper.erase_state`).
         tokens: value of the tap `TOKENS`.
 
     Raises:
@@ -116,7 +116,7 @@ class Reads(Wrapper):
         """See `Policy.sample`."""
         every = tuple(dict.fromkeys((*taps, TOKENS)))
         sample = self.policy.sample(obs, key, state=state, edits=edits, taps=every, prefix=prefix)
-        reading = read(obs, sample.taps[str(TOKENS)])
+        reading = read(erase_state(self.policy, obs), sample.taps[str(TOKENS)])
         values = {f"read/{f.name}": getattr(reading, f.name) for f in dataclasses.fields(reading)}
         spec = self.policy.spec
         values[COMMAND] = sample.actions[:, : spec.execute_steps, : spec.action_dim]
