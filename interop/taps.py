@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mistjax.hooks.sites import Tap, TokenLayout, resolve_layers
+from mistjax.hooks.sites import PROJECTED, Tap, TokenLayout, layers_at, resolve_layers
 from mistjax.policies.protocol import StackSpec
 
 
@@ -28,7 +28,9 @@ def tap_shapes(
             "mlp_neurons": (stack.neurons,),
         }.get(tap.point, (stack.width,))
         front = (steps,) if tap.stack == "action" else ()
-        layers = len(resolve_layers(tap.layers, stack.depth))
+        if tap.site == PROJECTED:
+            inner = (stacks["vlm"].width,)
+        layers = len(resolve_layers(tap.layers, layers_at(tap.site, stack.depth)))
         shapes[str(tap)] = jax.ShapeDtypeStruct((*front, layers, batch, *tokens, *inner), dtype)
     return shapes
 

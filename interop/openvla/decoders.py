@@ -1,10 +1,10 @@
 """How a network's prefix becomes actions: token by token (OpenVLA) or all at once (OpenVLA-OFT).
 
-A decoder has three parts. `read` is what an observation costs whatever is decoded from it, `act`
-turns it into normalised actions, and `replay` does both in one differentiable pass that takes the
-choices of `act` as given. `read_stacks` are the stacks whose taps and edits belong to `read`; an
-inference has `steps` decoding steps of `width` tokens and gives `horizon` actions; `extra` tokens
-lie between the patches and the prompt.
+A decoder has four parts. `see` is what the towers make of the pictures, `read` what an observation
+costs whatever is decoded from it, `act` turns that into normalised actions, and `replay` does both
+in one differentiable pass that takes the choices of `act` as given. `read_stacks` are the stacks
+whose taps and edits belong to `read`; an inference has `steps` decoding steps of `width` tokens and
+gives `horizon` actions; `extra` tokens lie between the patches and the prompt.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ class TokenDecoder:
     width: ClassVar[int] = 1
     extra: ClassVar[int] = 0
     extra_modules: ClassVar[tuple[nn.Module, ...]] = ()
+
+    def see(self, inputs: Inputs, hooks: Hooks) -> Float[Tensor, "b p d"]:
+        return generation.see(self.model, inputs, hooks)[0]
 
     def read(self, inputs: Inputs, hooks: Hooks) -> dict[str, Tensor]:
         embedded = generation.embed(self.model, inputs, hooks)
@@ -122,6 +125,10 @@ class ChunkDecoder:
     @property
     def extra_modules(self) -> tuple[nn.Module, ...]:
         return tuple(m for m in (self.parts.head, self.parts.proprio) if m is not None)
+
+    def see(self, inputs: Inputs, hooks: Hooks) -> Float[Tensor, "b p d"]:
+        words = oft.instruction(self.model, inputs)
+        return generation.see(self.model, inputs, hooks, words)[0]
 
     def read(self, inputs: Inputs, hooks: Hooks) -> dict[str, Tensor]:
         return vars(oft.embed(self.model, self.parts, inputs, hooks))

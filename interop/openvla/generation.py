@@ -35,6 +35,7 @@ class Inputs:
         pixel_values: six channels an image.
         image_mask: which images are present.
         state: normalised robot state; only OpenVLA-OFT reads it.
+        patches: projected patches of all images, in place of what the towers make of them.
     """
 
     text: Float[Tensor, "b t d"]
@@ -42,6 +43,7 @@ class Inputs:
     pixel_values: Float[Tensor, "b c h w"]
     image_mask: Bool[Tensor, "b n"]
     state: Float[Tensor, "b s"]
+    patches: Float[Tensor, "b p d"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +59,32 @@ class Embedded:
         return at.expand(len(self.valid), -1)
 
 
-def embed(model: OpenVLA, inputs: Inputs, hooks: Hooks) -> Embedded:
-    """Runs the towers, once, and puts the patches after BOS."""
+def see(
+    model: OpenVLA,
+    inputs: Inputs,
+    hooks: Hooks,
+    instruction: Float[Tensor, "b d"] | None = None,
+) -> tuple[Float[Tensor, "b p d"], Bool[Tensor, "b p"]]:
+    """(projected patches, which of them are real). The towers run, once, unless the patches are
+    given and nothing is read of the towers.
+
+    Args:
+        model: the network.
+        inputs: what it reads.
+        hooks: taps and edits.
+        instruction: see `OpenVLA.embed_images`.
+    """
     seen = inputs.image_mask.repeat_interleave(model.config.num_patches, dim=1)
     hooks.expect_images(seen)
-    patches = model.embed_images(inputs.pixel_values)
+    if inputs.patches is not None and not hooks.read_towers:
+        return inputs.patches, seen
+    patches = model.embed_images(inputs.pixel_values, instruction)
+    return patches if inputs.patches is None else inputs.patches, seen
+
+
+def embed(model: OpenVLA, inputs: Inputs, hooks: Hooks) -> Embedded:
+    """Puts the patches after BOS."""
+    patches, seen = see(model, inputs, hooks)
     return Embedded(*model.assemble(inputs.text, inputs.text_mask, patches, seen))
 
 

@@ -3,6 +3,7 @@
 Stacks: `vision` (the SigLIP tower, as in pi0), `dino` (the DINOv2 tower), `vlm` (the Llama while it
 reads images and prompt) and `action` (the same Llama while it decodes; taps have the decoded token
 as leading axis). Both towers show their patches only; class and register tokens are no site.
+`vision.projected` is what the projector makes of both towers.
 
 Hooks live inside a `with` block and nowhere else: none survives it, however it ends. Modules that
 no tap or edit names get no hook, so without any the model runs untouched.
@@ -25,7 +26,7 @@ from interop.openvla.model import OpenVLA
 from interop.openvla.vision import FilmBlock
 from interop.taps import record, select
 from mistjax.hooks.edits import Edit
-from mistjax.hooks.sites import Tap, TokenLayout, resolve_layers, split_site
+from mistjax.hooks.sites import PROJECTED, Tap, TokenLayout, layers_at, resolve_layers, split_site
 
 
 def token_layouts(
@@ -143,18 +144,27 @@ class Hooks:
         self._layouts, self._taps, self._model = layouts, tuple(taps), model
         parts = [take_apart(edit) if isinstance(edit, Edit) else edit for edit in edits]
         self._edits = [
-            Change(where, arrays, len(self._blocks[where.stack]), model.device)
-            for where, arrays in parts
+            Change(where, arrays, self._depth(where), model.device) for where, arrays in parts
         ]
-        self._layers = {
-            tap: resolve_layers(tap.layers, len(self._blocks[tap.stack])) for tap in taps
-        }
+        self._layers = {tap: resolve_layers(tap.layers, self._depth(tap)) for tap in taps}
         for named in (*taps, *(where for where, _ in parts)):
             layouts[named.stack].select(named.tokens)
         self._found: dict[tuple[Tap, int], list[Tensor]] = {}
         self._valid: dict[str, Tensor] = {}
         self._call = Call(0, range(0))
         self._handles = ExitStack()
+
+    def _depth(self, named: Tap | EditSite) -> int:
+        return layers_at(named.site, len(self._blocks[named.stack]))
+
+    @property
+    def read_towers(self) -> bool:
+        """Whether a tap or an edit is in a tower or right behind them."""
+        return any(named.stack in ("vision", "dino") for named in self._named)
+
+    @property
+    def _named(self) -> tuple[Tap | EditSite, ...]:
+        return (*self._taps, *(change.where for change in self._edits))
 
     def expect(self, call: Call, valid: Bool[Tensor, "b t"] | None = None) -> None:
         """Says what the next pass through the Llama holds.
@@ -189,6 +199,9 @@ class Hooks:
                 self._register(handles, ("dino",), name, point, self._tower)
             for name, point in _LLAMA_POINTS.items():
                 self._register(handles, ("vlm", "action"), name, point, self._llama)
+            if any(named.site == PROJECTED for named in self._named):
+                hook = self._model.projector.register_forward_hook(self._projected)
+                handles.callback(hook.remove)
             self._handles = handles.pop_all()
         return self
 
@@ -226,6 +239,9 @@ class Hooks:
         if changed is patches:
             return x
         return torch.cat([x[:, :skip], changed.reshape(batch * images, tokens, -1)], dim=1)
+
+    def _projected(self, module: nn.Module, args: Any, x: Tensor) -> Tensor:
+        return self._through(x, *split_site(PROJECTED), 0, self._valid["vision"], None)
 
     def _llama(self, x: Tensor, stack: str, point: str, layer: int) -> Tensor:
         call, start, parts, changed = self._call, 0, [], False

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from interop.openvla.config import OpenVLAConfig
-from interop.openvla.generation import Embedded, Inputs
+from interop.openvla.generation import Embedded, Inputs, see
 from interop.openvla.hooks import Call, Hooks
 from interop.openvla.model import OpenVLA
 from interop.taps import last_valid
@@ -120,10 +120,7 @@ class OFTParts:
 
 def embed(model: OpenVLA, parts: OFTParts, inputs: Inputs, hooks: Hooks) -> Embedded:
     """[BOS][patches of every image][state][rest of the prompt]."""
-    seen = inputs.image_mask.repeat_interleave(model.config.num_patches, dim=1)
-    hooks.expect_images(seen)
-    instruction = _instruction(model, inputs) if model.config.film else None
-    patches = model.embed_images(inputs.pixel_values, instruction)
+    patches, seen = see(model, inputs, hooks, instruction(model, inputs))
     if parts.proprio is not None:
         state = parts.proprio(inputs.state.to(patches.dtype))[:, None]
         patches = torch.cat([patches, state], dim=1)
@@ -155,9 +152,13 @@ def _both_ways(valid: Bool[Tensor, "b s"], dtype: torch.dtype) -> Float[Tensor, 
     return mask[:, None, None].expand(-1, -1, valid.shape[1], -1).contiguous()
 
 
-def _instruction(model: OpenVLA, inputs: Inputs) -> Float[Tensor, "b d"]:
-    """Mean embedding of the text around the actions: prompt, empty token and stop token."""
+def instruction(model: OpenVLA, inputs: Inputs) -> Float[Tensor, "b d"] | None:
+    """Mean embedding of the text around the actions (prompt, empty token and stop token) for a
+    model with FiLM; None for others.
+    """
     config = model.config
+    if not config.film:
+        return None
     fixed = torch.tensor([[config.empty_token, config.text.eos_token_id]], device=model.device)
     around = model.embed_tokens(fixed).sum(dim=1)
     real = inputs.text_mask[..., None]

@@ -171,6 +171,25 @@ class OpenVLAPolicy(Words, Policy):
         instructions = [self.preset.prompt(r) for r in raw]
         return self.reader(raw, instructions, state, self.model.config)
 
+    def embed_images(
+        self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
+    ) -> tuple[Observation, dict[str, Array]]:
+        """See `SeeingPolicy`; the taps of both towers. With FiLM, the patches are those of the
+        prompt that the observation has.
+        """
+        taps, where, arrays = pick(("vision", "dino"), taps, edits)
+        batch, config = obs.batch_size, self.model.config
+
+        def run(obs, arrays):
+            with torch.no_grad(), self._hooks(taps, where, arrays) as hooks:
+                return self.decoder.see(self.reader.inputs(self.model, obs), hooks), hooks.values()
+
+        size = (batch, self.layouts["vision"].length, config.text.hidden_size)
+        seen = jax.ShapeDtypeStruct(size, JAX_DTYPES[self.model.dtype])
+        shapes = seen, self._tap_shapes(batch, taps)
+        patches, found = call_torch(run, shapes, leaves(obs), arrays)
+        return dataclasses.replace(obs, image_embedding=patches), found
+
     def prefill(
         self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
     ) -> Prefix:

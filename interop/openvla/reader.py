@@ -74,7 +74,7 @@ class Reader:
             obs: fields of an `Observation` by name.
         """
         device = model.device
-        text = obs.get("prompt_embedding")
+        text, patches = obs.get("prompt_embedding"), obs.get("image_embedding")
         if text is None:
             text = model.embed_tokens(obs["tokenized_prompt"].long().to(device))
         pictures = torch.stack([obs["images"][name] for name in self.cameras], dim=1).to(device)
@@ -89,6 +89,7 @@ class Reader:
             torch.cat(towers, dim=-1).permute(0, 1, 4, 2, 3).flatten(1, 2),
             torch.stack([obs["image_masks"][name] for name in self.cameras], dim=1).to(device),
             obs["state"].to(device),
+            None if patches is None else patches.to(device, model.dtype),
         )
 
     def _tokens(self, instruction: str, bos: int):

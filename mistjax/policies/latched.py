@@ -54,8 +54,7 @@ class LatchedPrompt(Wrapper):
             policy: what acts, monitored or not.
             bare: what it is made of.
         """
-        start, stop = bare.spec.stacks["vlm"].layout.select("text")
-        return cls(policy, stop - start)
+        return cls(policy, bare.spec.prompt_length)
 
     def initial_state(self, batch: int) -> LatchedState:
         return self._fresh(self.policy.initial_state(batch), batch)

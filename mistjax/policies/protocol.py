@@ -81,6 +81,20 @@ class PolicySpec:
     action_offset: tuple[float | None, ...] = ()
     inputs: tuple[str, ...] = ()
 
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Cameras whose pictures the network has a place for, in its order: those of `cameras`,
+        and any that the robot lacks.
+        """
+        return tuple(name for name in self.stacks["vision"].layout.segments if name != "image")
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of `Observation.tokenized_prompt`, padding included."""
+        segments = self.stacks["vlm"].layout.segments
+        spans = [segments[name] for name in ("bos", "text") if name in segments]
+        return sum(stop - start for start, stop in spans)
+
     def wrapped(self, name: str, parts: Any) -> PolicySpec:
         """The spec of a policy around this one: its fingerprint also covers `parts`, whatever is
         in them; see `fingerprint`.

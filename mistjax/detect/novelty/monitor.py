@@ -147,7 +147,7 @@ class InputMonitor:
         level, change: of the cameras' features.
         nearest: distance to the nearest remembered picture that 99% of looks exceed, by camera.
         state_mean, state_precision: of clean states.
-        vocabulary: which tokens clean prompts had.
+        vocabulary: which tokens clean prompts had; a token beyond its end is unknown.
         scale: of each ratio, in clean episodes.
         threshold: of the largest ratio.
         cameras: names (static).
@@ -208,7 +208,8 @@ class InputMonitor:
         drift = LEAK * m.drift + left
         grid = reading.grid.reshape(*reading.grid.shape[:2], -1)
         words = jnp.where(started[:, None], m.prompt != reading.prompt, False)
-        strange = ~self.vocabulary[reading.prompt] & (reading.prompt != 0)
+        known = self.vocabulary.at[reading.prompt].get(mode="fill", fill_value=False)
+        strange = ~known & (reading.prompt != 0)
 
         moving = jnp.max(jnp.abs(move) / self.motion.scale[None], axis=1) > 3
         change = self.change.distance(camera - m.camera, change_context(m.state[:, 0], move))

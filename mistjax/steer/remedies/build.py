@@ -13,6 +13,7 @@ from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.detect.novelty.build import refuse_unclean
 from mistjax.hooks.sites import PROJECTED, Tap
 from mistjax.models.siglip import project
+from mistjax.policies.pi import PiPolicy
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace
 from mistjax.steer.remedies.artifact import RepairConfig, save_repairs
@@ -74,14 +75,22 @@ def image_tokens(policy: Any, trace: Trace) -> Float[np.ndarray, "n c t"]:
     Raises:
         ValueError: they were not recorded.
     """
-    cameras, recorded = len(policy.config.image_keys), trace.features.get(str(TAP))
+    recorded = trace.features.get(str(TAP))
     if recorded is None:
         read = trace.aux.get("read/tokens")
-        if read is None or cameras * read.shape[2] != policy.config.num_image_tokens:
+        if not _all_projectable(policy, read):
             raise ValueError(
                 f"episode {trace.seed} was recorded without the image tokens: record it with "
                 f"`mistjax collect --inputs --taps {TAP}`."
             )
         params = policy.variables["params"]["PaliGemma"]["img"]
         recorded = np.asarray(project(params, read), np.float32)
+    cameras = len(policy.spec.pictures)
     return np.asarray(recorded, np.float32).reshape(len(recorded), cameras, -1)
+
+
+def _all_projectable(policy: Any, read: np.ndarray | None) -> bool:
+    """Whether every token of the vision tower was read, and the projector is at hand."""
+    if read is None or not isinstance(policy, PiPolicy):
+        return False
+    return read.shape[1] * read.shape[2] == policy.config.num_image_tokens
