@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from experiments.build.tables.cells import Tables, as_markdown, estimate, interval, markdown
@@ -12,7 +12,11 @@ from mistjax.studies.table import Row
 
 def study_rows(results: Mapping[str, Any], part: str) -> list[Row]:
     """The rows of a part of a study."""
-    return [Row(**{**row, "interval": tuple(row["interval"])}) for row in results["tables"][part]]
+    return _rows(results["tables"][part])
+
+
+def _rows(entries: Iterable[Mapping[str, Any]]) -> list[Row]:
+    return [Row(**{**entry, "interval": tuple(entry["interval"])}) for entry in entries]
 
 
 def study_summary(results: Mapping[str, Any]) -> str:
@@ -59,6 +63,19 @@ def study_conditions(results: Mapping[str, Any]) -> str:
         [
             {"condition": row.condition.replace("_", " ")} | {key: cells[key] for key in kept}
             for row, cells in zip(rows, shown, strict=True)
+        ]
+    )
+
+
+def other_loops(results: Mapping[str, Any]) -> str:
+    """The same loop around other policies."""
+    kept = ("arm", "success [95%] (k/n)", "repaired / broken", "p against bare")
+    kept += ("alarms in clean ones",)
+    return as_markdown(
+        [
+            {"policy": f"`{name}`"} | {key: cells[key] for key in kept}
+            for name, found in results["policies"].items()
+            for cells in table_rows(_rows(found["table"]))
         ]
     )
 
@@ -159,6 +176,7 @@ TABLES: Tables = {
     "study_loop": ("full_mist", study_part("loop")),
     "study_failures": ("full_mist", study_part("failure_monitor")),
     "study_conditions": ("full_mist", study_conditions),
+    "other_loops": ("other_loops", other_loops),
     "study_targets": ("full_mist", study_targets),
     "study_losses": ("full_mist", study_losses),
     "repair": ("repair", repair),
