@@ -28,7 +28,7 @@ QUANTISED = "of quantised weights, and this port reads floats: save the model wi
 FOREIGN = {
     r"\.lora_": "a factor of LoRA: merge the adapter into its model and save that",
     r"(^|[._])ema[._]": "a moving average beside the weights: save the one that is to act, alone",
-    r"^optim": "of a state of training: save the model's weights alone",
+    r"^optim": "of a training state: save the model's weights alone",
     r"\.(absmax|quant_map|quant_state|qweight|qzeros|SCB|weight_scale)": QUANTISED,
 }
 """Names that tell what a tree of weights is, where it is none of this model."""

@@ -21,7 +21,7 @@ class Point:
         argument: which positional argument carries the value; None means the result.
         method: of the submodule.
         call: which call of that method within one block (0 = first), for a method that the block
-            calls several times.
+            calls more than once.
     """
 
     path: tuple[str, ...]
@@ -40,10 +40,10 @@ class Stream:
             the carry is the stream itself.
         groups: how many consecutive batch elements are one example's tokens (cameras of a vision
             tower that runs on all cameras as one batch).
-        calls: in how many calls of the stack, one after another, an example's tokens pass (cameras
-            of a tower that runs once a camera).
-        exit: parameter path of the module whose result, or the first of whose results, is what
-            leaves the stack, projected to another width; None where that is no site.
+        calls: how many consecutive calls of the stack an example's tokens are spread over (cameras
+            of a tower that runs once per camera).
+        exit: parameter path of the module whose (first) result leaves the stack, projected to
+            another width; None where that is not a site.
     """
 
     points: Mapping[str, Point]

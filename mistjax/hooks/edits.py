@@ -5,7 +5,7 @@ flow step or decoded token) and what (its own arrays, layer axis first). Site an
 are static; everything else is data, so turning an edit on, off, up or down never recompiles.
 Wherever the coefficient is exactly 0 the activation passes through bit for bit.
 
-Source of the interventions: Häon et al., arXiv 2509.00328 (overwriting FFN neurons of a VLA);
+Sources of the interventions: Häon et al., arXiv 2509.00328 (overwriting FFN neurons of a VLA);
 Turner et al., arXiv 2308.10248 (adding a vector); Arditi et al., arXiv 2406.11717 (projecting a
 direction out); Meng et al., arXiv 2202.05262 (patching); Singh et al., arXiv 2402.09631 (affine
 maps).
@@ -177,15 +177,15 @@ class ProjectOut(Edit):
 
 @flax.struct.dataclass
 class Affine(Edit):
-    """x + c * (x @ weight + bias), weight [L,D,D] and bias [L,D] of the change (or
-    one of each batch element: [L,B,1,D,D], [L,B,1,D]).
+    """x + c * (x @ weight + bias): a shared weight [L,D,D] and bias [L,D], or one of each per batch
+    element ([L,B,1,D,D], [L,B,1,D]).
     """
 
     weight: Float[Array, "l *r d d"] = None  # type: ignore[assignment]
     bias: Float[Array, "l *r d"] = None  # type: ignore[assignment]
 
     def fits(self, name, own, shape) -> bool:
-        """See `Edit.fits`; one map for all heads, one per element only where there are none."""
+        """See `Edit.fits`; heads share one map, one per batch element fits points without heads."""
         one = shape[-1:] if name == "bias" else 2 * shape[-1:]
         per_element = [(b, 1, *one) for b in (1, shape[0]) if len(shape) == 3]
         return own in (one, *per_element)
@@ -213,7 +213,7 @@ class Patch(Edit):
     shared: ClassVar[bool] = True
 
     def fits(self, name, own, shape) -> bool:
-        """See `Edit.fits`; a value of every token, of every batch element or of one for all."""
+        """See `Edit.fits`; a value per token, for each batch element or shared by all."""
         if name == "value":
             return own[1:] == shape[1:] and own[0] in (1, shape[0])
         return super().fits(name, own, shape)
@@ -230,7 +230,7 @@ class Patch(Edit):
 class Sparse(Edit):
     """x + c * (decode(encode(x)) - x): a TopK autoencoder stands in for every token.
 
-    encoder [L,D,F], bias [L,F], decoder [L,F,D], mean [L,D], and k features of a token (static).
+    encoder [L,D,F], bias [L,F], decoder [L,F,D], mean [L,D], and k features a token (static).
     """
 
     encoder: Float[Array, "l d f"] = None  # type: ignore[assignment]
@@ -244,7 +244,7 @@ class Sparse(Edit):
         return {name: _check(f"Sparse.{name}", getattr(self, name), depth) for name in names}
 
     def fits(self, name, own, shape) -> bool:
-        """See `Edit.fits`; of points without heads."""
+        """See `Edit.fits`; only at points without heads."""
         width, features = shape[-1], self.bias.shape[-1]
         expected = {
             "encoder": (width, features),

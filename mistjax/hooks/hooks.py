@@ -18,7 +18,7 @@ from mistjax.hooks.sites import Tap
 
 @flax.struct.dataclass
 class Hooks:
-    """What to change and what to record in one inference; each stack takes what names it.
+    """What to change and what to record in one inference; each stack takes those that name it.
 
     A pytree for jit: edits are arguments of a program, taps are part of it.
 
@@ -32,13 +32,13 @@ class Hooks:
 
     @classmethod
     def of(cls, edits: Sequence[Edit], taps: Sequence[Tap]) -> Hooks:
-        """Any sequences of them.
+        """From any sequences of edits and taps.
 
-        Cost: outside of jit the arrays of edits are read, to be sure that they are finite. Inside,
-        what is not finite shows in the actions (`Sample.broken`).
+        Cost: outside jit the arrays of edits are read, to check that they are finite. Inside jit,
+        values that are not finite show up in the actions (`Sample.broken`).
 
         Raises:
-            ValueError: a single edit or tap, or an edit that holds NaN or Inf.
+            ValueError: a single edit or tap in place of a sequence, or an edit with NaN or Inf.
         """
         if isinstance(edits, Edit) or isinstance(taps, Tap):
             raise ValueError(
@@ -53,8 +53,8 @@ class Hooks:
         return cls(tuple(edits), tuple(taps))
 
     def check_steps(self, steps: int) -> None:
-        """ValueError where `step_weights` are not one of each flow step or decoded token: indexing
-        beyond their end would give the last one.
+        """ValueError unless `step_weights` has one entry per flow step or decoded token: indexing
+        past its end would silently return the last one.
         """
         for edit in self.edits:
             if edit.step_weights is not None and np.shape(edit.step_weights) != (steps,):
@@ -65,7 +65,7 @@ class Hooks:
 
 
 def _finite(value: Any) -> bool:
-    """Whether a value holds no NaN or Inf, as far as can be said: tracers hold nothing yet."""
+    """Whether a value holds no NaN or Inf, as far as is known: a tracer has no value yet."""
     if isinstance(value, Tracer):
         return True
     if isinstance(value, jax.Array):

@@ -1,7 +1,7 @@
 """Reading and changing activations inside `nn.scan`, with `flax.linen.intercept_methods` and
 nothing else.
 
-The interceptor runs once, when the block is traced, not once a layer. So captures leave the block
+The interceptor runs once, when the block is traced, not once per layer. So captures leave the block
 as an additional scan output, and what an edit needs for its layer enters as additional leaves of
 the scanned `params`, of which each layer receives its own slice. Neither needs the model's source
 to know.
@@ -76,7 +76,7 @@ def hooked_apply(
         tokens: stack name -> its tokens in this call; taps and edits of other stacks are left out.
         taps: what to record.
         edits: what to change.
-        step: index into `Edit.step_weights`; None (prefill) weighs 1.
+        step: index into `Edit.step_weights`; None (prefill) means weight 1.
 
     Returns:
         (the method's result, `str(tap)` -> recorded array).
@@ -259,8 +259,8 @@ class _Interceptor:
 
 
 def _aligned(array: Array, ndim: int, own: slice) -> Array:
-    """With axes of size 1 in front, so that it has as many as the values that it changes; where
-    it has one value for each token, those of a run of them.
+    """The array with leading axes of size 1 up to `ndim`; of one value per token, those of the
+    `own` tokens.
     """
     array = array[:, own] if array.ndim == ndim and array.shape[1] > 1 else array
     return array.reshape((1,) * (ndim - array.ndim) + array.shape)

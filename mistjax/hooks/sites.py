@@ -1,18 +1,18 @@
 """Where activations are read: stacks, points, token selectors and the `Tap`.
 
 A site is `<stack>.<point>`. Stacks: `vision`, `vlm`, `action`, and `dino` where a policy has a
-second vision tower. Points, with the shape that a tap returns (L selected layers, B rows, T
-selected tokens, D width, N heads, h head size, F neurons):
+second vision tower. Points, with the shape that a tap returns (L selected layers, B batch
+elements, T selected tokens, D width, N heads, h head size, F neurons):
 
 - `resid`        [L,B,T,D]   residual stream after the block
 - `attn_heads`   [L,B,T,N,h] each head's output, before the output projection
 - `attn_out`     [L,B,T,D]   what attention adds
 - `mlp_neurons`  [L,B,T,F]   FFN neuron activations: the input of the down projection
 - `mlp_out`      [L,B,T,D]   what the FFN adds
-- `projected`    [1,B,T,D]   of `vision` alone: what leaves the tower, in the language model's width
+- `projected`    [1,B,T,D]   of `vision` only: what leaves the tower, in the language model's width
 
 Values of the `action` stack have the flow step or decoded token in front. `Tap.axes` names all
-axes of a value; nobody else counts them.
+axes of a value; nothing else counts them.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Tap:
         "head" at `attn_heads`, "width"; "step" comes first if there is one axis more.
 
         Raises:
-            ValueError: no value of this tap has so many axes.
+            ValueError: no value of this tap has that many axes.
         """
         names = ("layer", "batch")
         names += ("token",) if self.reduce is None else ()
@@ -111,7 +111,7 @@ class Tap:
 
     @classmethod
     def parse(cls, text: str) -> Tap:
-        """The inverse of `str(tap)`."""
+        """The inverse of `str(tap)`; ValueError for any other text."""
         try:
             site, rest = text.split("@")
             layers, tokens, reduce = rest.split("/")

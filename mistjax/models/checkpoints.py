@@ -6,12 +6,12 @@
     <folder>/config.json                    ours: the model's configuration
 
 openpi's own training adds one path element `value` under every leaf; it is taken off on loading.
-Published openpi checkpoints have no config.json: say the configuration in code for those.
+Published openpi checkpoints have no config.json: pass the configuration in code for those.
 
-A state of training holds two trees: `ema_params`, their average over steps, which openpi acts with
-where there is one, and `params`, those of the last step. In openpi's folders the first is in
+A training state holds two trees: `ema_params`, the moving average over steps, with which openpi
+acts if there is one, and `params`, those of the last step. In openpi's folders the first is in
 `params/` and the second in `train_state/`; a state saved as one tree has both in `params/`.
-Factors of LoRA beside a weight are merged into it.
+LoRA factors stored beside a weight are merged into it.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def load_params(
         expected: the model's tree, e.g. `jax.eval_shape(model.init, ...)["params"]`. Its dtypes
             are not compared.
         dtype: what to convert to; None keeps what is stored, float64 as float32.
-        tree: of a state of training, `ema_params` or `params`; None takes the first that there is,
-            and warns where there are both.
+        tree: which tree of a training state, `ema_params` or `params`; None takes the first that
+            is there, and warns if both are.
 
     Raises:
         FileNotFoundError: no parameters in the folder.
@@ -147,8 +147,8 @@ def _finite(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 @contextlib.contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """ValueError that names the folder where its parameters cannot be read: what a file that is
-    missing or cut off ends in is not documented.
+    """ValueError that names the folder where its parameters cannot be read: orbax does not
+    document what it raises for a missing or truncated file.
     """
     report = sys.unraisablehook
     if not isinstance(report, _WithoutGivenUpReads):
@@ -161,7 +161,7 @@ def _naming(folder: Path) -> Iterator[None]:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "")[:200]
         raise ValueError(
-            f"{folder}/params cannot be read: it is incomplete or damaged, so copy it once more "
+            f"{folder}/params cannot be read: it is incomplete or damaged, so copy it again "
             f"({type(error).__name__}: {reason})."
         ) from None
 
@@ -183,8 +183,8 @@ class _WithoutGivenUpReads:
 
 
 def leaf_names(folder: str | Path) -> frozenset[str]:
-    """Names of the stored parameters, such as `action_in_proj/kernel`; reads no array, and of a
-    state of training the tree to act with.
+    """Names of the stored parameters, such as `action_in_proj/kernel`; reads no array; of a
+    training state, the names of the tree to act with.
     """
     trees = _trees(Path(folder).resolve())
     return frozenset(_by_name(next(iter(trees.values()))[2]))
@@ -196,8 +196,8 @@ def _chosen(folder: Path, tree: str | None) -> tuple[Path, str, dict[str, Any]]:
         raise ValueError(f"{folder} holds no tree {tree!r}: it has {', '.join(trees)}.")
     if tree is None and len(trees) > 1:
         warnings.warn(
-            f"{folder} is a state of training: its ema_params are taken, which openpi acts with; "
-            "the last step's are tree 'params'.",
+            f"{folder} is a training state: its ema_params, with which openpi acts, are loaded; "
+            "those of the last step are tree 'params'.",
             stacklevel=4,
         )
     return trees[tree or next(iter(trees))]
@@ -216,7 +216,7 @@ def _trees(folder: Path) -> dict[str, tuple[Path, str, dict[str, Any]]]:
             )
         raise FileNotFoundError(f"{folder} has no params/: expected an openpi checkpoint folder.")
     if not (path / "_METADATA").is_file():
-        raise FileNotFoundError(f"{path} has no _METADATA: it is incomplete, so copy it once more.")
+        raise FileNotFoundError(f"{path} has no _METADATA: it is incomplete, so copy it again.")
     stored = _content(folder, path)
     trees = [name for name in ("ema_params", "params") if stored.get(name)]
     if not trees or (trees == ["params"] and set(stored) - {"params", *_TRAINING}):
@@ -233,7 +233,7 @@ def _trees(folder: Path) -> dict[str, tuple[Path, str, dict[str, Any]]]:
     return found
 
 
-_TRAINING = ("ema_params", "ema_decay", "opt_state", "step")  # what else a state of training holds
+_TRAINING = ("ema_params", "ema_decay", "opt_state", "step")  # what else a training state holds
 
 
 def _content(folder: Path, path: Path) -> dict[str, Any]:
@@ -247,8 +247,8 @@ def _content(folder: Path, path: Path) -> dict[str, Any]:
 
 
 def _lora_factors(folder: Path, names: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Weight -> names of the two factors of LoRA that are stored beside it; ValueError where one
-    of the three is missing.
+    """Weight -> names of the two LoRA factors stored beside it; ValueError where one of the three
+    is missing.
     """
     factors = {}
     for name in names:
@@ -275,7 +275,7 @@ def _merge_lora(
     if not factors:
         return dict(leaves)
     warnings.warn(
-        f"{folder} holds LoRA factors of {len(factors)} weights: they are merged, at the scale "
+        f"{folder} holds LoRA factors of {len(factors)} weights: they are merged with the scale "
         "alpha / rank = 1 of openpi's configurations.",
         stacklevel=4,
     )
@@ -435,10 +435,10 @@ def fingerprint(
     tokenizer: bytes,
     options: Mapping[str, Any] | None = None,
 ) -> str:
-    """SHA-256 (hex) of all that decides what a policy does; the same however it was sharded.
+    """SHA-256 (hex) of everything that decides what a policy does; independent of sharding.
 
     `options` are the rest, of JSON values and dataclasses; None where the other arguments imply
-    them. Parameters converted to another dtype are another policy. Reads every parameter once:
+    them. Parameters converted to another dtype make a different policy. Reads every parameter once:
     seconds for the 3 B model, which is copied to the host leaf by leaf.
     """
     digest = hashlib.sha256()

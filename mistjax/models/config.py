@@ -120,7 +120,7 @@ class _PrefixConfig:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: a key that is no field or is missing, or a value of another kind.
+            ValueError: an unknown or missing key, or a value of the wrong type.
         """
         data = {
             name: _KINDS[name](**_fields(_KINDS[name], value, name)) if name in _KINDS else value
@@ -188,7 +188,7 @@ class Pi0Config(_PrefixConfig):
         _check_counts(self, "num_steps")
         if self.action_expert.width % 2:
             width = self.action_expert.width
-            raise ValueError(f"action_expert.width is {width}: the time needs an even one.")
+            raise ValueError(f"action_expert.width is {width}: the time embedding needs it even.")
         shared = ("depth", "num_heads", "num_kv_heads", "head_dim")
         differ = [n for n in shared if getattr(self.vlm, n) != getattr(self.action_expert, n)]
         if differ:
@@ -209,11 +209,11 @@ class FastConfig(_PrefixConfig):
     Attributes:
         action_dim, action_horizon: shape of the chunk that the action tokens stand for.
         max_token_len: prompt tokens after padding, without the written action.
-        max_decoding_steps: most tokens of one action chunk.
+        max_decoding_steps: limit on the tokens of one action chunk.
         decoding_gap: positions left free between the prompt and the decoded tokens. openpi's
             sampler leaves 1, its training 0: a policy trained here decodes as it was trained.
-        whole_actions: write only tokens with which the action can still become a whole chunk. False
-            is openpi: any token, and an action that cannot be decoded now and then.
+        whole_actions: write only tokens with which the action can still become a whole chunk.
+            False, as in openpi, allows any token, so that some actions cannot be decoded.
         dtype, remat: as in `Pi0Config`.
     """
 

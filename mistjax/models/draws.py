@@ -1,4 +1,4 @@
-"""Random draws whose bits do not depend on how JAX is set.
+"""Random draws whose bits do not depend on how JAX is configured.
 
 What `jax.random` draws depends on `jax_threefry_partitionable` and, where no dtype is given, on
 `jax_enable_x64`. Here number i of a draw is always the threefry2x32 block of (key, i), folded to 32
@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 
 
 def row_keys(key: Array, batch: int) -> Key[Array, " {batch}"]:
-    """One PRNG key per element [B], from one key or as given: its draws do not depend on others.
+    """One PRNG key per batch element [B], from one key or as given: no element's draws depend on
+    the others.
 
     Raises:
         ValueError: keys for another batch size, or not of `jax.random.key` with threefry2x32.

@@ -1,7 +1,7 @@
 """pi0-FAST: one Gemma stack reads cameras and prompt, then writes the action chunk as tokens.
 
 In the order that data flows: prefix -> KV cache and first logits; one decoded token at a time ->
-the next logits. The original rolls each prompt's padding to the left before it runs the prefix; a
+the next logits. The original rolls each prompt's padding to the left before it runs the prefix;
 masked attention does not care where the padding is, so prompts stay as they are here and a token
 position means the same in all of them, which taps and edits rely on.
 
@@ -224,7 +224,7 @@ def continuation_loss(
     hidden: Float[Array, "b t d"],
     continuation: Int[Array, "b c"],
 ) -> Float[Array, " b"]:
-    """`next_token_loss` from what `prefill` returned of prefix and continuation."""
+    """`next_token_loss` from what `prefill` returned for the prefix and the continuation."""
     length = valid.shape[1]
     last = length - 1 - jnp.argmax(valid[:, ::-1], axis=1)
     first = jnp.take_along_axis(hidden, last[:, None, None], axis=1)

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mistjax.files import read_json
 
-RAISED = 0.2  # most that a value may change when coefficients are raised to `min_token`
+RAISED = 0.2  # largest change of a value when coefficients are raised to `min_token`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,9 +210,9 @@ class ActionTokenizer:
     def decode(
         self, ids: Int[Array, "b s"], given: Bool[Array, "b s"]
     ) -> tuple[Float[Array, "b h a"], Bool[Array, " b"]]:
-        """Chunks of the given ids, and whether an element's ids are exactly one chunk.
+        """Chunks of the given ids, and whether a batch element's ids are exactly one chunk.
 
-        One that is not (an id outside the vocabulary, broken characters, too few or too many
+        Ids that are not (an id outside the vocabulary, broken characters, too few or too many
         coefficients) gives zeros and False. Works under jit and vmap.
         """
         codes, ok = _codes(*self._bytes, ids, given, size=self.horizon * self.action_dim)

@@ -125,7 +125,7 @@ def grouped_attention(
     v: Float[Array, "b s k h"],
     mask: Bool[Array, "b t s"],
 ) -> Float[Array, "b t n h"]:
-    """Grouped-query attention; the N/K heads of a group are folded into the query rows."""
+    """Grouped-query attention; the N/K heads of a group are folded into the query axis."""
     b, t, n, h = q.shape
     kv_heads = k.shape[2]
     rows = q.reshape(b, t, kv_heads, n // kv_heads, h).transpose(0, 2, 1, 3, 4)

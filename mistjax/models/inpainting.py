@@ -36,7 +36,7 @@ class Pending:
     """The rest of the chunk in flight, in model units, aligned with the chunk to be sampled.
 
     Attributes:
-        actions: what is planned for each action of the new chunk; anything where `weight` is 0.
+        actions: what is planned for each action of the new chunk; arbitrary where `weight` is 0.
         weight: how much the new chunk is to agree with it, 0 to 1.
         beta: largest guidance weight.
         variant: see the module (static).

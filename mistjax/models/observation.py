@@ -19,7 +19,7 @@ class Observation:
     Attributes:
         images: camera name -> image in [-1, 1]. The order of the cameras is the model's
             `image_keys`.
-        image_masks: camera name -> whether the camera is there, for each element.
+        image_masks: camera name -> whether the camera is there, for each batch element.
         state: normalised robot state, padded with zeros to the model's action dimension.
         tokenized_prompt: token ids, padded on the right.
         tokenized_prompt_mask: True where a token is real.
@@ -27,7 +27,7 @@ class Observation:
             sqrt(width) scale), so that attribution can differentiate with respect to words.
         image_embedding: when given, stands in for what the vision tower makes of `images`: the
             projected tokens of all cameras, so that they can be repaired.
-        state_mask: whether the state is to be read in that batch element; None is everywhere.
+        state_mask: whether the state is read, for each batch element; None reads it everywhere.
         pending: what is executed while the inference runs, for flow policies; None for nothing.
     """
 
@@ -47,8 +47,8 @@ class Observation:
 
 
 def check_observation(config: Pi0Config | FastConfig, obs: Observation) -> None:
-    """ValueError where the arrays of an observation do not have the sizes of a model, which JAX
-    would broadcast or clamp. Shapes only, so inside jit too.
+    """ValueError where the arrays of an observation do not have the model's sizes: JAX would
+    broadcast or clamp them. Shapes only, so inside jit too.
     """
     batch, keys, side = obs.batch_size, config.image_keys, config.image_size
     if missing := [key for key in keys if key not in obs.images or key not in obs.image_masks]:
@@ -71,7 +71,7 @@ def check_observation(config: Pi0Config | FastConfig, obs: Observation) -> None:
         expected["state_mask"] = obs.state_mask, (batch,)
     if obs.pending is not None:
         if not isinstance(config, Pi0Config):
-            raise ValueError("pending: only a flow policy (pi0, pi0.5) is guided by what it does.")
+            raise ValueError("pending: only a flow policy (pi0, pi0.5) can be guided by it.")
         size = (batch, config.action_horizon, config.action_dim)
         expected["pending.actions"] = obs.pending.actions, size
         expected["pending.weight"] = obs.pending.weight, size[:2]

@@ -2,7 +2,7 @@
 
 In the order that data flows: prefix (cameras, prompt) -> KV cache; suffix (state, noisy actions,
 time) -> velocity. The sampler lives in `sampling`, the loss here. The prefix never sees the suffix,
-so its cache is computed once, for every flow step and for every noise sample of a training example.
+so its cache is computed once for all flow steps, and for all noise samples of a training example.
 
 Source: pi0 (arXiv 2410.24164), pi0.5 (arXiv 2504.16054). Parameter tree and conventions: openpi.
 Time runs from 1 (noise) to 0 (action).

@@ -55,8 +55,8 @@ def prefill(
 ) -> Prefix:
     """Runs vision tower and VLM once; taps and edits of the `vision` and `vlm` stacks.
 
-    Where the observation brings its image embedding, edits of the vision tower come too late; taps
-    of it run the tower again.
+    If the observation brings its image embedding, edits of the vision tower come too late, and
+    taps of it run the tower again.
 
     Raises:
         ValueError: an observation or an edit of other sizes than the model's.
@@ -181,8 +181,8 @@ def velocity(
     state_mask: Bool[Array, " b"] | None = None,
     time: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, "b h a"], dict[str, Array]]:
-    """The velocity of noisy actions at one Euler step, and what was tapped; `time` is the step's
-    own if none is given.
+    """The velocity at noisy actions of one Euler step, and what was tapped; `time` defaults to that
+    of the step.
     """
     at = 1.0 - jnp.float32(step) / num_steps if time is None else time
     layout = token_layouts(model.config)["action"]

@@ -1,4 +1,4 @@
-"""The SigLIP vision tower (So400m/14 in pi0): patches in, one token a patch out, no pooling.
+"""The SigLIP vision tower (So400m/14 in pi0): patches in, one token per patch out, no pooling.
 
 Parameter names are big_vision's, as in openpi's checkpoints. Embedding runs in float32, the encoder
 in the compute dtype.
@@ -43,7 +43,7 @@ class DenseGeneral(nn.Module):
 
 
 def _norm(x, name: str):
-    # Flax takes statistics in float32, which strict promotion refuses of half precision.
+    # Flax takes statistics in float32, which strict promotion refuses for half precision.
     with jax.numpy_dtype_promotion("standard"):
         return nn.LayerNorm(dtype=x.dtype, name=name)(x)
 

@@ -5,7 +5,7 @@
     fetch("hf://OWNER/REPOSITORY@REVISION/FOLDER")                 a commit or a tag; never a branch
 
 A download goes into `.NAME.partial` beside its final place, which it gets by a rename when every
-byte has been checked: a folder that exists is complete. An interrupted download goes on where it
+byte has been checked: a folder that exists is complete. An interrupted download resumes where it
 stopped, unless what is published has changed since. What was downloaded, and which commit a tag
 stood for, is in `.NAME.source.json` beside the folder.
 
@@ -34,15 +34,15 @@ def fetch(source: str | Path) -> Path:
     """The local folder (or file) of a checkpoint, downloaded if need be.
 
     Args:
-        source: see the module. `gs://` uses `$GOOGLE_APPLICATION_CREDENTIALS` if set, and no
-            credentials else; the caches are `$OPENPI_DATA_HOME` (~/.cache/openpi) and, for the
-            hub, `$MISTJAX_CACHE` (~/.cache/mistjax).
+        source: see the module. `gs://` uses `$GOOGLE_APPLICATION_CREDENTIALS` if set, and
+            otherwise no credentials; the caches are `$OPENPI_DATA_HOME` (~/.cache/openpi) and, for
+            the hub, `$MISTJAX_CACHE` (~/.cache/mistjax).
 
     Raises:
         FileNotFoundError: there is nothing of that name.
         ValueError: an unknown scheme, a hub source without a commit or tag, or a download that
             does not have the published checksum.
-        ConnectionError: the download broke off; the same call goes on with it.
+        ConnectionError: the download broke off; the same call resumes it.
         ImportError: the extra is not installed.
     """
     text = str(source)
@@ -129,7 +129,7 @@ def _copy(system: Any, source: str, info: Mapping[str, Any], path: Path) -> None
     if path.stat().st_size != info["size"] or not _has_checksum(path, info):
         path.unlink()
         raise ValueError(
-            f"{source} came with another checksum than published; it was removed, so the same call "
+            f"{source} does not have the published checksum; it was removed, so the same call "
             "downloads it again."
         )
 
@@ -206,7 +206,7 @@ def _check_hub(source: str, folder: Path, published: Mapping[str, Any]) -> None:
         if path.is_symlink() or digest.hexdigest() != expected:
             path.unlink()
             raise ValueError(
-                f"{source}: {name} came with another hash than published; it was removed, so the "
+                f"{source}: {name} does not have the published hash; it was removed, so the "
                 "same call downloads it again."
             )
 
@@ -276,5 +276,5 @@ def _connection(source: str) -> Iterator[None]:
         if status in (401, 403, 404):
             raise FileNotFoundError(f"{source} does not exist, or is not public.") from error
         raise ConnectionError(
-            f"{source} broke off ({type(error).__name__}: {error}); the same call goes on with it."
+            f"{source} broke off ({type(error).__name__}: {error}); the same call resumes it."
         ) from error

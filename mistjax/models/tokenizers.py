@@ -64,7 +64,7 @@ class PromptTokenizer:
     """A SentencePiece model and the length that prompts are padded to (pi0: 48, pi0.5: 200).
 
     `serialized` is the content of the model file, so that a tokenizer can be saved and
-    fingerprinted with the policy it belongs to.
+    fingerprinted with its policy.
     """
 
     serialized: bytes = dataclasses.field(repr=False)
@@ -170,7 +170,7 @@ class PromptTokenizer:
 
 
 def train_word_tokenizer(sentences: Iterable[str], words: Iterable[str], path: str | Path) -> None:
-    """Writes a SentencePiece model with one piece a word, for policies with a small language.
+    """Writes a SentencePiece model with one piece per word, for policies with a small language.
 
     Every word of `sentences` and `words`, and the newline, becomes a piece; anything else is
     `UNKNOWN`. Words are split at spaces only, so punctuation belongs to its word. pi0.5's format

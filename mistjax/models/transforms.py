@@ -1,7 +1,7 @@
 """Raw observations to model inputs: cameras, images, delta actions. What openpi's data rules say.
 
 Each rule is a small frozen dataclass or function; `PiPolicy.prepare` and `finish` apply them in the
-order in which a policy is built. What is no observation of a robot is refused here, by its key.
+order in which a policy is built. What is not a robot's observation is refused here, by its key.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def words(value: Any, name: str = "prompt") -> str:
         kind = f"{value.dtype} array" if isinstance(value, np.ndarray) else type(value).__name__
         raise ValueError(f"{name} is {kind}: expected one text (str); decode bytes yourself.")
     if not clean_prompt(value).strip():
-        raise ValueError(f"{name} is {str(value)!r}: it says nothing to do.")
+        raise ValueError(f"{name} is {str(value)!r}: it does not say what to do.")
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(f"{name} is {str(value)!r}: half of a surrogate pair is no letter.")
+        raise ValueError(f"{name} is {str(value)!r}: a lone surrogate is not a character.")
     return str(value)
 
 
@@ -84,7 +84,7 @@ def flatten(raw: Mapping[Any, Any]) -> dict[str, Any]:
     """A raw observation without nested dicts: ALOHA's pictures get keys like `images/cam_high`.
 
     Raises:
-        ValueError: not a dict of names, or one thing under two of them.
+        ValueError: not a dict of names, or the same entry under two of them.
     """
     if not isinstance(raw, Mapping):
         raise ValueError(f"a raw observation is a {type(raw).__name__}: expected a dict of names.")

@@ -22,10 +22,10 @@ BINS = range(-1, STATE_BINS)
 
 @flax.struct.dataclass
 class StateWriter:
-    """The tokens of every bin, on the right padded.
+    """The tokens of every bin, padded on the right.
 
     Attributes:
-        number: tokens of a bin among the others.
+        number: tokens of a bin that another one follows.
         last: tokens of a bin at the end, and of the rest of the prompt.
         number_length, last_length: how many they are.
     """

@@ -28,10 +28,10 @@ class Family:
         reads: whether a checkpoint is of this family, from what its `config.json` holds (None
             without one, as in openpi's published checkpoints) and the robot.
         load: a checkpoint folder and the robot -> the policy.
-        several: whether a checkpoint may hold statistics of several data sets; `load` then takes
-            the `unnorm_key` of one.
-        trees: whether a checkpoint may be a state of training with several trees of parameters;
-            `load` then takes the `tree`.
+        several: whether a checkpoint may hold statistics of several data sets; `load` then also
+            takes the `unnorm_key` of one.
+        trees: whether a checkpoint may be a training state with several trees of parameters; `load`
+            then also takes the `tree`.
     """
 
     name: str
@@ -54,8 +54,8 @@ def family_of(folder: Path, config: Mapping[str, Any] | None, preset: RobotPrese
 
     Raises:
         FileNotFoundError: none does, and the folder has no configuration.
-        ValueError: none does, says what it is if that is known; or an entry point names something
-            else.
+        ValueError: none does (says what it is, if known), or an entry point names something that
+            is not a `Family`.
     """
     for found in _FAMILIES.values():
         if found.reads(config, preset):
@@ -63,7 +63,7 @@ def family_of(folder: Path, config: Mapping[str, Any] | None, preset: RobotPrese
     for entry in entry_points(group=GROUP):
         found = entry.load()
         if not isinstance(found, Family):
-            raise ValueError(f"{entry} in the group {GROUP!r} is no `mistjax.policies.Family`.")
+            raise ValueError(f"{entry} in the group {GROUP!r} is not a `mistjax.policies.Family`.")
         register(found)
         if found.reads(config, preset):
             return found
@@ -71,8 +71,8 @@ def family_of(folder: Path, config: Mapping[str, Any] | None, preset: RobotPrese
     known = ", ".join(_FAMILIES)
     if config is None:
         raise FileNotFoundError(
-            f"{folder / 'config.json'} does not exist, which says what a checkpoint holds; "
-            f"preset {preset.name!r} does not say it either. Known are {known}."
+            f"{folder / 'config.json'} does not exist, which says what a checkpoint holds, "
+            f"nor does preset {preset.name!r} say it. Known are {known}."
         )
     raise ValueError(
         f"{folder} (model_type {config.get('model_type')!r}) holds none of {known}: a package that "

@@ -60,12 +60,12 @@ class FastPolicy(PiPolicy):
         given = (actions.horizon, actions.action_dim)
         if given != (config.action_horizon, config.action_dim):
             raise ValueError(
-                f"the action tokens stand for chunks of {given}, the configuration says "
+                f"the action tokens stand for chunks of {given}, the configuration for "
                 f"{(config.action_horizon, config.action_dim)}."
             )
         if config.max_decoding_steps < self.tokenizer.overhead:
             raise ValueError(
-                f"max_decoding_steps is {config.max_decoding_steps}, and there are "
+                f"max_decoding_steps is {config.max_decoding_steps}: expected more than the "
                 f"{self.tokenizer.overhead} tokens around an action."
             )
 
@@ -139,10 +139,10 @@ class FastPolicy(PiPolicy):
     ) -> Sample:
         """See `Policy.sample`. `action` taps and edits are those of the decoded tokens.
 
-        `aux` holds `decode_ok` [B], False where the tokens are no action or were drawn from logits
-        that are not numbers (nobody should execute the actions then, and `finish` gives others),
-        `tokens` [B,S], their `token_log_prob` [B,S], which is what an objective can differentiate
-        (actions have no gradient), and `token_entropy` [B,S].
+        `aux` holds `decode_ok` [B], False where the tokens are not an action or were drawn from
+        logits that are not finite (such actions must not be executed, and `finish` replaces them),
+        `tokens` [B,S], their `token_log_prob` [B,S], which an objective can differentiate (actions
+        have no gradient), and `token_entropy` [B,S].
         """
         return _sample(
             self.model,

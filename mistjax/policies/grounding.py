@@ -2,15 +2,15 @@
 
 The keys and values that the action expert reads of the prefix are ablated, one modality (camera or
 words) at a time: the most influential tokens are replaced by that modality's mean, and one flow
-step is taken again from the same noise. A policy that reads its inputs reacts; one that is running
-on habit, or of which an input is unsound, reacts unusually little or much.
+step is taken again from the same noise. A policy that reads its inputs reacts; one that runs on
+habit, or reads an unsound input, reacts unusually little or much.
 
 Source: GUARD (arXiv 2608.04510), read in its abstract and in summaries, not in full: influence of
 the cache's tokens by gradients, the most influential tenth of each modality replaced by its mean,
 counterfactual denoising from the same noise, and the diagnostics sensitivity, entropy, modality
 bias and grounding efficiency. Ours: gradient x value of half the squared velocity as influence, all
 layers of a token together, the first flow step, every camera a modality of its own, the entropy of
-the influence in place of attention's, and logarithms. Cost: one gradient and one flow step a
+the influence in place of attention's, and logarithms. Cost: one gradient, and one flow step per
 modality.
 """
 
@@ -71,9 +71,9 @@ class Grounded(Reporting):
     words.
 
     Attributes:
-        policy: a flow policy, whose samples hold the `velocity` of every step; ValueError for
-            another one.
-        share: of a modality's tokens that are ablated.
+        policy: a flow policy, whose samples hold the `velocity` of every step; ValueError for any
+            other.
+        share: fraction of a modality's tokens that is ablated.
     """
 
     policy: Policy
@@ -84,7 +84,7 @@ class Grounded(Reporting):
     def __post_init__(self) -> None:
         flow_of(self.policy)  # says what is wrong
         if not 0 < self.share <= 1:
-            raise ValueError(f"share is {self.share}: expected a part of the tokens, up to 1.")
+            raise ValueError(f"share is {self.share}: expected a share of the tokens, up to 1.")
 
     def report(
         self,

@@ -1,10 +1,9 @@
-"""`LatchedPrompt`: the instruction of an episode is the one that it began with.
+"""`LatchedPrompt`: an episode keeps the instruction that it began with.
 
 This is preparation of an input, not a remedy: it needs no monitor and decides nothing. Where the
 instruction does not change in mid-episode, the actions are bit for bit those of the policy inside;
-so it costs nothing, and belongs before every monitor that it would otherwise have to be named by.
-It is for policies that are told once what to do. One that is corrected while it acts must not have
-it.
+so it costs nothing, and spares the monitors behind it a fault that they would have to name. It is
+for policies that are told once what to do, not for one that is corrected while it acts.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from mistjax.policies.wrapper import Wrapper, erase_state, with_words
 
 @flax.struct.dataclass
 class LatchedState:
-    """Of each row's episode: the policy's own state, and the first prompt once there is one."""
+    """Of each batch element's episode: the policy's own state, and the first prompt it had."""
 
     policy: Any
     tokens: Int[Array, "b l"]
@@ -52,7 +51,7 @@ class LatchedPrompt(Wrapper):
 
         Args:
             policy: what acts, monitored or not.
-            bare: what it is made of.
+            bare: the policy inside all of its wrappers.
         """
         return cls(policy, bare.spec.prompt_length)
 

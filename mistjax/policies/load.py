@@ -1,4 +1,4 @@
-"""A policy by the name of what holds it: a checkpoint wherever it is published, or a function."""
+"""Policies by their source: a checkpoint wherever it is published, or a function."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def load_policy(
             `fetch`); or `MODULE:FUNCTION`, a function without arguments that makes a policy.
         preset: name of the robot; by default see `preset_of`. A function chooses its own.
         unnorm_key: which data set's statistics apply, where a checkpoint has those of several.
-        tree: which parameters of a state of training, `ema_params` or `params`.
+        tree: which parameters of a training state, `ema_params` or `params`.
 
     Raises:
         FileNotFoundError, ConnectionError: see `fetch` and `read_policy`.
         ImportError: no such module, or an extra that is not installed.
         ValueError: no preset of that name, no family that reads the checkpoint, weights that do not
-            fit, or a function that makes no policy.
+            fit, or a function that does not make a policy.
     """
     found = _FUNCTION.fullmatch(str(source))
     if found and not Path(source).exists():
@@ -97,7 +97,7 @@ def _make(module: str, name: str) -> Policy:
     policy = function()
     if not isinstance(policy, Policy):
         raise ValueError(
-            f"{module}:{name} made a {type(policy).__name__}, which is no policy: see "
+            f"{module}:{name} made a {type(policy).__name__}, which is not a policy: see "
             "`mistjax.policies.Policy` for what one has."
         )
     return policy

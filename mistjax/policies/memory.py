@@ -1,4 +1,5 @@
-"""What taps cost in memory before anything is loaded: what they return, and what it takes to run.
+"""What taps cost in memory, known before anything is loaded: what they return, and what running
+them takes.
 
 Only shapes are traced and compiled, so a machine that cannot hold a 3 B model can answer. Cost: two
 compilations, some 10 s each at that size. Source of the numbers: `jax.eval_shape`, and the memory
@@ -116,8 +117,8 @@ def infer(
     keys: Any,
     hooks: Hooks = Hooks(),
 ) -> tuple[Any, dict[str, Any]]:
-    """One inference without the rest of a policy: (action chunk or tokens, taps). A flow starts
-    from zeros.
+    """One inference of the network alone: (action chunk or tokens, taps). A flow starts from
+    zeros.
     """
     if isinstance(config, FastConfig):
         model = Pi0Fast(config)
@@ -152,14 +153,14 @@ def config_of(source: str | Path) -> Pi0Config | FastConfig:
     if folder.is_dir() and checkpoints.has_config(folder):
         stored = checkpoints.load_config(folder)
         if "siglip" not in stored:
-            raise ValueError(f"{source} is no pi0, pi0.5 or pi0-FAST: expected one of those.")
+            raise ValueError(f"{source} is not a pi0, pi0.5 or pi0-FAST: expected one of those.")
         return checkpoints.read_config(
             folder, FastConfig if "max_decoding_steps" in stored else Pi0Config
         )
     model = PRESETS[preset_of(source, folder)].model
     if model is None:
         known = sorted(name for name, preset in PRESETS.items() if preset.model is not None)
-        raise ValueError(f"{source} is no checkpoint folder, and names none of {known}.")
+        raise ValueError(f"{source} is not a checkpoint folder, and names none of {known}.")
     return model
 
 

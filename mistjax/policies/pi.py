@@ -40,7 +40,7 @@ from mistjax.policies.presets.registry import first_preset
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample, StackSpec
 from mistjax.policies.value_vectors import ValueVectors
 
-FORMAT = 1  # raise it where the same policy acts otherwise than in an earlier release
+FORMAT = 1  # raise it when a policy acts differently than in an earlier release
 
 
 @flax.struct.dataclass
@@ -91,7 +91,7 @@ class PiPolicy(Policy):
                 where there is none, as in published checkpoints.
             tokenizer: of the class's own kind; None reads the folder's own.
             dtype: what to convert the parameters to; None keeps what is stored.
-            tree: which parameters of a state of training; see `checkpoints.load_params`.
+            tree: which parameters of a training state; see `checkpoints.load_params`.
 
         Raises:
             FileNotFoundError: a file of the checkpoint is missing.
@@ -248,7 +248,7 @@ class PiPolicy(Policy):
         with np.errstate(over="ignore"):
             normal = np.asarray(self.state_normalizer.normalize(state))
         if not np.isfinite(normal).all():
-            raise ValueError(f"the state {state} is too large to be normalised: is it a fault?")
+            raise ValueError(f"the state {state} is too large to be normalised: is it faulty?")
         return normal
 
     def _observation(
@@ -274,8 +274,8 @@ class PiPolicy(Policy):
     def encode_prompts(
         self, prompts: Sequence[str]
     ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-        """The prompts as rows of token ids and their validity, for `observe`; without the state,
-        where the policy reads it in the prompt.
+        """Token ids of the prompts and their validity, for `observe`; without the state, where the
+        policy reads it in the prompt.
 
         Raises:
             ValueError: a prompt is too long.
@@ -294,7 +294,7 @@ class PiPolicy(Policy):
 
         Args:
             raw: pictures in the model's size and the state, by key, with a leading batch axis.
-            words: rows of `encode_prompts`.
+            words: what `encode_prompts` returned, for each batch element.
         """
         state = self.state_normalizer.normalize(self._raw_state(raw))
         images, masks = self._cameras(self._absent_mask).batch(raw, len(state))
@@ -385,8 +385,8 @@ class PiPolicy(Policy):
         return _velocity(self.model, self.variables, prefix, obs, noisy, step, tuple(edits))
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
-        """See `Policy.finish`; ValueError where a chunk is no action and the preset has no
-        fallback, or where the chunks are not of these observations and this robot.
+        """See `Policy.finish`; ValueError where a chunk is not an action and the preset has no
+        fallback, or where the chunks do not belong to these observations and this robot.
         """
         p, raw = self.preset, flat_rows(raw)
         actions = np.asarray(sample.actions, np.float32)[..., : p.action_dim]
@@ -401,8 +401,7 @@ class PiPolicy(Policy):
         return p.bounded(actions, np.asarray(sample.broken), raw)
 
     def _to_robot(self, actions: Float[Array | np.ndarray, "*b a"], state: Any = None) -> Any:
-        """Model units to the robot's, relative to the state if one is given; NumPy's arrays give
-        NumPy's."""
+        """Model units to the robot's, relative to a state that is given; NumPy in, NumPy out."""
         plain = self.action_normalizer.unnormalize(actions)
         actions = np.asarray(plain) if isinstance(actions, np.ndarray) else plain
         if state is not None:

@@ -1,4 +1,4 @@
-"""The `Policy` protocol: all that the rest of the library knows of a model.
+"""The `Policy` protocol: all that the rest of the library knows about a model.
 
 `PiPolicy`, `OpenVLAPolicy` and `MistPolicy` satisfy it. A policy is stateless from the outside:
 what a monitor remembers of an episode travels in `Sample.state`, back in through `state`.
@@ -60,8 +60,8 @@ class PolicySpec:
         cameras: model camera name -> key of the raw observation.
         stacks: stack name -> sizes.
         num_steps: flow steps or decoded tokens of one inference.
-        action_offset: env units at 0 model units; None where they follow the state. () where
-            nobody has said.
+        action_offset: env units at 0 model units; None where they follow the state. () where it is
+            not known.
         inputs: what a monitor of inputs can name, in its order; () without one.
     """
 
@@ -122,7 +122,7 @@ class Sample:
 
     @property
     def broken(self) -> Bool[Array | np.ndarray, " b"]:
-        """Rows whose chunk is no action: not finite, or of tokens that stand for none."""
+        """Batch elements whose chunk is not an action: not finite, or not decodable."""
         broken = ~jnp.all(jnp.isfinite(self.actions), axis=(1, 2))
         return broken | ~self.aux["decode_ok"] if "decode_ok" in self.aux else broken
 
@@ -195,7 +195,7 @@ class Policy(Protocol):
     @abc.abstractmethod
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
         """Actions in the env's units [B,H,action_dim], finite and inside their bounds: a chunk that
-        is no action holds the robot still (`RobotPreset.fallback`).
+        is not an action holds the robot still (`RobotPreset.fallback`).
         """
 
     def objective(
@@ -226,7 +226,7 @@ class TraceablePolicy(Protocol):
     def encode_prompts(
         self, prompts: Sequence[str]
     ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-        """The prompts as rows of token ids and their validity, on the host."""
+        """Token ids of the prompts and their validity, on the host."""
         ...
 
     def observe(

@@ -28,9 +28,9 @@ class Resampled(Reporting):
     Attributes:
         policy: one that draws its actions; a policy that always does the same shows no
             disagreement.
-        samples: chunks an inference; 1 is the executed one alone.
-        dim: numbers of an action to keep; None takes the robot's, and cannot be asked for while
-            the policy is traced.
+        samples: chunks per inference; 1 draws the executed one alone.
+        dim: numbers of an action to keep; None takes the robot's, which is unknown while the policy
+            is traced.
     """
 
     policy: Policy
@@ -41,7 +41,7 @@ class Resampled(Reporting):
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise ValueError(f"samples are {self.samples}: expected at least 1 chunk an inference.")
+            raise ValueError(f"samples is {self.samples}: expected at least 1 chunk per inference.")
 
     def report(
         self,

@@ -42,8 +42,8 @@ class Sensitive(Reporting):
     """Adds `aux["sensitivity"]` [B]: at the last flow step, along the velocity there.
 
     Attributes:
-        policy: a flow policy, whose samples hold the `velocity` of every step; ValueError for
-            another one.
+        policy: a flow policy, whose samples hold the `velocity` of every step; ValueError for any
+            other.
     """
 
     policy: Policy

@@ -1,4 +1,4 @@
-"""Policies around another one: what they pass on unchanged, and how to reach its words."""
+"""Policies around another one: what they pass on unchanged, and how to reach what only it can."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Reporting(Wrapper):
 
 
 def acting(policy: Policy) -> Policy:
-    """The policy itself, without what is only reported of its samples."""
+    """The policy without wrappers that only report more of its samples."""
     while isinstance(policy, Reporting):
         policy = policy.policy
     return policy
@@ -189,14 +189,14 @@ def flow_of(policy: Policy) -> Any:
     policy = innermost(policy)
     if not isinstance(getattr(policy, "config", None), Pi0Config):
         raise ValueError(
-            f"a {type(policy).__name__} has no velocity field: that is of flow policies (pi0, "
-            "pi0.5)."
+            f"a {type(policy).__name__} has no velocity field: only flow policies (pi0, pi0.5) "
+            "have one."
         )
     return policy
 
 
 def seeing(policy: Policy) -> SeeingPolicy:
-    """What runs the vision tower apart: a policy, or the one that it is wrapped around.
+    """The policy whose vision tower runs on its own: this one, or the one inside of it.
 
     Raises:
         ValueError: it cannot.
@@ -205,8 +205,8 @@ def seeing(policy: Policy) -> SeeingPolicy:
     if isinstance(policy, SeeingPolicy):
         return policy
     raise ValueError(
-        f"{type(policy).__name__} cannot repair its inputs: its vision tower does not run apart "
-        "from the rest. It can watch them; see `mistjax.policies.SeeingPolicy`."
+        f"{type(policy).__name__} cannot repair its inputs: its vision tower does not run on "
+        "its own. It can watch them; see `mistjax.policies.SeeingPolicy`."
     )
 
 
@@ -240,8 +240,8 @@ def with_words(
 
 
 def traceable(policy: Policy) -> TraceablePolicy:
-    """What turns arrays into observations and samples into actions inside a compiled rollout: a
-    policy, or the one that it is wrapped around, the outermost that does.
+    """The policy that turns arrays into observations and samples into actions inside a compiled
+    rollout: this one, or the outermost that can of those that it is wrapped around.
 
     Raises:
         ValueError: it cannot be traced.

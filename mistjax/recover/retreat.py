@@ -32,8 +32,8 @@ PAUSE = 6
 
 @flax.struct.dataclass
 class RetreatState:
-    """Of each row's episode: the policy's own, the last executed commands (newest chunk first), and
-    the inferences since a retreat began.
+    """Of each batch element's episode: the policy's own state, the last executed commands (newest
+    chunk first), and the inferences since a retreat began.
     """
 
     policy: Any

@@ -153,7 +153,7 @@ def test_parameters_with_a_damaged_file_are_whole_or_refused(written, tmp_path, 
             assert leaf_names(folder) == {"layers/w", "layers/b", "head/kernel"}
             loaded = load_params(folder, shapes(params()))
         except (FileNotFoundError, ValueError) as error:
-            assert f"{folder}/params" in str(error) and "copy it once more" in str(error)
+            assert f"{folder}/params" in str(error) and "copy it again" in str(error)
             refused += 1
         else:
             jax.tree.map(np.testing.assert_array_equal, loaded, params())
@@ -190,7 +190,7 @@ def test_of_a_state_of_training_the_average_is_taken_and_said_or_another_tree_ch
     with_value = jax.tree.map(lambda leaf: {"value": leaf}, last)
     save_state(apart / "train_state", params=with_value, **beside)
     for folder in (in_one, apart):
-        with pytest.warns(UserWarning, match="its ema_params are taken.*tree 'params'"):
+        with pytest.warns(UserWarning, match="its ema_params.* are loaded.*tree 'params'"):
             loaded = load_params(folder, shapes(params()))
         jax.tree.map(np.testing.assert_array_equal, loaded, average)
         for tree, expected in (("ema_params", average), ("params", last)):

@@ -205,7 +205,7 @@ def test_a_single_file_of_a_bucket(server, tmp_path):
 def test_an_interrupted_download_goes_on_where_it_stopped(server, monkeypatch):
     monkeypatch.setattr(sources, "BLOCK", 2000)
     server.breaks_at = 5000
-    with pytest.raises(ConnectionError, match="the same call goes on with it"):
+    with pytest.raises(ConnectionError, match="the same call resumes it"):
         fetch(f"gs://{BUCKET}/{ROOT}")
     target = Path(os.environ["OPENPI_DATA_HOME"]) / BUCKET / ROOT
     assert not target.exists()
@@ -230,7 +230,7 @@ def test_an_interrupted_download_of_something_else_since_starts_anew(server, mon
 
 def test_bytes_that_are_not_those_published_are_refused(server):
     server.corrupt = True
-    with pytest.raises(ValueError, match="another checksum than published"):
+    with pytest.raises(ValueError, match="does not have the published checksum"):
         fetch(f"gs://{BUCKET}/{ROOT}")
     server.corrupt = False
     assert contents(fetch(f"gs://{BUCKET}/{ROOT}")) == BELOW_ROOT
@@ -263,7 +263,7 @@ def test_no_name_leads_out_of_the_cache(server, source):
 
 def test_a_file_of_the_hub_with_another_hash_is_refused(server):
     server.corrupt = True
-    with pytest.raises(ValueError, match="came with another hash than published"):
+    with pytest.raises(ValueError, match="does not have the published hash"):
         fetch(f"hf://someone/policy@{COMMIT}")
     server.corrupt = False
     assert (fetch(f"hf://someone/policy@{COMMIT}") / "config.json").read_bytes() == b"{}"
@@ -307,7 +307,7 @@ def test_a_revision_that_can_change_is_refused(server):
 
 def test_an_interrupted_hub_download_leaves_nothing_that_looks_complete(server, monkeypatch):
     server.breaks_at = 5000
-    with pytest.raises(ConnectionError, match="the same call goes on with it"):
+    with pytest.raises(ConnectionError, match="the same call resumes it"):
         fetch(f"hf://someone/policy@{COMMIT}")
     target = Path(os.environ["MISTJAX_CACHE"]) / "hf" / "someone" / f"policy@{COMMIT}"
     assert not target.exists()

@@ -52,7 +52,7 @@ def test_a_family_of_another_package_is_found_by_its_entry_point(installed, tmp_
 def test_an_entry_point_that_is_no_family_is_named(installed, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "my_robot"}))
     monkeypatch.setattr(importlib.import_module("my_robot"), "FAMILY", 3)
-    with pytest.raises(ValueError, match=r"my_robot:FAMILY.* is no `mistjax.policies.Family`"):
+    with pytest.raises(ValueError, match=r"my_robot:FAMILY.* is not a `mistjax.policies.Family`"):
         load_policy(tmp_path)
 
 
@@ -76,7 +76,7 @@ def test_a_checkpoint_of_no_family_is_refused_with_the_known_ones(tmp_path):
     ("no_such_module:make", "No module named"),
     ("my_robot:no_such_function", "has no function 'no_such_function'"),
     ("my_robot:DEPTH", "has no function 'DEPTH'"),
-    ("my_robot:Network", "made a Network, which is no policy"),
+    ("my_robot:Network", "made a Network, which is not a policy"),
 ])  # fmt: skip
 def test_a_function_that_makes_no_policy_is_refused(source, said, installed, tmp_path, capsys):
     assert main(["collect", source, "--out", str(tmp_path / "run")]) == 2

@@ -266,7 +266,7 @@ def test_a_temperature_or_a_vocabulary_that_none_has_is_refused(fast_policy, pi_
 
 def test_action_tokens_of_another_shape_are_refused(fast_policy):
     config = dataclasses.replace(fast_policy.config, action_horizon=9)
-    with pytest.raises(ValueError, match=r"chunks of \(4, 4\), the configuration says \(9, 4\)"):
+    with pytest.raises(ValueError, match=r"chunks of \(4, 4\), the configuration for \(9, 4\)"):
         fast_policy.replace(config=config)
 
 

@@ -2,7 +2,7 @@
 
 Both arms' second and third joints turn the other way round. ALOHA reads a gripper as a share of its
 linear opening and commands it as a share of its joint's range; the models know angles only. Reading
-and commanding are therefore no inverses of each other.
+and commanding are therefore not inverses of each other.
 
 Source: the constants of ALOHA's arms (linear 0.01844 to 0.05800 m, joint -0.6213 to 1.4910 rad) and
 of their gripper linkage (arm 36 mm, horn 22 mm); encoder counts 2405 to 3110 of 4096 around 2048 in

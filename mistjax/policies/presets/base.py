@@ -72,7 +72,7 @@ class RobotPreset:
         state_key: raw observation key of the state, or several whose vectors are joined.
         state_dim: width of the raw state.
         action_names: what each action dimension means.
-        action_low, action_high: bounds in the env's units.
+        action_low, action_high: bounds in the robot's units.
         gripper_index: which action dimension is the gripper, or None (none, or several).
         execute_steps: actions of a chunk to execute before the next inference.
         normalizer: `zscore` (pi0) or `quantile` (pi0.5, pi0-FAST).
@@ -81,9 +81,9 @@ class RobotPreset:
             none.
         units: the robot's units, where they are not the model's.
         asset: the asset id of the statistics in a checkpoint; None is the preset's name.
-        model: the model that this preset's published checkpoint holds; None for any.
+        model: configuration of this preset's published checkpoint; None for any.
         default_prompt: what to do when an observation has no prompt.
-        env_options: options of the simulator that show a policy what it was trained on.
+        env_options: simulator options under which a policy sees what it was trained on.
         fallback: the action that holds the robot still; None where nobody has said which.
     """
 
@@ -135,7 +135,7 @@ class RobotPreset:
         return self.asset or self.name
 
     def behaviour(self, image_keys: Sequence[str]) -> dict[str, Any]:
-        """All fields by which a model with these cameras acts otherwise, for fingerprints."""
+        """All fields that change how a model with these cameras acts, for fingerprints."""
         names = {"name", "asset", "model", "env_options"}
         fields = {
             field.name: getattr(self, field.name)
@@ -193,19 +193,19 @@ class RobotPreset:
 
         Args:
             actions: chunks in the robot's units.
-            broken: elements whose chunk is no action; so is one that is not finite. The robot holds
-                still for the whole chunk there, see `Fallback`.
+            broken: batch elements whose chunk is not an action; a chunk that is not finite counts
+                as broken too. The robot holds still for the whole chunk there, see `Fallback`.
             raw: the flat raw observations.
 
         Raises:
-            ValueError: an element is broken, and the preset has no fallback.
+            ValueError: a batch element is broken, and the preset has no fallback.
         """
         broken = broken | ~np.isfinite(actions).all(axis=(1, 2))
         if not broken.any():
             return np.clip(actions, self.action_low, self.action_high).astype(np.float32)
         if self.fallback is None:
             raise ValueError(
-                f"chunk {np.flatnonzero(broken)[0]} is no action, and preset "
+                f"chunk {np.flatnonzero(broken)[0]} is not an action, and preset "
                 f"{self.name!r} does not say what holds the robot still: give RobotPreset a "
                 "`fallback`."
             )
@@ -221,7 +221,7 @@ class RobotPreset:
 
         Args:
             actions: as `bounded`.
-            broken: elements that hold still.
+            broken: batch elements that hold still.
             state: in the robot's units.
         """
         assert self.fallback is not None
@@ -234,7 +234,7 @@ class RobotPreset:
 
     def still(self, state: Float[AnyArray, "b s"]) -> Float[AnyArray, "b a"]:
         """The action that holds the robot still in a state of its own units, within the bounds; for
-        a preset with a fallback. NumPy's arrays or JAX's.
+        a preset with a fallback. NumPy and JAX arrays alike.
         """
         assert self.fallback is not None
         xp = jnp if isinstance(state, jax.Array) else np

@@ -60,7 +60,7 @@ def check_sizes(folder: str | Path, preset: RobotPreset, config: Pi0Config | Fas
     """
     if unknown := sorted(set(config.image_keys) - set(preset.cameras)):
         raise ValueError(
-            f"{folder} sees through {unknown}, of which preset {preset.name!r} knows nothing: it "
+            f"{folder} has the cameras {unknown}, which preset {preset.name!r} does not know: it "
             f"has {list(preset.cameras)}. Use the preset of this checkpoint, or map a camera that "
             "the robot lacks to None."
         )
@@ -85,7 +85,7 @@ def check_statistics(
 
     The mean action of the training data must be one that the robot can make. Statistics of actions
     relative to the state fail this in a preset for absolute actions, and the reverse. A dimension
-    that never changed in training is warned of: what is read there is blown up a million times.
+    that never changed in training gives a warning: what is read there is magnified a million times.
 
     Raises:
         ValueError: statistics are missing, of another robot, or of other actions.
@@ -109,7 +109,7 @@ def check_statistics(
             labels = preset.action_names if name == "actions" else range(width)
             warnings.warn(
                 f"{where} say that dimension {', '.join(str(labels[i]) for i in constant)} of "
-                f"{name!r} never changed in training: any change of it there is far outside.",
+                f"{name!r} never changed in training: any change of it is far outside the data.",
                 stacklevel=3,
             )
     mean = mean_action(preset, stats)

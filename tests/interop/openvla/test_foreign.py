@@ -246,7 +246,7 @@ def test_an_index_names_files_of_its_folder_that_are_there(folder, places, kind,
     [
         ("base_model.model.layers.0.lora_A.weight", torch.zeros(1), "a factor of LoRA"),
         ("ema_model.projector.fc1.weight", torch.zeros(1), "a moving average"),
-        ("optimizer.state", torch.zeros(1), "of a state of training"),
+        ("optimizer.state", torch.zeros(1), "of a training state"),
         ("projector.fc1.weight.absmax", torch.zeros(1), "of quantised weights"),
         ("projector.fc1.weight_packed", torch.zeros(1, dtype=torch.uint8), "of quantised weights"),
         ("other", torch.zeros(1), "1 surplus: other"),
