@@ -1,5 +1,7 @@
 """Gymnasium environments, their perturbations and scripted experts. Importing this registers
-`mistjax/Board-v0`, `mistjax/Libero-v0` and, by suite, `mistjax/LiberoObject-v0` and the like."""
+`mistjax/Board-v0`, `mistjax/Libero-v0` and one for each suite, such as
+`mistjax/LiberoObject-v0`.
+"""
 
 import gymnasium as gym
 

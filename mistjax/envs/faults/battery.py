@@ -67,14 +67,14 @@ _NAMES = {
 
 
 def input_name(key: str) -> str:
-    """An input as the battery names it, by the key of an observation; others keep theirs."""
+    """The battery's name of the input under an observation key; any other key stays as it is."""
     return _NAMES.get(key, key)
 
 
 @dataclasses.dataclass(frozen=True)
 class Injection:
     """A fault of an episode: its name, its strength from 0 to 1, and the control step at which it
-    begins. It stays to the end; a push lasts four steps.
+    begins. It lasts to the end of the episode; a push lasts four steps.
     """
 
     name: str
@@ -87,9 +87,7 @@ class Injection:
         if not 0 <= self.strength <= 1:
             raise ValueError(f"the strength of {self.name} is {self.strength}, expected 0 to 1.")
         if self.onset < 0:
-            raise ValueError(
-                f"the onset of {self.name} is {self.onset}, expected 0 or a later step."
-            )
+            raise ValueError(f"the onset of {self.name} is {self.onset}, expected step 0 or later.")
 
     @property
     def input(self) -> str:
@@ -102,7 +100,7 @@ class Injection:
 
     @staticmethod
     def info(fault: Injection | None) -> dict[str, Any]:
-        """What an episode's `info` says of its fault, or of having none."""
+        """What an episode's `info` says about its fault, if it has one."""
         return {
             "fault": None if fault is None else fault.name,
             "fault_input": None if fault is None else fault.input,
@@ -213,5 +211,5 @@ def read_mixture(source: str | Path) -> Mixture:
 def even(
     share: float, names: Sequence[str], strengths: Mapping[str, Sequence[float]]
 ) -> list[Part]:
-    """A share of the episodes in equal parts for several faults."""
+    """Parts that divide a share of the episodes equally among several faults."""
     return [Part(share / len(names), name, tuple(strengths.get(name, (1.0,)))) for name in names]

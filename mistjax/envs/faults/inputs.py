@@ -1,10 +1,11 @@
-"""What a fault does to a picture or a state: pure functions of arrays that `jax.jit` traces, so
+"""What a fault does to a picture or a state: pure functions of arrays, traceable by `jax.jit`, so
 that an environment on the host and a compiled one run the same code.
 
-`see(kind, memory, now, ...)` is one look of the policy. A kind maps a `View` (what the sensor shows
-now and showed before), a strength from 0 to 1 and a key to what is delivered. What a fault draws
-once an episode (a direction, a place) comes from the key as it is; what it draws anew at each look,
-from the key folded with the number of the look. Randomness is the same whatever JAX's defaults are.
+`see(kind, memory, now, ...)` is one look of the policy, an inference. A kind maps a `View` (what
+the sensor shows now and showed before), a strength from 0 to 1 and a key to what is delivered. What
+a fault draws once per episode (a direction, a place) comes from the key as it is; what it draws at
+each look, from the key folded with the number of the look. Randomness is the same whatever JAX's
+defaults are.
 
 Sizes in pixels are shares of the picture's height, so that they mean the same at every size.
 """
@@ -60,7 +61,7 @@ Kind = Callable[[View, Strength, Array], Float[Array, "*x"]]
 
 
 def _same_draws(function):
-    """Draws of the function do not depend on how threefry is set up."""
+    """Makes the draws of a function independent of how threefry is configured."""
 
     @functools.wraps(function)
     def fixed(*args, **kwargs):
@@ -194,7 +195,7 @@ def shifted(view: View, strength: Strength, key: Array) -> Float[Array, "h w 3"]
 
 
 def salt_and_pepper(view: View, strength: Strength, key: Array) -> Float[Array, "h w 3"]:
-    """Up to 60% of the pixels are black or white, others at every look."""
+    """Up to 60% of the pixels are black or white, different ones at every look."""
     draw = _uniform(jax.random.fold_in(key, view.looks), view.now.shape[:2])[..., None]
     share = 0.6 * strength
     return jnp.where(draw < share, jnp.where(draw < share / 2, 0.0, 255.0), view.now)

@@ -1,4 +1,4 @@
-"""What may be looked at before a table is made, and what may not; fixed before anything was fitted.
+"""Which faults may be looked at before a table is made; fixed before anything was fitted.
 
 Detectors and namers are fitted and calibrated on clean episodes only. Thresholds and designs may be
 tuned on `SEEN` faults; `UNSEEN_STRENGTHS` and `UNSEEN_KINDS` are for tables.
@@ -16,7 +16,7 @@ SEEDS: Mapping[str, range] = {
     "tuning": range(22_000_000, 23_000_000),
     "test": range(23_000_000, 24_000_000),
 }
-"""Disjoint, and apart from the seeds that shipped artefacts were made with before."""
+"""Disjoint, and apart from the seeds that earlier shipped artefacts were made with."""
 
 UNSEEN_KINDS: tuple[str, ...] = (
     *(f"{camera}_{kind}" for camera in CAMERAS for kind in ("shifted", "delayed")),
@@ -55,8 +55,8 @@ _UNSEEN = {
 
 
 def strengths(name: str, unseen: bool = False) -> tuple[float, ...]:
-    """Of a fault by name: those that may be looked at, or the others; () where every strength is
-    the same, and for a kind that is unseen anyway.
+    """The strengths of a fault that may be looked at, or the unseen ones; () where every strength
+    is the same, and for a kind that is unseen anyway.
     """
     if name in UNSEEN_KINDS or name.startswith(("scene_", "action_")) or name == "push":
         return () if unseen else (1.0,)

@@ -1,8 +1,8 @@
 """What a fault does to an instruction: functions of the prompt, on the host.
 
 The words that matter are given by the environment (`places`: name -> index in the split prompt, and
-`choices`: what else could stand there). Strength says how many of them: one up to 1/3, all of three
-at 1.
+`choices`: what else could stand there). Strength says how many of them change: one up to 1/3, all
+three at 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def rewrite(kind: str, prompt: str, choices: Choices, strength: float, seed: int
 
 
 def typos(words: list[str], places: list[int], choices: Choices, rng: Rng) -> list[str]:
-    """Two letters of a word change places; a single character is doubled."""
+    """Two letters of a word are swapped; a single character is doubled."""
     words = list(words)
     for i in places:
         word = words[i]

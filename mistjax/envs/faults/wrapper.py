@@ -31,7 +31,7 @@ class Rig:
         state: key of the state, whose first three entries are a position in metres.
         prompt: key of the instruction.
         opening: entry of the state that is a finger gap in metres.
-        metres: how far one unit of an action moves.
+        metres: how far one unit of an action moves the hand.
         choices: prompt -> the words that matter, see `words.rewrite`.
         change_scene: (environment, kind, strength, seed) -> a new observation; None where scenes
             cannot change in the middle of an episode.
@@ -83,13 +83,13 @@ def noisy_state(state, seed, step, opening) -> jax.Array:
 class Faulty(gym.Wrapper):
     """An environment under a mixture of faults, one drawn for each seed.
 
-    Pictures and states go wrong at the policy's looks, every `look_every` steps from the start on;
+    Pictures and states go wrong at the policy's looks, every `look_every` steps from the start;
     a frozen camera shows the last look before the onset. Sensor noise comes before the fault, as
     in a sensor; pictures between two looks have none. `info` holds `fault` (None for none),
-    `fault_input`, `fault_strength` and `fault_onset` from the start of the episode on.
+    `fault_input`, `fault_strength` and `fault_onset` from the start of the episode.
 
-    Cost of a step: some 0.1 ms while a fault is active; noise of two 64 pixel pictures 0.6 ms a
-    look.
+    Cost of a step: some 0.1 ms while a fault is active; noise on two 64-pixel pictures, 0.6 ms
+    per look.
     """
 
     def __init__(self, env: gym.Env, rig: Rig, mixture: Mixture, look_every: int = 4) -> None:
@@ -116,7 +116,7 @@ class Faulty(gym.Wrapper):
         return self._deliver(observation), self._info(info)
 
     def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Takes a step; what the actuators do, and what is seen of it, may be wrong."""
+        """Takes a step; what the actuators do, and what the policy sees, may be wrong."""
         action = np.asarray(action, np.float64)
         self._asked.append(action)
         observation, reward, terminated, truncated, info = self.env.step(self._executed(action))
@@ -158,7 +158,7 @@ class Faulty(gym.Wrapper):
         return {**info, **Injection.info(self.injection)}
 
     def _deliver(self, observation: dict[str, Any]) -> dict[str, Any]:
-        """What the policy gets of what the sensors show."""
+        """What reaches the policy of what the sensors show."""
         rig, fault, look = self.rig, self.injection, self._step % self.look_every == 0
         seen = dict(observation)
         if self.mixture.sensor_noise:

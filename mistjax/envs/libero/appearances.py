@@ -1,4 +1,4 @@
-"""What belongs to which thing in a LIBERO scene's pictures, and how it is coloured."""
+"""Which thing each pixel of a LIBERO scene shows, and how things are coloured."""
 
 # MuJoCo ships no type stubs.
 # pyright: reportAttributeAccessIssue=false
@@ -18,7 +18,7 @@ ROBOT_BODIES = ("robot0", "gripper0", "mount0")
 
 
 class Appearances:
-    """Of one model.
+    """The things of one model.
 
     Attributes:
         ids: thing -> its id in segmentations: 0 is the arena, 1 the robot, then the objects and

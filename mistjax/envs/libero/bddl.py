@@ -3,7 +3,7 @@
 A BDDL file says which objects there are, where they start, what is asked, and when it is done.
 LIBERO's own reader ignores what it does not know, writes everything in lower case, and calls `eval`
 on the angles; this one keeps the prompt's case, takes numbers only, and refuses what it does not
-know. Simulators only ever get files written by `text()`.
+know. Simulators only ever get what `text()` writes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Problem:
         kind: which arena, one of `PROBLEMS`.
         language: the instruction.
         regions: places that `init` and `goal` name.
-        fixtures, objects: (name, category), put together by category; fixtures cannot be moved.
+        fixtures, objects: (name, category), grouped by category; fixtures cannot be moved.
         interest: what the task is about, targets last.
         init: facts at the start, such as ("On", "milk_1", "floor_bin_region").
         goal: facts that must all hold.
@@ -111,7 +111,7 @@ class Problem:
             raise ValueError(f"the BDDL problem has no sections {missing}.")
         goal = _group(found["goal"][0] if len(found["goal"]) == 1 else [], "goal")
         if goal[0].lower() != "and":
-            raise ValueError(f"the goal is {goal[0]!r} of facts; LIBERO checks `And` alone.")
+            raise ValueError(f"the goal is {goal[0]!r} of facts; LIBERO checks only `And`.")
         return cls(
             kind=_one_of(PROBLEMS, kind, "problem"),
             language=" ".join(_words(found["language"], "language")),
@@ -162,7 +162,7 @@ def _branches(words: Iterator[str], depth: int) -> Iterator[Any]:
     for word in words:
         if word == ")":
             if not depth:
-                raise ValueError("BDDL text closes a parenthesis too many.")
+                raise ValueError("BDDL text closes one parenthesis too many.")
             return
         yield list(_branches(words, depth + 1)) if word == "(" else word
     if depth:
@@ -172,7 +172,7 @@ def _branches(words: Iterator[str], depth: int) -> Iterator[Any]:
 def _group(tree: Any, what: str) -> Tree:
     """A list that begins with a word."""
     if not isinstance(tree, list) or not tree or not isinstance(tree[0], str):
-        raise ValueError(f"not a BDDL problem: its {what} is no group in parentheses with a name.")
+        raise ValueError(f"not a BDDL problem: its {what} is not a named group in parentheses.")
     return tree
 
 
@@ -203,7 +203,7 @@ def _number(word: Any) -> float:
 def _fact(group: Tree) -> Fact:
     if len(_words(_group(group, "fact"), "fact")) not in (2, 3):
         raise ValueError(
-            f"{group!r:.200} is no fact; expected (Predicate thing) or (Predicate thing place)."
+            f"{group!r:.200} is not a fact; expected (Predicate thing) or (Predicate thing place)."
         )
     return (_one_of(PREDICATES, group[0], "predicate"), *group[1:])
 
@@ -226,7 +226,7 @@ def _typed(words: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _typed_text(pairs: tuple[tuple[str, str], ...]) -> str:
-    """One line a category: LIBERO forgets the first line of a category that has two."""
+    """One line per category: LIBERO forgets the first line of a category that has two."""
     names: dict[str, list[str]] = {}
     for name, category in pairs:
         names.setdefault(category, []).append(name)
@@ -257,7 +257,7 @@ def _region(group: Tree) -> Region:
 def _numbers(groups: Tree) -> tuple[tuple[float, ...], ...]:
     """`((1 2) (3 4))`, the one value of an attribute."""
     if len(groups) != 1 or not all(isinstance(row, list) for row in (*groups, *groups[0])):
-        raise ValueError(f"{groups!r:.200} is no list of rows of numbers.")
+        raise ValueError(f"{groups!r:.200} is not a list of groups of numbers.")
     return tuple(tuple(map(_number, row)) for row in groups[0])
 
 

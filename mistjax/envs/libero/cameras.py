@@ -4,8 +4,8 @@ robosuite's own renderer never makes its OpenGL context current, so that two sce
 draw into each other, and its segmentation reader overflows under numpy 2. Here each `Cameras` has a
 context of its own, made current for every frame. A context belongs to the thread that made it.
 
-Cost: 60 to 170 ms a view on one busy CPU core whatever the size, since it follows the number of
-triangles; without reflections about half of that. `MUJOCO_GL=egl` (the default) or `osmesa`.
+Cost: 60 to 170 ms per view on one busy CPU core at any size, since it depends on the number of
+triangles; without reflections, about half of that. `MUJOCO_GL=egl` (the default) or `osmesa`.
 """
 
 # MuJoCo ships no type stubs.
@@ -73,7 +73,7 @@ class Cameras:
         return np.stack(views)
 
     def close(self) -> None:
-        """Frees the context; the cameras are of no use afterwards."""
+        """Frees the context; the cameras cannot be used afterwards."""
         if self._gl is not None:
             self._gl.make_current()
             self._target.free()
@@ -93,7 +93,7 @@ class Cameras:
         return pixels[::-1]
 
     def _geoms(self, colours: UInt8[np.ndarray, "h w 3"]) -> Int32[np.ndarray, "h w"]:
-        """From the colours that number what was drawn to geom ids."""
+        """Geom ids from the colours that encode them in a drawn segmentation."""
         drawn = colours.astype(np.int64) @ np.array([1, 1 << 8, 1 << 16])
         ids = np.full(self._scene.ngeom + 1, -1, np.int32)
         for geom in self._scene.geoms[: self._scene.ngeom]:
@@ -106,7 +106,7 @@ _OPEN: weakref.WeakSet[Cameras] = weakref.WeakSet()
 
 
 def _close_all() -> None:
-    """Before MuJoCo ends EGL: a context freed after that prints an error."""
+    """Frees every context before MuJoCo ends EGL: one that is freed later prints an error."""
     for cameras in list(_OPEN):
         cameras.close()
 

@@ -1,4 +1,4 @@
-"""What the perturbations of words and goals do to a task; see `perturbations`."""
+"""What perturbations of wording and goals do to a task; see `perturbations`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Change:
         problem: its scene, start and goal.
         prompt: what the policy is told.
         style: the arena's floor and walls; None for its own.
-        tints: object -> (colour, share of it in its appearance).
+        tints: object -> (colour, its share in the appearance).
         scene_changed: whether the fixed start states no longer fit.
     """
 

@@ -2,11 +2,11 @@
 
     python -m mistjax.envs.libero.demos --suite libero_object --episodes 20 --out data/libero_demos
 
-Starts are drawn from each task's regions, so that its fixed start states stay for evaluation. Most
-episodes are disturbed by short noise bursts, so that the data shows how to come back; a frame is
+Starts are drawn from each task's regions, which leaves its fixed start states for evaluation. Most
+episodes are disturbed by short bursts of noise, so that the data shows how to recover; a frame is
 kept only where the next `HORIZON` expert actions were carried out unchanged.
 
-Cost: about 35 kept frames an episode, each two pictures (see `cameras`), and 110 control steps:
+Cost: about 35 kept frames per episode, two pictures each (see `cameras`), and 110 control steps:
 some 10 s on one free CPU core.
 """
 
@@ -35,9 +35,9 @@ class Config:
     """What is demonstrated.
 
     Attributes:
-        out: folder of shards, one a task and ten episodes; shards that are there are kept.
+        out: folder of shards, one per task and ten episodes; existing shards are kept.
         suite, tasks: which tasks of an installed suite.
-        episodes: tries of each task; those in which the disturbed expert fails are left out.
+        episodes: attempts at each task; those in which the disturbed expert fails are left out.
         image_size: pixels per side.
         every: keep every n-th frame.
         seed: of the first episode.
@@ -56,7 +56,7 @@ def demonstrate(env: LiberoEnv, seed: int, every: int) -> dict[str, Any] | None:
     """One episode's kept frames as columns, or None if the disturbed expert failed.
 
     Columns: image and wrist_image uint8 [n,h,w,3], state [n,8], actions [n,8,7], aux [n,6] (metres:
-    where the object and the place to put it are), episode [n], and the list prompt.
+    where the object and the place to put it are), episode [n], and prompt, a list.
     """
     env.reset(seed=seed)
     noise = bursts(np.random.default_rng([seed, 1]), env.max_steps + HORIZON)

@@ -1,10 +1,10 @@
 """`mistjax/Libero-v0`: the 130 tasks of LIBERO under openpi's observation keys.
 
-Action: seven values in [-1, 1] at 20 Hz: change of position (0.05 m a unit) and rotation (0.5 rad a
-unit) of the gripper, then the gripper (positive closes). Observation: two pictures, the state (grip
-position in metres, rotation as axis times angle, both finger joints) and the prompt. Success: every
-fact of the task's goal. The episode ends there, or is truncated after `max_steps`, or where the
-physics breaks; `info["error"]` then says so, and `info["success"]` means nothing.
+Action: seven values in [-1, 1] at 20 Hz: change of position (0.05 m per unit) and rotation (0.5 rad
+per unit) of the gripper, then the gripper (positive closes). Observation: two pictures, the state
+(grip position in metres, rotation as axis times angle, both finger joints) and the prompt. Success:
+every fact of the task's goal. The episode ends there, or is truncated after `max_steps` or where
+the physics breaks; in the last case `info["error"]` says so, and `info["success"]` means nothing.
 
 A seed names an episode of the usual evaluation: seeds 0 to 49 are the fixed start states of task 0,
 50 to 99 those of task 1, and so on. With `task_id` given, seed s is that task's start s modulo
@@ -74,11 +74,12 @@ class LiberoEnv(gym.Env):
             convention: "upright", or "openpi": mirrored left to right, as openpi and OpenVLA were
                 trained (they turn the camera's upside-down frame by half a circle).
             pictures: False leaves them out of the observation and needs no OpenGL.
-            picture_every: draw new pictures every so many steps.
+            picture_every: draw new pictures every n steps.
             reflections: draw reflections as LIBERO does; without them it takes half as long.
             max_steps: steps before truncation; None takes the suite's.
             settle_steps: steps at rest before the episode begins, while things fall into place.
-            prompts: instructions by the file's "name" or its "text"; None takes the suite's own.
+            prompts: take instructions from the file's "name" or its "text"; None takes the suite's
+                own.
             assets: asset folder, see `installation.find_assets`.
             render_mode: gymnasium's; "rgb_array" makes `render()` return the agent's view.
 
@@ -209,8 +210,8 @@ class LiberoEnv(gym.Env):
     def failure_cause(self) -> str:
         """Why the episode failed if it ended now.
 
-        `never_grasped`: no object was held. `wrong_object`: only others than asked for.
-        `let_go`: an asked object was held, and is no more. `timeout`: one is held still.
+        `never_grasped`: no object was held. `wrong_object`: only others than the one asked for.
+        `let_go`: an object that was asked for was held, and no longer is. `timeout`: one still is.
         `not_done`: the goal moves no object.
         """
         problem = self.episode.change.problem
@@ -222,7 +223,7 @@ class LiberoEnv(gym.Env):
         return "timeout" if self.simulator.held() in asked else "let_go"
 
     def _build(self, change: Change) -> None:
-        """The scene of a change, unless it stands already."""
+        """Builds the scene of a change, unless it is built already."""
         scene = (dataclasses.replace(change.problem, language=""), change.style)
         if self._scene != scene:
             self.close()
@@ -244,7 +245,7 @@ class LiberoEnv(gym.Env):
         return views if self.convention == "upright" else views[:, :, ::-1]
 
     def observe(self) -> dict[str, Any]:
-        """The present observation, with pictures of this moment whatever `picture_every` says."""
+        """The current observation, with fresh pictures whatever `picture_every` says."""
         if self._has_pictures:
             self._pictures = self._as_asked(self._views())
         return self._observation()

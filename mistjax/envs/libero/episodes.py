@@ -1,4 +1,4 @@
-"""Which LIBERO episode a seed and reset options name, and its start."""
+"""Which LIBERO episode a seed and reset options name, and how it starts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A scripted expert for "pick up X and place it in the basket", on privileged state.
 
-It is Markov: its action depends on the scene alone and no phase is remembered, so that it is right
-after a slip or a drop, and the same function gives demonstrations and corrections. The gripper is
+It is Markov: its action depends on the scene alone and no phase is remembered, so that it recovers
+from a slip or a drop, and the same function gives demonstrations and corrections. The gripper is
 turned so that it closes across the object's narrowest side, which is read off the object's mesh.
 """
 
@@ -108,7 +108,7 @@ def measure(points: Float[np.ndarray, "points 3"], near: float = 0.0) -> Shape:
     """The shape of a cloud of points in the world's frame.
 
     Of all directions in which it is narrow, within 4 mm, it takes the nearest to `near`: a can is
-    gripped without turning.
+    gripped without turning the hand.
     """
     yaws = np.arange(36) * np.pi / 36
     widths = np.ptp(points[:, :2] @ np.stack([np.cos(yaws), np.sin(yaws)]), axis=0)

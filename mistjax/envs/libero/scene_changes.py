@@ -28,7 +28,7 @@ WORKSPACES = {
     "living_room_table": ("LIBERO_Living_Room_Tabletop_Manipulation", "living_room_table"),
     "study_table": ("LIBERO_Study_Tabletop_Manipulation", "study_table"),
 }
-# Where things are taken: both are of one height and leave room under the arm.
+# Where things are moved to: both have the same height and leave room under the arm.
 TABLES = ("main_table", "kitchen_table")
 FLOORS = ("light-gray", "gray-ceramic", "wood-plank")
 WALLS = ("light-gray-plaster", "yellow-linen")
@@ -36,7 +36,7 @@ FARTHEST, APART = 0.12, 0.11
 
 
 def tint(change: Change, strength: float, rng: Rng, suite: Sequence[Task]) -> Change:
-    """The asked object towards a random bright colour."""
+    """The object that is asked for, tinted towards a random bright colour."""
     colour = colorsys.hsv_to_rgb(float(rng.random()), 0.9, 0.9)
     return dataclasses.replace(
         change, tints={**change.tints, asked_object(change.problem): (colour, strength)}
@@ -44,7 +44,7 @@ def tint(change: Change, strength: float, rng: Rng, suite: Sequence[Task]) -> Ch
 
 
 def category(change: Change, strength: float, rng: Rng, suite: Sequence[Task]) -> Change:
-    """One of the same family, and not yet in the scene, in place of the asked object."""
+    """An object of the same family that is not in the scene yet, in place of the one asked for."""
     problem, name = change.problem, asked_object(change.problem)
     mine = problem.category(name)
     family = next((family for family in FAMILIES if mine in family), ())
@@ -56,7 +56,9 @@ def category(change: Change, strength: float, rng: Rng, suite: Sequence[Task]) -
 
 
 def shift(change: Change, strength: float, rng: Rng, suite: Sequence[Task]) -> Change:
-    """The asked object's start moved by `strength` times 12 cm, away from the others."""
+    """The start of the object that is asked for, moved by `strength` times 12 cm, away from
+    others.
+    """
     problem, name = change.problem, asked_object(change.problem)
     start = _start(problem, name)
     old = problem.region(start[2])
@@ -80,7 +82,7 @@ def shift(change: Change, strength: float, rng: Rng, suite: Sequence[Task]) -> C
 
 
 def swap(change: Change, strength: float, rng: Rng, suite: Sequence[Task]) -> Change:
-    """The asked object and another one exchange where they start."""
+    """The object that is asked for and another one swap their starts."""
     problem, name = change.problem, asked_object(change.problem)
     start = _start(problem, name)
     taken = {word for fact in problem.goal for word in fact}
@@ -120,7 +122,7 @@ def own_wall(change: Change) -> str:
 
 
 def workspace(change: Change, strength: float, rng: Rng, suite: Sequence[Task]) -> Change:
-    """The same things at the same places of another table."""
+    """The same things at the same places on another table."""
     problem = change.problem
     old = next(place for place, (kind, _) in WORKSPACES.items() if kind == problem.kind)
     new = str(rng.choice([table for table in TABLES if table != old]))

@@ -1,18 +1,18 @@
 """One LIBERO scene: robosuite's physics and LIBERO's success test, without their renderer.
 
-What robosuite leaves open is settled here. Placements are drawn from numpy's global generator: it
-is seeded for a reset and put back afterwards, so that a seed means the same start always. A reset
+What robosuite leaves open is settled here. Placements are drawn from NumPy's global generator: it
+is seeded for a reset and put back afterwards, so that a seed always means the same start. A reset
 keeps the compiled scene, and clears what robosuite forgets (the gripper's last command, the
 recent-value buffers); state and pictures are then those of a newly built scene. A diverging
 simulation, which MuJoCo resets silently, raises `SimulationError`.
 
-An observation is not of the end of a control step: robosuite samples its sensors one or two of the
-25 physics steps before, depending on how the episode was started. `seen` is the world at that
-moment, so that states and pictures equal those that published policies were trained on.
+An observation is not taken at the end of a control step: robosuite samples its sensors one or two
+of the 25 physics steps earlier, depending on how the episode was started. `seen` is the world at
+that moment, so that states and pictures equal those that published policies were trained on.
 
 Cost on one busy CPU core: 2 to 5 s to build (more the first time, when numba compiles), 0.1 to
-0.5 s a reset, 7 to 13 ms a step; 0.7 GB of memory, 2 to 3 GB with pictures;
-`check_memory` refuses more of them than fit.
+0.5 s per reset, 7 to 13 ms per step; 0.7 GB of memory, 2 to 3 GB with pictures. `check_memory`
+refuses more scenes than fit.
 """
 
 # MuJoCo and robosuite ship no type stubs.
@@ -48,7 +48,7 @@ DIVERGED = (
 
 
 class SimulationError(RuntimeError):
-    """The physics broke: neither a success nor a failure of the policy."""
+    """The physics diverged: neither a success nor a failure of the policy."""
 
 
 class Simulator:
@@ -114,7 +114,7 @@ class Simulator:
         self._env._observables["seen"] = self._observable()
 
     def close(self) -> None:
-        """Frees the scene: robosuite's objects refer to each other in circles and would stay, and
+        """Frees the scene: robosuite's objects refer to each other in cycles and would stay, and
         the C library keeps what is freed.
         """
         self._env.close()
@@ -133,7 +133,7 @@ class Simulator:
 
     @property
     def objects(self) -> tuple[str, ...]:
-        """Names of what has a pose: objects and fixtures but the table or floor."""
+        """Names of what has a pose: all objects and fixtures but the table or floor."""
         return tuple(self._bodies)
 
     def reset(self, seed: int) -> None:
@@ -157,7 +157,7 @@ class Simulator:
         """Takes a start state (time, qpos, qvel) of LIBERO's init files.
 
         Raises:
-            ValueError: its size is that of another scene.
+            ValueError: it has the size of another scene's.
         """
         expected = 1 + self.model.nq + self.model.nv
         if state.shape != (expected,):
@@ -241,7 +241,7 @@ class Simulator:
         return min(both[0] & both[1], default=None)
 
     def _observable(self):
-        """A sensor of robosuite's that keeps the world whenever observations are sampled."""
+        """A robosuite sensor that stores the world's state whenever observations are sampled."""
         from robosuite.utils.observables import Observable, sensor
 
         @sensor(modality="world")
@@ -258,7 +258,7 @@ class Simulator:
 
 
 def check_memory(scenes: int, meminfo: Path = Path("/proc/meminfo")) -> None:
-    """ValueError where so many scenes with pictures do not fit in what is free (on Linux)."""
+    """ValueError where so many scenes with pictures do not fit in free memory (on Linux)."""
     if not meminfo.exists():
         return
     free = 1024 * int(meminfo.read_text().split("MemAvailable:")[1].split()[0])
@@ -272,7 +272,7 @@ def check_memory(scenes: int, meminfo: Path = Path("/proc/meminfo")) -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """numpy's global generator seeded inside the block, and as it was after it."""
+    """Seeds NumPy's global generator inside the block and restores it afterwards."""
     before = np.random.get_state()  # noqa: NPY002 (robosuite draws from it)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     try:

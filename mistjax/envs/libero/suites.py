@@ -2,7 +2,7 @@
 in the same layout.
 
 Step limits are those that openpi and OpenVLA evaluate with: the longest demonstration of a suite
-and a margin.
+plus a margin.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Task:
     """One task of a suite.
 
     Attributes:
-        suite, name: which; the name is that of its files.
+        suite, name: which task; the name is that of its files.
         prompt: the instruction as evaluations give it to policies.
         problem: scene, start and goal.
         init_file: its fixed start states; None if start states are drawn from the problem.
@@ -57,7 +57,7 @@ class Task:
         return dataclasses.replace(self, prompt=said)
 
     def init_states(self) -> Float[np.ndarray, "states size"] | None:
-        """The fixed start states: rows of (time, qpos, qvel)."""
+        """The fixed start states, each (time, qpos, qvel)."""
         return None if self.init_file is None else read_init_states(self.init_file)
 
 
@@ -114,7 +114,7 @@ def published(
     rewrites.
 
     Args:
-        bddl_folder: its `.bddl` files, one a task, in the order of their names.
+        bddl_folder: of `.bddl` files, one per task, in the order of their names.
         init_folder: start states of the same names, `.pruned_init`, `.init` or
             `.pruned_init.npz`; a task without one draws its starts from its regions. None takes the
             folder beside it in the published layout (`bddl_files/NAME`, `init_files/NAME`), if any.
@@ -122,7 +122,7 @@ def published(
 
     Raises:
         FileNotFoundError: a folder without tasks.
-        ValueError: a file that is not a LIBERO task, or no step limit to go by.
+        ValueError: a file that is not a LIBERO task, or an unknown step limit.
     """
     folder = Path(bddl_folder).absolute()
     if init_folder is None and folder.parent.name == "bddl_files":

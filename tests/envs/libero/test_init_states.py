@@ -34,11 +34,11 @@ class Evil:
     ("value", "message"),
     [
         (Evil(), r"posix\.mkdir"),
-        ({"states": STATES}, "something else than an array"),
+        ({"states": STATES}, "something other than an array"),
         (STATES.astype(np.float32), "has the type"),
         (STATES[0], "has the shape"),
         (np.array([[None]]), "holds objects"),
-        (7, "something else than an array"),
+        (7, "something other than an array"),
         (np.full((2, 3), np.nan), "not finite"),
     ],
 )
