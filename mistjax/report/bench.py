@@ -1,5 +1,5 @@
-"""A comparison of detectors (`detect.bench`) as one HTML page: what ranks failures first, what the
-alarms do, what was left out, and how the numbers were made.
+"""A comparison of detectors (`detect.bench`) as one HTML page: how well each ranks failures, what
+its alarms do, what was left out, and how the numbers were made.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def _results(rows: Sequence[Row], about: Mapping[str, Any]) -> Section:
         ", ".join(f"{n} {name}" for name, n in shares.items()),
     )
     text = Text(
-        "Scores at their largest before the earliest stop: the length of the shortest episode of "
-        "the same task, so that how long an episode lasts tells nothing. `Full` looks at whole "
-        "episodes and rewards knowing that failures last longer. Controls know nothing of the "
-        "features: a detector that does not beat them says nothing either."
+        "The largest score before the earliest stop: the length of the shortest episode of the "
+        "same task, so that an episode's length gives nothing away. `Full` looks at whole "
+        "episodes and rewards knowing that failures last longer. Controls do not read the "
+        "features: a detector that does not beat them tells nothing."
     )
     caption = (
-        "Brackets are 95% bootstrap intervals over test episodes. Fit: wall time with compilation. "
-        "Step: one inference of one episode, scored in the test batch."
+        "Brackets are 95% bootstrap intervals over test episodes. Fit: wall time including "
+        "compilation. Step: one inference of one episode, scored in the test batch."
     )
     blocks: list[Block] = [Facts(facts), text]
     if ranked:
@@ -75,7 +75,7 @@ def _alarms(rows: Sequence[Row], about: Mapping[str, Any]) -> Section:
     caption = (
         "Detected and false alarms have Wilson intervals, the others bootstrap intervals, all 95%. "
         "Latency, where episodes record the onset of a fault: the median number of inferences from "
-        "there to the next alarm, over failures; to the end where none follows."
+        "the onset to the next alarm, over failures; to the end if none follows."
     )
     blocks: list[Block] = [text]
     if scored(rows):
@@ -160,7 +160,7 @@ def tradeoff_figure(rows: Sequence[Row]) -> Figure:
         time, accuracy = (np.asarray(row["curve"][name]) for name in ("time", "bal_acc"))
         order = np.argsort(time)
         color = LIGHT["muted"] if row["control"] else ARMS[1 + number % (len(ARMS) - 1)]
-        # the best accuracy that is reached by each time
+        # the best accuracy reached by each time
         reached = np.maximum.accumulate(accuracy[order])
         axes.step(time[order], reached, where="post", color=color, linewidth=1.8, label=row["name"])
     axes.set_xlim(0, 1)

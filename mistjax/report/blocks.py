@@ -1,6 +1,6 @@
-"""What a report's sections are made of. Each block turns itself into HTML.
+"""What a report's sections are made of. Each block renders itself as HTML.
 
-`name` is unique on the page; a block uses it for element ids. All text is escaped; `backticks` make
+`name` is unique on the page; a block uses it for element ids. All text is escaped; `backticks` mark
 code.
 """
 
@@ -25,7 +25,7 @@ from mistjax.report.svg import themed
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Paragraphs, apart by blank lines."""
+    """Paragraphs, separated by blank lines."""
 
     text: str
 
@@ -60,7 +60,7 @@ class Table:
     Attributes:
         rows: text of each cell.
         caption, title: below and above.
-        links: (row number, column) -> the page's episodes that the cell counts.
+        links: (row number, column) -> the episodes on the page that the cell counts.
     """
 
     rows: Sequence[Mapping[str, str]]
@@ -178,8 +178,8 @@ class Video:
     Attributes:
         path: of the file.
         caption, title: below and above.
-        fps: frames a second, for steps by one frame.
-        id: to link to it; "" for none.
+        fps: frames per second, for stepping frame by frame.
+        id: target of links; "" for none.
     """
 
     path: Path
@@ -264,7 +264,7 @@ def inline(text: str) -> str:
 
 
 def _spoken(figure: Figure) -> str:
-    """What a figure without words around it shows, by the words in it."""
+    """The words in a figure, for one that has no caption."""
     words = (
         word
         for axes in figure.axes
@@ -284,7 +284,7 @@ def _figure(content: str, caption: str, title: str, style: str = "") -> str:
 
 
 def _cell(text: str) -> str:
-    """Breaks lines outside of brackets only."""
+    """Escaped text that breaks lines outside brackets only."""
     brackets = r"[(\[][^)\]]*[)\]](?: [(\[][^)\]]*[)\]])*"
     return re.sub(brackets, r'<span class="whole">\g<0></span>', inline(text))
 

@@ -1,4 +1,4 @@
-"""From runs to a report: the numbers, the scores, the episodes side by side, how it was made."""
+"""A report on runs: the numbers, the scores, the episodes side by side, how it was made."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def build_report(
     subtitle: str = "",
     extra: Sequence[Section] = (),
 ) -> Path:
-    """Writes the report of some arms, the first of which is what the others are compared with.
+    """Writes a report on several arms; the others are compared with the first.
 
     Args:
         runs: name of the arm -> run or run folder.
@@ -61,7 +61,7 @@ def build_report(
         extra: further sections, placed after the episodes.
 
     Raises:
-        ValueError: a run without a finished episode, or without a seed of the first.
+        ValueError: a run without a finished episode, or one that lacks a seed of the first.
     """
     loaded = {name: run if isinstance(run, Run) else load_run(run) for name, run in runs.items()}
     if empty := [name for name, run in loaded.items() if not run.finished]:
@@ -81,7 +81,7 @@ def build_report(
 
 
 def results(runs: Mapping[str, Run]) -> Section:
-    """Success of every arm, compared by seed with the first; causes of the failures."""
+    """Success of every arm, compared by seed with the first; causes of failures."""
     names = list(runs)
     first, last = names[0], names[-1]
     summaries = {name: summarize(run) for name, run in runs.items()}
@@ -138,7 +138,7 @@ def scores(runs: Mapping[str, Run]) -> list[Section]:
     if not figures:
         return []
     text = Text(
-        "One line an episode, up to where it ended. A dot marks the first alarm: the score was "
+        "One line per episode, up to where it ended. A dot marks the first alarm: the score was "
         "above the threshold, or not a number."
     )
     return [Section("Failure scores", [text, Row(figures, least=420)])]
@@ -200,7 +200,7 @@ def filmed(runs: Mapping[str, Run], where: str = "") -> dict[tuple[str, str, int
 
 
 def video_id(arm: str, seed: int) -> str:
-    """Names the video of an episode on a page."""
+    """The id of an episode's video on a page."""
     return f"video-{quote(arm, safe='')}-{seed}"
 
 
@@ -226,7 +226,7 @@ class Explanation:
 
     Attributes:
         trace: the episode, recorded with pictures (`record_video`).
-        inference: which inference.
+        inference: its number.
         sentence: what the monitor says.
         heat: camera key -> how much each patch raised the score, [rows, columns].
         words: the instruction's words, each with how much it raised the score.
@@ -272,7 +272,7 @@ def latency(runs: Mapping[str, Run]) -> Section:
     }
     times = {name: values for name, values in times.items() if np.isfinite(values).any()}
     if not times:
-        return Section("Latency", [Text("Inferences of a compiled program are not timed apart.")])
+        return Section("Latency", [Text("A compiled rollout does not time single inferences.")])
     text = "Time from the observation to the actions on the host, after compilation."
     medians = {name: float(np.median(values)) for name, values in times.items()}
     if len(medians) > 1:

@@ -1,4 +1,4 @@
-"""All episodes of some runs as a list to filter, and the links from a number to its episodes."""
+"""All episodes of several runs as a list to filter, and links from a number to its episodes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def every_episode(
     """The section with all episodes.
 
     Args:
-        runs: (condition, arm) -> rows of a run; the first arm of a condition is what the others are
-            compared with. A condition of "" is not shown.
+        runs: (condition, arm) -> rows of a run; the other arms of a condition are compared with its
+            first. A condition of "" is not shown.
         shown: (condition, arm, seed) -> id of its video on the page.
     """
     listed = []
@@ -35,7 +35,7 @@ def every_episode(
     left = len(listed) - MOST
     note = f" {left} further episodes are in the runs' `episodes.parquet`." if left > 0 else ""
     text = Text(
-        "One line an episode and arm. Numbers in the tables above lead here, to the episodes that "
+        "One line per episode and arm. Numbers in the tables above lead here, to the episodes that "
         f"they count; a seed that is a link leads to its video. Steps are env steps.{note}"
     )
     return Section("Every episode", [text, Episodes(listed[:MOST], chosen)])
@@ -80,7 +80,7 @@ def _listed(
 
 
 def outcome_of(row: Mapping[str, Any]) -> str:
-    """Of an episode: succeeded, failed, crashed."""
+    """How an episode ended: succeeded, failed or crashed."""
     if row.get("error") is not None:
         return "crashed"
     return "succeeded" if row["success"] else "failed"
@@ -95,7 +95,7 @@ def _named(row: Mapping[str, Any]) -> str:
 def picks(
     arms: Iterable[str], columns: Mapping[str, Pick], where: str = ""
 ) -> dict[tuple[int, str], Pick]:
-    """Links of a table with one row an arm: (row, column) -> the episodes that it counts.
+    """Links of a table with one row per arm: (row, column) -> the episodes that the cell counts.
 
     Args:
         arms: in the order of the rows.

@@ -18,21 +18,21 @@ from mistjax.rollouts.trace import Trace
 
 
 def first_remedy(trace: Trace) -> int | None:
-    """The inference at which a remedy began, the one that was attributed; None if none did."""
+    """The inference at which a remedy began, which is the one attributed; None if none did."""
     if trace.edited is None or not trace.edited.any():
         return None
     return int(np.argmax(trace.edited))
 
 
 def alarm_explanation(policy: Policy, trace: Trace) -> Explanation:
-    """The attribution that the monitor made when the remedy began, in a sentence and pictures.
+    """The attribution that the monitor made when the remedy began, as a sentence and pictures.
 
     Args:
         policy: the bare policy.
         trace: an episode in which a remedy began, recorded with pictures and the `why/` outputs.
 
     Raises:
-        ValueError: it is not such an episode.
+        ValueError: any other episode.
     """
     inference = first_remedy(trace)
     if inference is None or "why/text" not in trace.aux or not trace.images:

@@ -1,7 +1,7 @@
-"""`mistjax train-sae`: sparse features of a tap, what stands in for it, and a card for each
-feature.
+"""`mistjax train-sae`: sparse features of a tap, success while they stand in for it, and a card for
+each of the most telling ones.
 
-A feature's card has the moments at which it is strongest, what its direction writes, whether it
+A feature's card shows the moments at which it is strongest, what its direction writes, whether it
 tells failures from successes, and what steering along it does beside random directions.
 """
 
@@ -54,15 +54,15 @@ _HELD_OUT = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class SparseConfig:
-    """How an autoencoder is trained and looked at.
+    """How an autoencoder is trained and examined.
 
     Attributes:
-        tap: of the single tokens of one layer.
+        tap: a tap of one layer that keeps its tokens.
         features, k, epochs, batch, learning_rate, seed: see `train_coder`.
-        cards: features that are shown, the most telling ones.
-        episodes: of every arm in which something stands in for the tap; 0 plays none.
-        first_seed: of them.
-        scenes: recorded observations that features are steered on.
+        cards: number of features shown, the most telling ones.
+        episodes: of each arm in which something stands in for the tap; 0 plays none.
+        first_seed: of these episodes.
+        scenes: number of recorded observations that features are steered on.
         controls: random directions beside each feature.
         num_envs: environments in lock-step; None is the default of `EpisodePlan`.
     """
@@ -89,13 +89,13 @@ class Features:
     Attributes:
         coder: the autoencoder.
         history: of its training.
-        left: what is left unexplained on held-out episodes by what stands in, by name.
+        left: name of what stands in -> share of the variance left unexplained on held-out episodes.
         active: share of tokens that use each feature [F].
         strong: activation that a feature exceeds in 1% of the tokens that use it [F].
         peaks: mean over tokens and flow steps at each inference, by episode [N,F].
-        auc: of the mean activation while every episode lasts, failures above successes [F]; NaN
-            without both.
-        p_values: Holm-corrected over the features that are used, by feature.
+        auc: of the mean activation up to the end of the shortest episode, failures above successes
+            [F]; NaN unless there are both.
+        p_values: feature -> p-value with Holm's correction over the features in use.
     """
 
     coder: SparseCoder
@@ -108,14 +108,14 @@ class Features:
     p_values: dict[int, float]
 
     def telling(self, count: int) -> list[int]:
-        """Features that tell outcomes apart best; the most used ones where all ended alike."""
+        """The features that best tell outcomes apart; the most used ones if all ended alike."""
         if self.p_values:
             return sorted(self.p_values, key=lambda f: self.p_values[f])[:count]
         return np.argsort(-self.active)[:count].tolist()
 
 
 def find_features(run: Run, config: SparseConfig) -> tuple[Features, np.ndarray]:
-    """Trains on the first episodes of a run and measures on its last fifth; also the tokens.
+    """Trains on the first episodes of a run and measures on its last fifth; returns the tokens too.
 
     Raises:
         ValueError: see `token_activations` and `train_coder`; or fewer than two episodes.
@@ -123,7 +123,9 @@ def find_features(run: Run, config: SparseConfig) -> tuple[Features, np.ndarray]
     tokens, episode = token_activations(run, config.tap)
     count = len(run.finished)
     if count < 2:
-        raise ValueError(f"{count} finished episodes: expected some to train on, and others.")
+        raise ValueError(
+            f"{count} finished episodes: expected at least two, to train and test on."
+        )
     last = max(1, round(_HELD_OUT * count))
     training = episode < count - last
     coder, history = train_coder(
@@ -178,7 +180,7 @@ def replaced(
     config: SparseConfig,
     out: Path,
 ) -> dict[str, Run]:
-    """Plays the bare policy, and it with what stands in for the tap, on the same seeds."""
+    """Plays the bare policy, bare and with each stand-in for the tap, on the same seeds."""
     plan = EpisodePlan(
         episodes=config.episodes,
         first_seed=config.first_seed,
@@ -196,7 +198,8 @@ def replaced(
 def train_features(
     policy: Policy, run: Run, config: SparseConfig, out: Path, log: Log = silent
 ) -> str:
-    """Trains, plays, writes the autoencoder, its telling directions and the page to a folder.
+    """Trains, plays, and writes the autoencoder, its most telling directions and the page to a
+    folder.
 
     The directions are `feature_N` of a `SteeringArtifact`, so `mistjax collect --steer` takes them.
     `log` gets the numbers of every epoch.
@@ -247,7 +250,7 @@ def told(found: Features, played: dict[str, Run], config: SparseConfig) -> str:
     """What was found, in a few lines."""
     sure = sum(p < _SURE for p in found.p_values.values())
     lines = [
-        f"{config.features} features, {config.k} of a token: {found.left['features']:.1%} of the "
+        f"{config.features} features, {config.k} per token: {found.left['features']:.1%} of the "
         f"variance of held-out tokens is left ({found.left['principal_components']:.1%} by "
         f"{config.k} principal components); {found.history[-1].dead} are dead.",
     ]
@@ -261,7 +264,7 @@ def told(found: Features, played: dict[str, Run], config: SparseConfig) -> str:
 
 
 def training(found: Features, config: SparseConfig) -> Section:
-    """How well the features write the tokens."""
+    """How well the features reconstruct the tokens."""
     epochs = np.unique(np.linspace(0, len(found.history) - 1, 6).round().astype(int))
     rows = [
         {
@@ -272,10 +275,10 @@ def training(found: Features, config: SparseConfig) -> Section:
         for i in epochs
     ]
     return Section(
-        "How well they write it",
+        "How well they reconstruct it",
         [
             Quote(told(found, {}, config).split("\n")[0]),
-            Table(rows, "Of the tokens that were trained on, before dead features began again."),
+            Table(rows, "On the training tokens, before dead features were reset."),
         ],
     )
 
@@ -296,8 +299,8 @@ def standing_in(played: dict[str, Run]) -> Section:
         [
             Text(
                 "The same episodes, while every token of the tap is replaced at every inference: "
-                "by the sum of its features, of as many of random directions, by as many principal "
-                "components, by the mean."
+                "by the sum of its features or of as many random directions, by as many principal "
+                "components, or by the mean."
             ),
             Table(rows, "Brackets are 95% Wilson intervals; McNemar's exact test by seed."),
         ],
@@ -321,7 +324,7 @@ def cards(
 
 
 def _values(policy: Policy, tap: Tap) -> ValueVectors | None:
-    """What reads a direction of the tap's stream in words; None where nothing does."""
+    """Value vectors that name a direction of the tap's stream; None where there are none."""
     readable = tap.stack in ("vlm", "action") and tap.point in ("resid", "attn_out", "mlp_out")
     return value_vectors(policy, tap.stack) if readable else None
 
@@ -371,14 +374,14 @@ def _steered(policy, seen, vector, config) -> Table:
     return Table(
         rows,
         f"Change of the mean executed action on {len(seen)} scenes where the feature's strong "
-        f"activation is taken off (-1) or added (+1); z against {config.controls} random "
+        f"activation is subtracted (-1) or added (+1); z against {config.controls} random "
         "directions of the same length.",
         "Steering along it",
     )
 
 
 def _strongest(policy: Policy, run: Run, found: Features, feature: int) -> list[Block]:
-    """Pictures of the moments at which it is strongest, one an episode."""
+    """Pictures of the moments at which it is strongest, one per episode."""
     moments = []
     for row, activations in zip(run.finished, found.peaks, strict=True):
         if run.video(row["seed"]) is not None:

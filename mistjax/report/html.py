@@ -1,7 +1,7 @@
 """A report as one HTML file: no network, no other files, light and dark.
 
-A page is a list of sections, a section a list of blocks. Pictures and videos travel inside the file
-as data URIs, so its size is theirs (about 0.1 to 0.5 MB a video).
+A page is a list of sections, a section a list of blocks. Pictures and videos are inside the file as
+data URIs, which make up its size (about 0.1 to 0.5 MB per video).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Section:
     Attributes:
         title: the heading.
         blocks: the content.
-        stand_in: when the numbers are not the real thing, what stands in for it ("random weights");
+        stand_in: if the numbers are not the real thing, what stands in for it ("random weights");
             shown as a label under the heading.
     """
 

@@ -1,8 +1,8 @@
-"""Explanations of recorded episodes by any methods, as a page: a moment, an episode or a run.
+"""Explanations of a recorded moment, episode or run by any methods, as a page.
 
-A moment: the methods side by side over the pictures, the words and the state, with what each costs
-and how far its numbers are from being shares of the readout. An episode or a run: the share of each
-input at every moment, and maps of some.
+A moment: the methods side by side over the pictures, the words and the state, with the cost of each
+and how far its numbers are from adding up to the readout. An episode or a run: the share of each
+input at every moment, and maps of some moments.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Moment:
 
     Attributes:
         trace: the episode, with scores where there is a detector.
-        inference: which.
+        inference: its number.
         raw: what the policy saw.
-        state: the detector's before it; None without one.
+        state: the detector's state before it; None without a detector.
     """
 
     trace: Trace
@@ -65,12 +65,12 @@ class Moment:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a method says of one moment.
+    """What a method says about one moment.
 
     Attributes:
-        moment: which.
+        moment: the moment.
         obs: what was seen, a batch of one.
-        attribution: of it, a batch of one; its cameras go by the names of `input_name`.
+        attribution: of `obs`; its cameras have the names that `input_name` gives.
     """
 
     moment: Moment
@@ -80,12 +80,12 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What a method says of all moments.
+    """What a method says about all moments.
 
     Attributes:
         method: its name.
         each: in the order of the moments.
-        milliseconds: of a moment, once compiled.
+        milliseconds: per moment, once compiled.
     """
 
     method: str
@@ -103,10 +103,10 @@ def moments(
     """The moments that are asked about.
 
     Args:
-        policy: that was recorded.
+        policy: the one that was recorded.
         run: its run.
-        monitor: whose first alarm is taken where no inference is named; without one the first
-            inference is.
+        monitor: its first alarm is taken where no inference is given; without a monitor, the first
+            inference.
         seed: an episode; None takes every one that was recorded with pictures.
         inference: a number, "all", or None.
 
@@ -142,7 +142,7 @@ def ask(
     memory: int | None = None,
     **options: Any,
 ) -> Answers:
-    """One method's answers, several moments at a time; ValueError for what it refuses."""
+    """One method's answers, several moments at a time; ValueError where it refuses."""
     size = min(len(asked), BATCH)
     watched = monitor.watched(policy) if monitor is not None and question.of == SCORE else policy
     spoken = {camera: input_name(key) for camera, key in policy.spec.cameras.items()}
@@ -175,7 +175,7 @@ def ask(
 
 
 def bare_milliseconds(policy: Policy, moment: Moment) -> float:
-    """Of one inference, once compiled: the median of five."""
+    """Milliseconds of one bare inference, once compiled: the median of five."""
     obs, key = policy.prepare([moment.raw]), moment.key[None]
     jax.block_until_ready(policy.sample(obs, key).actions)
     times = []
@@ -198,15 +198,15 @@ def explain_run(
     inference: int | str | None = None,
     memory: int | None = None,
 ) -> str:
-    """Asks every method, writes the page, and returns what is said of it in the terminal.
+    """Asks every method, writes the page, and returns what the terminal says.
 
     Args:
-        policy: that was recorded.
+        policy: the one that was recorded.
         run: its run.
         question: what is explained.
         methods: keys of `ATTRIBUTIONS`.
         out: HTML file to write.
-        monitor: with the detector of a failure score.
+        monitor: its detector, for a readout of the failure score.
         seed, inference: see `moments`.
         memory: bytes, see `attribute`.
 
@@ -273,10 +273,10 @@ def side_by_side(policy: Policy, found: Sequence[Answers], question: Question) -
         Quote(_sentence(policy, first, question), f"By {found[0].method}."),
         Table(
             [_row(answers, bare) for answers in found],
-            "Milliseconds of one moment, compiled, on this machine; beside it how many inferences "
-            f"that is (one takes {bare:.1f} ms). Completeness error: how far the numbers' sum is "
-            "from the readout's change between moment and baseline, as a share of it; – where a "
-            "method's numbers are no shares. Shares are of what is positive.",
+            "Milliseconds per moment, compiled, on this machine; in brackets, in inferences "
+            f"(one takes {bare:.1f} ms). Completeness error: how far the sum of the numbers is "
+            "from the change of the readout between moment and baseline, as a share of it; – if a "
+            "method's numbers do not add up to it. Shares are of what is positive.",
             "Methods",
         ),
     ]

@@ -1,9 +1,9 @@
 """`mistjax nmr`: how much of what a policy relies on has nothing to do with its task.
 
 NMR@k is the share of the attribution on the strongest k% of the patches that lies on nuisance
-pixels: on the board the sky, the table and the stone that the task does not ask for, by the
-simulator's own segmentation of the episode, played again. Beside it stands what a map that knows
-nothing would have: the nuisance's share of the pictures.
+pixels: on the board, the sky, the table and the stones that the task does not ask for, by the
+simulator's own segmentation of the replayed episode. Beside it stands chance, what a map that knows
+nothing would have: the share of nuisance in the pictures.
 
 Source: Zhang et al., arXiv 2605.00321.
 """
@@ -31,10 +31,10 @@ from mistjax.stats import bootstrap, pearson
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """Of one episode: mean over its moments.
+    """One episode: means over its moments.
 
     Attributes:
-        seed: which.
+        seed: of the episode.
         success: how it ended.
         ratio: NMR@k.
         chance: of a map that knows nothing.
@@ -60,13 +60,13 @@ def ratios(
     """NMR@k of the first episodes of a run.
 
     Args:
-        policy: that was recorded; no detector is asked.
+        policy: the one that was recorded; no detector is involved.
         run: on the board.
         method: key of `ATTRIBUTIONS`.
         question: what is explained.
-        moments: of each episode, evenly spread over its inferences.
-        top: share of the patches that counts.
-        episodes: how many; all by default.
+        moments: per episode, evenly spread over its inferences.
+        top: share of the patches that counts, the strongest ones.
+        episodes: number of episodes; all by default.
         **options: of the method.
 
     Raises:

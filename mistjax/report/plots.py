@@ -65,7 +65,7 @@ def score_curve(trace: Trace, name: str = "failure score") -> Figure:
 def share_lines(
     steps: Int[np.ndarray, " n"], shares: Mapping[str, Float[np.ndarray, " n"]]
 ) -> Figure:
-    """The share of each input against the env step, one line an input."""
+    """The share of each input against the env step, one line per input."""
     figure, axes = new_axes(6.4, 2.6)
     for (name, values), color in zip(shares.items(), ARMS[1:], strict=False):
         axes.plot(steps, values, "o-", color=color, linewidth=1.8, markersize=3.5, label=name)
@@ -109,7 +109,7 @@ def grid(
 
 
 def score_curves(traces: Sequence[Trace]) -> Figure:
-    """Many episodes over one another, successes against failures, with the threshold.
+    """Many episodes in one plot, successes against failures, with the threshold.
 
     Raises:
         ValueError: no episode, or one has no scores.
@@ -210,7 +210,7 @@ def effect_lines(
     y: str,
     x: str = "dose",
 ) -> Figure:
-    """Mean change against a dose, one line an effect with its 95% band; controls are grey lines."""
+    """Mean change against a dose, one line per effect with its 95% band; controls are grey."""
     figure, axes = new_axes(5.4, 2.9)
     for i, control in enumerate(controls):
         name = f"random neurons (n = {len(controls)})" if i == 0 else None
@@ -226,7 +226,7 @@ def effect_lines(
 def heatmap(
     image: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "rows columns"], height: int = 384
 ) -> UInt8[np.ndarray, "big_h big_w 3"]:
-    """Lays the positive part of a patch map over the picture: what counts more is brighter.
+    """Overlays the positive part of a patch map on the picture: what counts more is brighter.
 
     The picture fades to grey where nothing counts. Pixels are repeated, never blurred: a patch is
     what the model sees.

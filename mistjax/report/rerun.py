@@ -1,8 +1,8 @@
 """Episodes for the Rerun viewer: cameras, score against threshold, the monitor's state as a
 timeline, actions, and what was said at alarms; with the views arranged.
 
-`export_rerun` writes recorded episodes. A program that acts opens a stream of its own and gives it
-one `Moment` an inference, and every action.
+`export_rerun` writes recorded episodes. A live program opens a stream of its own and logs one
+`Moment` per inference, and every action.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def open_stream(
         episode: its name.
         cameras, actions: their names.
         scores: names of the monitor's scores; () without a monitor.
-        out: .rrd file to write; None leaves where it goes to the caller (`stream.connect_grpc()`).
+        out: .rrd file to write; None leaves the destination to the caller
+            (`stream.connect_grpc()`).
 
     Raises:
         ImportError: Rerun is not installed.
@@ -154,9 +155,9 @@ def export_rerun(
     Args:
         run: recorded episodes.
         out: folder; files of the same name are replaced.
-        seeds: which; by default those recorded with pictures, or all where none was.
+        seeds: which episodes; by default those recorded with pictures, or all if none was.
         beside: a run whose actions on the same seed are drawn as the plain ones, such as the arm
-            `bare`. They are alike until the first alarm, and of another episode after it.
+            `bare`. They are the same until the first alarm, and a different episode's after it.
 
     Raises:
         ValueError: no episode, or a seed that a run lacks.
@@ -242,7 +243,7 @@ def write_episode(
 
 
 def _said(trace: Trace, inputs: Sequence[str]) -> dict[int, str]:
-    """Inference -> what is said there."""
+    """Inference -> what is said at it."""
     said = {0: f"Seed {trace.seed}: \u201c{trace.prompt}\u201d"}
     named, words = first_named(trace), alarm_sentence(trace, inputs)
     if named is not None and words is not None:
@@ -278,7 +279,7 @@ def check_installed() -> None:
 
 
 def _path(*parts: str) -> str:
-    """An entity's path, which has no spaces."""
+    """An entity path, which may not have spaces."""
     return "/".join(parts).replace(" ", "_")
 
 
@@ -288,6 +289,6 @@ def _rerun() -> tuple[Any, Any]:
         import rerun.blueprint
     except ImportError as error:
         raise ImportError(
-            "Rerun is not installed, which shows episodes: pip install 'mistjax[rerun]'."
+            "Rerun, which shows episodes, is not installed: pip install 'mistjax[rerun]'."
         ) from error
     return rerun, rerun.blueprint

@@ -38,13 +38,13 @@ def patch_run(
     """Corrupts a recorded moment, restores it, writes the page, and returns what was found.
 
     Args:
-        policy: that was recorded.
+        policy: the one that was recorded.
         run: its run.
         seed: an episode with pictures.
-        inference: which.
+        inference: its number.
         what, prompt: see `corrupt`.
         out: HTML file to write.
-        units: of `UNITS`.
+        units: some of `UNITS`.
         chunk: see `restore`.
 
     Raises:
@@ -71,7 +71,7 @@ def patch_run(
             Text(
                 "R(u) is the share of the way from the corrupted chunk back to the clean one when "
                 "the clean run's activations are put back at one unit: 0 is the corrupted run, 1 "
-                "the clean one. Units add up to no total: several can carry the same."
+                "the clean one. R(u) does not add up over units: several can carry the same."
             ),
             Table(best[:_LISTED], "The strongest units.", "R(u)"),
             *_maps(policy, clean, found),
@@ -82,7 +82,7 @@ def patch_run(
 
 
 def strongest(policy: Policy, clean: Observation, found: Restoration) -> list[dict[str, str]]:
-    """Units in the order of what they restore."""
+    """Units by how much they restore, the strongest first."""
     rows: list[tuple[float, str]] = [(value, f"all of {n}") for n, value in found.stacks.items()]
     for stack, layers in found.layers.items():
         rows += [(float(v), f"{stack} layer {i + 1}") for i, v in enumerate(layers)]

@@ -1,5 +1,5 @@
-"""The score's plot under a video frame: threshold and alarm zone from the start, score as known; a
-dashed line where a fault began.
+"""The plot of the score under a video frame: threshold and alarm zone from the start, the score so
+far, and a dashed line where a fault began.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _PAD, _HEAD, _PLOT = 12, 30, 62
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
-    """What all pictures of the plot share.
+    """What all frames of the plot share.
 
     Attributes:
         background: threshold, alarm zone and base line, enlarged by `_SMOOTH`.
         points: the score in pixels of the background, [N,2].
         alarm: the inference of the first alarm.
-        text: score and threshold at each inference, to be read.
-        unit: how much larger than at a width of 560 pixels everything is drawn.
+        text: score and threshold at each inference, as text.
+        unit: size of everything drawn, relative to a width of 560 pixels.
         name: of the score.
     """
 
@@ -117,8 +117,8 @@ Watch = tuple[str, np.ndarray | None, np.ndarray | None, np.ndarray | None]
 
 
 def watched(trace: Trace) -> Watch:
-    """(name, score, threshold, alarms) of the monitor of failures, or of inputs where there is none
-    of failures.
+    """(name, score, threshold, alarms) of the failure monitor, or of the monitor of inputs if there
+    is none.
     """
     if trace.score is None and trace.input_score is not None:
         return "input score", trace.input_score, trace.input_threshold, trace.unsound
@@ -127,7 +127,7 @@ def watched(trace: Trace) -> Watch:
 
 @cache
 def font(size: float, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The face of all text in videos; it comes with matplotlib."""
+    """The typeface of all text in videos; it comes with matplotlib."""
     weight = "bold" if bold else "normal"
     return ImageFont.truetype(findfont(f"DejaVu Sans:weight={weight}"), size)
 

@@ -24,7 +24,7 @@ from mistjax.stats import Rate
 
 
 def run_study(config: StudyConfig) -> dict[str, Run]:
-    """Runs every arm, prints the table and writes the report; goes on where it was interrupted.
+    """Runs every arm, prints the table and writes the report; resumes where it was interrupted.
 
     Returns:
         arm -> run.
@@ -57,12 +57,12 @@ def _delayed(policies: dict[str, Policy], bare: Policy, config: StudyConfig) -> 
     """The arms under the delay of the study, if it has one.
 
     Raises:
-        ValueError: a delay without a strategy, or what none can follow.
+        ValueError: a delay without a strategy, or one that the policy cannot follow.
     """
     if config.strategy is None:
         if config.delay:
             raise ValueError(
-                f"delay is {config.delay}, and no strategy says what is executed meanwhile: give "
+                f"delay is {config.delay}, but no strategy says what is executed meanwhile: give "
                 f"one of {', '.join(NAMES)}."
             )
         return policies
@@ -85,7 +85,7 @@ def _calibration(
     config: StudyConfig, policies: dict[str, Policy], runs: dict[str, Run]
 ) -> list[Section]:
     """What the threshold promises, and whether the watched successes still look like those that it
-    was calibrated on; none without the arm `monitor`.
+    was calibrated on; no section without the arm `monitor`.
     """
     if "monitor" not in runs:
         return []

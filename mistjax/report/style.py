@@ -1,4 +1,4 @@
-"""Colours and type of every picture: one palette with a light and a dark value for each role.
+"""Colours and type of every figure: one palette with a light and a dark value for each role.
 
 Plots are drawn in the light colours. On an HTML page each colour becomes the CSS variable of its
 role, so that a plot follows the reader's theme (see `svg.themed`).

@@ -16,7 +16,7 @@ def themed(figure: Figure, name: str, label: str) -> str:
     """The figure as an `<svg>` element.
 
     Palette colours become `var(--role)`, text stays text. `name` keeps the ids of several figures
-    on one page apart; `label` is read out by screen readers.
+    on one page apart; screen readers read `label` out.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):

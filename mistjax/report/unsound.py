@@ -1,5 +1,5 @@
-"""Which input was unsound: how often something was named and how often rightly, then single alarms,
-each with its sentence, the pictures and the score.
+"""Which input was unsound: how often one was named, and how often rightly; then single alarms, each
+with its sentence, the pictures and the score.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mistjax.stats import Rate
 
 _BOARD = ("x", "y", "z", "opening", "last gripper command")
 STATE_NAMES: Mapping[str, tuple[str, ...]] = {"board": _BOARD, "board_fast": _BOARD}
-"""What the entries of a preset's state are called."""
+"""Names of the entries of a preset's state."""
 NOBODY = "none of the inputs"
 _SHOWN = 4
 
 
 def right_answers(place: str) -> tuple[str | None, ...]:
-    """What may be named of a fault at a place: a camera for what changes the scene, None for what
+    """The right names for a fault at a place: a camera for what changes the scene, None for what
     changes the motion.
     """
     if place in INPUTS:
@@ -44,16 +44,16 @@ def unsound(runs: Mapping[str, Run]) -> list[Section]:
     name, run = next(iter(watched.items()))
     blocks: list[Block] = [
         Text(
-            "Another alarm than the failure score's: something that the policy reads, or what its "
-            "actions do, is not as in clean episodes, whether or not the episode fails of it. "
-            "The first one of an episode names the input."
+            "An alarm apart from the failure score's: something that the policy reads, or what "
+            "its actions do, is not as in clean episodes, whether or not the episode fails "
+            "because of it. The first such alarm of an episode names the input."
         ),
         Table(
             list(_rows(run)),
             f"Arm {name}; brackets are 95% Wilson intervals. Named rightly: of the first alarms "
             "that are not before the fault begins (the input itself; for the scene a camera; for "
-            "a push and for actuators, none of the inputs). Delay: from the beginning of the fault "
-            "to the alarm, median.",
+            "a push and for actuators, none of the inputs). Delay: median from the onset of the "
+            "fault to the alarm.",
             "What was named",
         ),
     ]
@@ -63,8 +63,8 @@ def unsound(runs: Mapping[str, Run]) -> list[Section]:
 
 
 def said(run: Run) -> str:
-    """One line for the terminal: how many alarms, the first one's sentence, and whether it is the
-    monitor that does not fit.
+    """One line for the terminal: how many alarms, the sentence of the first, and whether the
+    monitor seems to be calibrated for other conditions.
     """
     rows = [row for row in run.finished if row["named_step"] is not None]
     line = f"something is unsound in {Rate(len(rows), len(run.finished))}"
@@ -102,7 +102,7 @@ def _rows(run: Run) -> Iterable[dict[str, str]]:
 
 
 def _examples(run: Run) -> list[Trace]:
-    """Alarms of different kinds, with pictures before those without."""
+    """Alarms of different kinds, those with pictures first."""
     rows = [row for row in run.finished if row["named_step"] is not None]
     rows.sort(key=lambda row: (run.video(row["seed"]) is None, row["seed"]))
     kinds: dict[tuple, Mapping] = {}
@@ -112,7 +112,7 @@ def _examples(run: Run) -> list[Trace]:
 
 
 def first_named(trace: Trace) -> int | None:
-    """The inference at which an input was named first; None if none was."""
+    """The inference at which an input was first named; None if none was."""
     if trace.named is None or not (trace.named >= 0).any():
         return None
     return int(np.argmax(trace.named >= 0))
@@ -140,8 +140,8 @@ def alarm_sentence(trace: Trace, inputs: Sequence[str]) -> str | None:
 def unusual_cells(
     seen: UInt8[np.ndarray, "h w 3"], cells: Float[np.ndarray, "rows columns"], height: int = 384
 ) -> UInt8[np.ndarray, "big_h big_w 3"] | None:
-    """A picture with its cells that are unlike clean episodes; None where none is, or where the
-    cells do not tile it.
+    """A picture with the cells marked that are unlike clean episodes; None if there are none, or if
+    the cells do not tile it.
     """
     fits = not (seen.shape[0] % cells.shape[0] or seen.shape[1] % cells.shape[1])
     if not fits or cells.max() < UNUSUAL:

@@ -1,7 +1,7 @@
 """Episodes as video: the instruction above, the cameras, the score and its threshold below.
 
-What the monitor is doing is written on a label: watching, ALARM, steering or repairing; at the end,
-how the episode came out. Another label says what was broken on purpose, from its onset on.
+A label says what the monitor is doing: watching, ALARM, steering or repairing; and at the end, how
+the episode turned out. Another label says what was broken on purpose, from its onset.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def write_overlay(
         trace: the episode.
         frames: one before each action and one after the last, as `Trace.frames` or decoded from
             `Run.video`; small ones are enlarged to about 384 pixels by repeating pixels.
-        fps: frames a second; the last frame is held a little longer.
+        fps: frames per second; the last frame is held a little longer.
     """
     write_mp4(path, overlay(trace, frames, hold=round(_HOLD_SECONDS * fps)), fps)
 
@@ -42,7 +42,7 @@ def write_overlay(
 def overlay(
     trace: Trace, frames: UInt8[np.ndarray, "frames height width 3"], hold: int = 0
 ) -> UInt8[np.ndarray, "shown big_h big_w 3"]:
-    """The annotated frames, the last one repeated `hold` times more.
+    """The annotated frames, the last one repeated another `hold` times.
 
     Raises:
         ValueError: the frames are not those of the episode.
@@ -120,7 +120,7 @@ def broken(trace: Trace, step: int) -> str:
 
 
 def _fit(text: str, letters: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, or as much of it as fits and an ellipsis."""
+    """The text, or as much of it as fits, with an ellipsis."""
     if letters.getlength(text) <= width:
         return text
     while text and letters.getlength(text + "…") > width:

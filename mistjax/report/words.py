@@ -1,8 +1,8 @@
 """`mistjax words`: what a policy's neurons write, and what they do to its actions.
 
 What a neuron writes is read off the weights; what it does is measured on recorded scenes, by
-setting the neurons to one activation and by adding to it, beside random neurons of the same layers
-and norms.
+setting neurons to one activation and by adding to theirs, beside random neurons of the same layers
+and similar norms.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class WordsConfig:
 
     Attributes:
         stack: vlm or action.
-        top: names of a neuron that count where concepts are searched.
-        clusters: how many; 0 for none.
+        top: how many names of a neuron count when concepts are searched.
+        clusters: of value vectors; 0 for none.
         concepts: name -> words, see `find_concept`.
         doses: activations; 1 is what only one neuron in a hundred reaches.
-        controls: sets of random neurons.
-        scenes: recorded observations.
-        statistics: of the actions; by default speed and dz, or the first action where there is no
-            such.
+        controls: number of sets of random neurons.
+        scenes: number of recorded observations.
+        statistics: of the actions; by default speed and dz, or the first action dimension if there
+            is no dz.
         seed: of clusters, controls and noise.
     """
 
@@ -68,8 +68,8 @@ class Words:
         values: value vectors of the stack.
         top: their names.
         concepts: named ones first, then clusters.
-        effects: of each concept, in every way; () without scenes.
-        statistics: that were measured.
+        effects: of each concept, overwritten and added; () without scenes.
+        statistics: those that were measured.
     """
 
     values: ValueVectors
@@ -80,7 +80,7 @@ class Words:
 
     @property
     def p_values(self) -> dict[str, float]:
-        """Of each effect and statistic, Holm-corrected over all of them."""
+        """The p-value of each effect and statistic, with Holm's correction over all of them."""
         every = {
             _key(effect, statistic): effect.p_value(statistic)
             for effect in self.effects
@@ -89,7 +89,7 @@ class Words:
         return holm(every)
 
     def rows(self) -> list[dict[str, Any]]:
-        """JSON values: one row an effect and statistic."""
+        """JSON values, one row per effect and statistic."""
         sure = self.p_values
         return [
             {
@@ -117,7 +117,7 @@ def _key(effect: NeuronEffect, statistic: str) -> str:
 
 
 def scenes(policy: Policy, run: Run, count: int) -> list[RawObs]:
-    """Observations of a run's episodes with pictures, evenly spread over all of their inferences.
+    """Observations from a run's episodes with pictures, evenly spread over all of their inferences.
 
     Raises:
         ValueError: no episode has pictures, or see `raw_observation`.
@@ -179,7 +179,7 @@ def _too_large(values: ValueVectors, concept: Concept) -> bool:
 
 
 def words_run(policy: Policy, config: WordsConfig, out: Path, run: Run | None = None) -> str:
-    """Browses, measures on a run's scenes, writes the page, and returns what is said of it.
+    """Browses, measures on a run's scenes, writes the page, and returns what the terminal says.
 
     Raises:
         ValueError: see `scenes` and `find_words`.
@@ -203,7 +203,7 @@ def told(found: Words, scenes: int) -> str:
     depth, neurons, _ = found.values.vectors.shape
     share = action_share(found.values, found.top.ids[..., 0])
     lines = [
-        f"{depth} layers of {neurons} neurons; {share:.0%} write an action most. "
+        f"{depth} layers of {neurons} neurons; {share:.0%} write an action most strongly. "
         f"{len(found.concepts)} concepts and clusters."
     ]
     if not found.effects:
@@ -253,7 +253,7 @@ def browser(found: Words) -> Section:
                 "strongest name stands out from all names."
             ),
             Table(layer_rows(values, top), title="Layers"),
-            Table(word_rows(values, top), "By how many neurons write it most.", "Names"),
+            Table(word_rows(values, top), "By how many neurons write it most strongly.", "Names"),
             Table(
                 best,
                 "Named concepts: neurons that write their words. Clusters: value vectors that "
