@@ -1,4 +1,4 @@
-"""Pytrees of batches: the leading axes of every leaf are those of the batch."""
+"""Batched pytrees: the leading axes of every leaf are those of the batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ AnyArray = Array | np.ndarray
 
 
 def choose(chosen: Bool[AnyArray, "*b"], new: PyTree, old: PyTree) -> PyTree:
-    """`new` in the chosen elements of a batch, `old` in the others, over every leaf [*b,...]."""
+    """`new` in the chosen batch elements, `old` in the others, in every leaf [*b,...]."""
 
     def pick(new: AnyArray, old: AnyArray) -> Array:
         return jnp.where(jnp.expand_dims(chosen, range(jnp.ndim(chosen), jnp.ndim(old))), new, old)

@@ -1,4 +1,4 @@
-"""BibTeX of the works that a part of the library is made of.
+"""BibTeX of the works that a part of the library is built on.
 
 Docstrings name their source (`arXiv 2506.09937`); this module collects those names and looks them
 up in citations.bib, so that what is printed is what the code says it does.
@@ -24,7 +24,7 @@ def bibliography() -> dict[str, str]:
 
 
 def rooms() -> dict[str, Path]:
-    """The folders that can be cited apart, by name."""
+    """The packages that can be cited on their own: name -> folder."""
     folders = [*PACKAGE.iterdir(), *(PACKAGE.parent / "interop").iterdir()]
     return {f.name: f for f in sorted(folders) if f.is_dir() and any(f.glob("*.py"))}
 
@@ -35,14 +35,14 @@ def sources(folder: Path) -> set[str]:
 
 
 def citation(room: str | None = None) -> str:
-    """BibTeX of mistjax and of the works that a room, or the whole library, is made of.
+    """BibTeX of mistjax and of the works that a package, or the whole library, is built on.
 
     Raises:
-        ValueError: no such room.
+        ValueError: no such package.
     """
     folders = rooms()
     if room is not None and room not in folders:
-        raise ValueError(f"{room!r} is no part of mistjax: expected one of {list(folders)}.")
+        raise ValueError(f"{room!r} is not a part of mistjax: expected one of {list(folders)}.")
     chosen = folders.values() if room is None else [folders[room]]
     known = bibliography()
     numbers = sorted(set().union(*(sources(folder) for folder in chosen)))

@@ -3,9 +3,9 @@
 A pi0 sampler takes seconds (tiny) to minutes (full size) to compile; with the cache the second run
 of the same program on the same machine reads it from disk.
 
-With jaxlib 0.5.3 and 0.6.0, a program that is read back on a CPU can leave a `while_loop` without a
-turn and return what it began with: openpi's sampler of pi0-FAST writes only zeros, and nothing says
-so. These releases get no cache.
+With jaxlib 0.5.3 and 0.6.0, a program that is read back on a CPU can leave a `while_loop` before
+its first iteration and return its initial value: openpi's sampler of pi0-FAST silently writes only
+zeros. These releases get no cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import jaxlib.version
 
-_READS_BACK_RIGHT = (0, 6, 2)  # the first release of jaxlib that was seen to
+_READS_BACK_RIGHT = (0, 6, 2)  # the first jaxlib release seen to
 
 
 def cache_folder() -> Path:
@@ -31,7 +31,7 @@ def enable_cache(folder: Path | None = None) -> Path | None:
     """Turns JAX's persistent compilation cache on and returns its folder; off, and None, where
     jaxlib is too old to read programs back.
 
-    Small programs are kept too: most are of one operation, and together they cost as much.
+    Small programs are kept too: most hold one operation, but together they cost as much to compile.
 
     Args:
         folder: where to keep programs; None means `cache_folder()`. JAX creates it when needed.

@@ -1,4 +1,4 @@
-"""`mistjax demo`: the main job on the shipped board policy; and where what is shipped lies."""
+"""`mistjax demo`: the main study on the shipped board policy; and where shipped files are."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def shipped_study(
     videos: int = 6,
     retry_errors: bool = False,
 ) -> StudyConfig:
-    """The shipped board policy in all four arms, under a perturbation that it often fails under.
+    """The shipped board policy in all four arms, under a perturbation that often makes it fail.
 
     Raises:
         FileNotFoundError: the installation has lost its checkpoints.

@@ -21,7 +21,7 @@ import jax
 TIMEOUT_SECONDS = 120
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
-# What is needed for it, and what must import. "base" is what a plain installation holds.
+# What it is needed for, and what must import. "base" is a plain installation.
 PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "base": (
         "everything",
@@ -64,9 +64,9 @@ class Finding:
         what: the thing that was tried.
         purpose: what needs it.
         works: whether it does.
-        found: version or devices; the last line of the error where it does not work.
-        fix: the command that makes it work; "" where it works.
-        part: which of `ASKED` it belongs to; "" for what only says how numbers compare.
+        found: version or devices; the last line of the error if it does not work.
+        fix: the command that makes it work; "" if it works.
+        part: which of `ASKED` it belongs to; "" if it only affects how numbers compare.
     """
 
     what: str
@@ -120,7 +120,7 @@ def pins(constraints: Path | None = None) -> dict[str, str]:
 
 
 def check_pins(tested: Mapping[str, str]) -> Finding:
-    """Installed packages whose version is another than the tested one."""
+    """Whether installed packages have the tested versions."""
     differ = []
     for name, version in tested.items():
         try:
@@ -139,7 +139,7 @@ def check_pins(tested: Mapping[str, str]) -> Finding:
 
 
 def check_libero_pins(tested: Mapping[str, str]) -> Finding:
-    """The packages that LIBERO's scenes depend on: each at its tested version, or what it is."""
+    """Whether the packages that LIBERO's scenes depend on have the tested versions."""
     differ = []
     for name in LIBERO_PINS:
         try:
@@ -200,7 +200,7 @@ def check_part(part: str) -> Finding:
 
 
 def examine() -> list[Finding]:
-    """All findings; takes some seconds, most of them to import PyTorch."""
+    """All findings; takes some seconds, most of them for importing PyTorch."""
     checks: list[Callable[[], Finding]] = [check_jax, lambda: check_pins(pins())]
     checks += [functools.partial(check_part, part) for part in PARTS]
     checks += [functools.partial(check_gl, backend) for backend in GL_FIXES]
@@ -210,11 +210,11 @@ def examine() -> list[Finding]:
 
 
 def lacking(findings: Iterable[Finding], parts: Sequence[str] = ()) -> list[str]:
-    """Those of the parts (by default what everything needs) that do not work here. LIBERO needs
-    pictures too, by one of the backends.
+    """The parts (by default what everything needs) that do not work here. LIBERO also needs
+    pictures, from either backend.
 
     Raises:
-        ValueError: a part that there is not.
+        ValueError: an unknown part.
     """
     check_parts(parts)
     asked = {"base", *parts, *(("gl",) if "libero" in parts else ())}
@@ -226,13 +226,13 @@ def lacking(findings: Iterable[Finding], parts: Sequence[str] = ()) -> list[str]
 
 
 def check_parts(parts: Sequence[str]) -> None:
-    """ValueError for a part that there is not."""
+    """ValueError for an unknown part."""
     if unknown := sorted(set(parts) - set(ASKED)):
         raise ValueError(f"no part is called {unknown[0]!r}; choose some of {', '.join(ASKED)}.")
 
 
 def table(findings: Iterable[Finding]) -> str:
-    """One line a finding and, indented under those that do not work, the fix."""
+    """One line per finding and, indented under those that do not work, the fix."""
     findings = list(findings)
     width = max(len(f.what) for f in findings)
     lines = []

@@ -1,11 +1,11 @@
 """Files that are whole or absent, alone or together, and readers that name the file they refuse.
 
-What is written goes beside its place, is synced, and gets its name by a rename: a crash at any
-moment leaves the old file or the new one. `save_together` extends this to several files: the index,
+A file is written beside its place, synced, and renamed into it: a crash at any moment leaves the
+old file or the new one. `save_together` extends this to several files: the index,
 a JSON file, holds the SHA-256 of its companions, and its rename is what switches from the old
 artefact to the new one. Companions wait under a hidden name and get their own right after;
-`load_together` finds them under either. What a crash leaves behind goes with the next write into
-the folder.
+`load_together` finds them under either. The next write into the folder removes what a crash left
+behind.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def atomic(path: Path) -> Iterator[Path]:
     The block writes a file, or makes a folder; a folder replaces nothing but an empty one.
 
     Raises:
-        OSError: what the system refused, a full disk for instance; names `path`.
+        OSError: what the system refused, such as a full disk; names `path`.
     """
     temporary = _beside(path)
     with _naming(path), _open_folder(path.parent) as folder:
@@ -77,14 +77,12 @@ def refuse_folder(file: Path) -> None:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file or folder is, by its name, of a write under way or of one that died."""
+    """Whether a name belongs to a write in progress or to one that died."""
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def sweep(folder: Path) -> None:
-    """Removes what writes that died left in a folder. For whoever knows that nobody writes there
-    now.
-    """
+    """Removes what writes that died left in a folder; only while nobody is writing there."""
     for path in folder.iterdir():
         if is_leftover(path):
             _remove(path)
@@ -93,8 +91,8 @@ def sweep(folder: Path) -> None:
 def save_together(
     index: Path, document: Mapping[str, Any], companions: Mapping[str, bytes] | None = None
 ) -> None:
-    """Writes a JSON file and the files that belong to it as one: a crash at any moment leaves all
-    of the old ones or all of the new ones to `load_together`. Makes the folder.
+    """Writes a JSON file and the files that belong to it as one: after a crash at any moment
+    `load_together` finds all of the old ones or all of the new ones. Makes the folder.
 
     Args:
         index: the JSON file.
@@ -241,7 +239,7 @@ def _put(path: Path, content: bytes, folder: int) -> None:
 
 
 def _sync(path: Path) -> None:
-    """What is written there, below it too, survives a power cut."""
+    """Syncs a file, or a folder with all below it, so that it survives a power cut."""
     for part in (*(path.rglob("*") if path.is_dir() else ()), path):
         handle = os.open(part, os.O_RDONLY)
         try:
@@ -267,7 +265,7 @@ def _open_folder(folder: Path) -> Iterator[int]:
 
 
 def _lock(handle: int, how: int) -> bool:
-    """Whether the lock was had; a file system without locks gives none."""
+    """Takes a lock and says whether that worked; some file systems have none."""
     try:
         fcntl.flock(handle, how)
     except OSError:
@@ -276,7 +274,7 @@ def _lock(handle: int, how: int) -> bool:
 
 
 def _wait_alone(folder: Path, handle: int) -> None:
-    """Until no other write into the folder is under way."""
+    """Waits until no other write into the folder is in progress."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
@@ -291,7 +289,7 @@ def _wait_alone(folder: Path, handle: int) -> None:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors of the system tell the file that they are about."""
+    """Makes system errors name the file that they are about."""
     try:
         yield
     except OSError as error:

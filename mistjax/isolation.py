@@ -1,8 +1,8 @@
-"""Files of others are converted in a process of its own, which can do little else.
+"""Converts files by others in a separate process that can do little else.
 
-It is Python with `-I` in an empty folder, so that nothing that lies beside the files is imported.
-Memory, processor time and the size of what it writes are limited by the size of its input; memory
-on Linux only. What it refuses comes back as a ValueError in one sentence.
+It is Python with `-I` in an empty folder, so that nothing beside the files is imported. Memory (on
+Linux only), processor time and the size of what it writes are limited by the size of its input.
+What it refuses comes back as a ValueError in one sentence.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MEMORY, WRITTEN, SECONDS = 2 << 30, 1 << 28, 120  # bytes, bytes of a file, s; f
 EXPANSION, SPEED = 16, 1 << 20  # and bytes for each byte of input, bytes of input for each second
 MOST_MEMORY = 32 << 30
 
-# Our packages are found by their place and what else is installed stands behind the standard
-# library, so no folder is searched that a download could be in.
+# Our packages are found by their path, and everything else that is installed comes after the
+# standard library, so no folder is searched that could hold a download.
 _START = """
 import json, sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -40,7 +40,7 @@ sys.exit(obey(plan))
 
 
 def call(function: str, source: str | Path, **arguments: Any) -> None:
-    """Calls a function of this project in a process of its own.
+    """Calls a function of this project in a separate process.
 
     Args:
         function: `package.module:name`.
@@ -49,7 +49,7 @@ def call(function: str, source: str | Path, **arguments: Any) -> None:
 
     Raises:
         ValueError: what the function refused, or it needed more than the limits.
-        RuntimeError: the function failed otherwise; has its traceback.
+        RuntimeError: the function failed in another way; has its traceback.
     """
     size = _size(Path(source))
     plan = {
@@ -127,7 +127,7 @@ def _place(package: str) -> str:
     """The `__init__.py` of a package of ours."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"{package} is not installed: it converts files of others.")
+        raise ModuleNotFoundError(f"{package} is not installed: it converts files by others.")
     return str(Path(spec.origin).resolve())
 
 

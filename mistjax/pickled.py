@@ -1,10 +1,10 @@
 """Pickles of data, read by a machine that calls nothing.
 
-To unpickle is to run a file: it names functions, calls them, and changes what they return. Here
-that happens in two steps of which neither does. `describe` follows the instructions of the format
-that data needs and writes down what a `Call` would be of, if its name is listed. `Builder` then
-makes numbers, text, containers and new NumPy arrays of the description, each by a function that
-checks its arguments; no object outlives it that the file could have changed.
+Unpickling a file runs it: it names functions, calls them, and changes what they return. Here two
+steps do without. `describe` follows only the instructions that data needs, and notes what would be
+called as a `Call`, if its name is listed. `Builder` then makes numbers, text, containers and new
+NumPy arrays from the description, each by a function that checks its arguments; no object that the
+file could have changed survives it.
 
 Both are bounded. The description has at most `CONTAINERS` containers; what is built may nest
 `DEPTH` deep and take `EXPANSION` bytes for each byte of the file, so that neither one value named a
@@ -43,7 +43,7 @@ BFLOAT16 = "ml_dtypes bfloat16"
 
 
 class PickleRefused(ValueError):
-    """The file holds something else than data."""
+    """The file holds something other than data."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ Stream = io.BytesIO | mmap.mmap
 
 
 def read(file: Stream, size: int, makers: Mapping[str, Maker], names: Collection[str] = ()) -> Any:
-    """The data of one pickle that fills a file.
+    """The data of a pickle that fills a whole file.
 
     Args:
         file: at the pickle's first byte.
@@ -92,7 +92,7 @@ def read(file: Stream, size: int, makers: Mapping[str, Maker], names: Collection
 
 
 def describe(file: Stream, names: Collection[str], *, outside: bool = False) -> Any:
-    """What the pickle at the file's position describes; leaves the file behind it.
+    """What the pickle at the file's position describes; leaves the file positioned after it.
 
     Args:
         file: read up to the pickle's end.
@@ -223,7 +223,7 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
 
 
 class Builder:
-    """Makes data of a description, up to so many bytes.
+    """Makes data from a description, within a number of bytes.
 
     Args:
         room: bytes that it may take.
@@ -235,7 +235,7 @@ class Builder:
         self.makers = makers
 
     def charge(self, size: int) -> None:
-        """Takes bytes off the room that is left; PickleRefused where it is not enough."""
+        """Takes bytes off the room that is left; PickleRefused if there is not enough."""
         self.room -= size
         if self.room < 0:
             raise PickleRefused("describes more data than its bytes can hold.")
@@ -282,7 +282,7 @@ class Builder:
         if type(described) is Call and described.name == "_codecs encode":
             text, encoding = described.arguments
             if type(text) is not str or encoding != "latin1":
-                raise PickleRefused("encodes text in another way than bytes are written.")
+                raise PickleRefused("encodes text differently than bytes are written.")
             described = text.encode("latin1")
         if not isinstance(described, bytes | bytearray):
             raise PickleRefused("holds objects where bytes of numbers or text are expected.")

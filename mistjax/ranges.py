@@ -1,4 +1,4 @@
-"""Numbers that a user gives, checked where they come in; an error names the number."""
+"""Checks of numbers that a user gives; an error names the number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def whole(name: str, value: Any, least: int) -> int:
     """A whole number of at least `least`, NumPy's too, as Python's.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not.
     """
     try:
         number = operator.index(value)

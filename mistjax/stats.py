@@ -48,8 +48,8 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of `metric(index)` over episodes resampled with replacement; NaN draws
-    are left out.
+    """Percentile interval of `metric(index)` over episodes resampled with replacement; draws that
+    give NaN are left out.
     """
     rng = np.random.default_rng(seed)
     values = np.array([metric(rng.integers(0, n, n)) for _ in range(draws)])
@@ -74,8 +74,8 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
 
 
 def mcnemar(a: Bool[np.ndarray, " n"], b: Bool[np.ndarray, " m"]) -> float:
-    """Exact two-sided p-value that paired outcomes `a` and `b` (same seeds) have the same success
-    rate.
+    """Exact two-sided p-value of the hypothesis that paired outcomes `a` and `b` (same seeds) have
+    the same success rate.
     """
     a, b = np.asarray(a, bool), np.asarray(b, bool)
     if a.shape != b.shape:
@@ -85,8 +85,8 @@ def mcnemar(a: Bool[np.ndarray, " n"], b: Bool[np.ndarray, " m"]) -> float:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's correction of a family of tests: each p-value times the number of hypotheses that are
-    still in question, no smaller than the one before it, at most 1.
+    """Holm's correction for a family of tests: each p-value times the number of hypotheses not yet
+    rejected, no smaller than the one before it, at most 1.
     """
     corrected, largest = {}, 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):

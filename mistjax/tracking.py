@@ -1,7 +1,7 @@
-"""Numbers of a training or a study, on their way to Weights & Biases and to TensorBoard.
+"""Logs numbers of a training or a study to Weights & Biases and TensorBoard.
 
 Nothing is sent anywhere unless it is asked for. With `WANDB_MODE=offline` Weights & Biases writes
-to its folder alone, and `wandb sync` sends that later.
+to its folder only, and `wandb sync` sends that later.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Log = Callable[[Mapping[str, float], int], None]
 
 
 def silent(numbers: Mapping[str, float], step: int) -> None:
-    """A `Log` to nowhere."""
+    """A `Log` that drops everything."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Trackers:
     tensorboard: Path | None = None
 
     def check(self) -> None:
-        """ImportError where a package is not installed, so that nobody hears of it after hours of
-        training; ValueError for a project without a name; NotADirectoryError, see `refuse_file`.
+        """ImportError where a package is not installed, so that it is known before hours of
+        training; ValueError for a project without a name; NotADirectoryError: see `refuse_file`.
         """
         if self.wandb is not None:
             if not self.wandb.strip():
@@ -97,6 +97,6 @@ def _installed(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{extra} is not installed, and numbers are to go there: pip install "
+            f"{extra} is not installed, but numbers are to be logged to it: pip install "
             f"'mistjax[{extra}]', or leave out --{extra}."
         ) from error

@@ -1,7 +1,7 @@
-"""Files that others wrote, read as data: a value comes back, or an error that names the file.
+"""Reads files by others as data: a value comes back, or an error that names the file.
 
-What lies under the name of a file is often something else: a pointer of Git LFS, a web page, text
-with a byte-order mark, a link. Each is named as what it is.
+What has a file's name is often something else: a Git LFS pointer, a web page, text with a
+byte-order mark, a link. The error says which.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ LARGEST_EMPTY = 2**24  # values that an empty array would have if none of its ax
 
 
 def open_file(path: str | Path) -> BinaryIO:
-    """A regular file, opened for reading; neither a link nor a device that would not end.
+    """A regular file, opened for reading; neither a link nor an endless device.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a link, a folder or something else that is no regular file.
+        ValueError: a link, a folder or anything else that is not a regular file.
     """
     path = Path(path)
     refuse_link(path)
@@ -42,7 +42,7 @@ def open_file(path: str | Path) -> BinaryIO:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ValueError(f"{path} is no regular file.")
+        raise ValueError(f"{path} is not a regular file.")
     return os.fdopen(descriptor, "rb")
 
 
@@ -87,7 +87,7 @@ def refuse_stand_in(path: Path, content: bytes | memoryview) -> None:
 
 
 def read_text(path: str | Path, content: bytes | None = None) -> str:
-    """The text of a file, or of its content; raises as `read_bytes`, and for what is no UTF-8."""
+    """The text of a file, or of its content; raises as `read_bytes`, and for what is not UTF-8."""
     if content is None:
         content = read_bytes(path)
     refuse_stand_in(Path(path), content)
@@ -96,7 +96,7 @@ def read_text(path: str | Path, content: bytes | None = None) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error}).") from None
+        raise ValueError(f"{path} is not text in UTF-8 ({error}).") from None
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:
@@ -104,7 +104,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: something else, damaged, or an array whose shape its bytes do not fill.
+        ValueError: something else, a damaged file, or an array whose shape its bytes do not fill.
     """
     content = io.BytesIO(read_bytes(path))
     with reading(path, "a whole npz file"), zipfile.ZipFile(content) as archive:
@@ -129,8 +129,9 @@ def _npy_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def sound(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays without what NumPy would trust and a file need not keep to: bytes that are no truth
-    values become some, and an empty array of immense axes is refused with a ValueError."""
+    """Arrays without what NumPy trusts but a file may violate: bytes that are not truth values
+    become some, and an empty array with immense axes is refused with a ValueError.
+    """
     for name, array in arrays.items():
         if not array.size and math.prod(max(n, 1) for n in array.shape) > LARGEST_EMPTY:
             raise ValueError(f"{name} is empty and has the shape {array.shape}")

@@ -138,7 +138,7 @@ NOT_JSON = {
     "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS"),
     "UTF-8 with a mark": (b'\xef\xbb\xbf{"a": 1}', "byte order mark"),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "byte order mark"),
-    "binary": (b"\x80\x04\x95", "no text in UTF-8"),
+    "binary": (b"\x80\x04\x95", "not text in UTF-8"),
     "nested": (b"[" * 100_000, "is not JSON"),
     "a list": (b"[1]", "expected an object"),
     "NaN": (b'{"a": NaN}', "NaN, which is not a finite number"),

@@ -104,8 +104,8 @@ def test_links_devices_and_folders_are_not_opened(tmp_path):
     for name, said in (
         ("link", "symbolic link"),
         ("dangling", "symbolic link"),
-        ("pipe", "no regular file"),
-        ("", "no regular file"),
+        ("pipe", "not a regular file"),
+        ("", "not a regular file"),
     ):
         with pytest.raises(ValueError, match=said):
             open_file(tmp_path / name)

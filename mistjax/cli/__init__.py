@@ -1,11 +1,11 @@
 """The `mistjax` command: one function for each subcommand, and the exit code.
 
-Exit codes: 0 it is done; 1 it is done, and found something (crashed episodes, a stale calibration,
-a missing part); 2 the library refused what it was given (ValueError, a missing file or extra, a
-broken connection); 70 a bug; 130 interrupted. All but 0 come with one sentence on stderr or a
-finding on stdout; `--debug` shows the traceback instead, `--json` prints an object for machines and
-`--quiet` nothing but an error, anywhere in the command. Modules of the library are imported where
-a subcommand needs them, so that `--help` is quick.
+Exit codes: 0 done; 1 done, and something was found (crashed episodes, a stale calibration, a
+missing part); 2 the library refused its input (ValueError, a missing file or extra, a broken
+connection); 70 a bug; 130 interrupted. All but 0 come with one sentence on stderr or a finding on
+stdout. Anywhere in a command `--debug` shows the traceback instead, `--json` prints an object for
+machines, and `--quiet` prints only errors. Modules of the library are imported where a subcommand
+needs them, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
 }
 
 RENAMED = {"price": "memory"}
-"""Names of the release before this one; they still work, and say what to write."""
+"""Names of the release before this one; they still work, and say what to write instead."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -128,7 +128,7 @@ def main(args: Sequence[str] | None = None) -> int:
             enable_cache()
             code = command() or 0
         except KeyboardInterrupt:
-            code, error = INTERRUPTED, "interrupted; run the same command again to go on"
+            code, error = INTERRUPTED, "interrupted; run the same command again to resume"
         except Exception as caught:
             if debug:
                 raise
@@ -159,7 +159,7 @@ def _parse(words: Sequence[str]) -> Callable[[], int | None]:
                 {name: later(function) for name, function in COMMANDS.items()},
                 prog="mistjax",
                 description=f"Watch, explain and steer robot policies. Anywhere: {DEBUG} shows the "
-                f"traceback of an error, {JSON} prints an object for machines, {QUIET} nothing.",
+                f"traceback of an error, {JSON} prints JSON for machines, {QUIET} only errors.",
                 args=words,
             )
     except SystemExit as end:
@@ -171,7 +171,7 @@ def _parse(words: Sequence[str]) -> Callable[[], int | None]:
 
 def _sentence(box: str) -> str:
     """What tyro says in a box of several sections: the first paragraph without help texts, which
-    are indented, and the option that it takes for the one meant.
+    are indented, and the option that it thinks was meant.
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
     boxed = [line[2:-1] for line in plain if line.startswith("│")]

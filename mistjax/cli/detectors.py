@@ -38,13 +38,13 @@ def train_detector(
         out: folder to write the detector to.
         detector: name in the registry, e.g. safe_mlp, safe_lstm, cosine_knn, stac.
         features: recorded features that a detector of hidden states reads, e.g.
-            action.resid@-1/action/mean; those that `collect` records by default if left out.
+            action.resid@-1/action/mean; by default those that `collect` records by default.
         pool: how their tokens and flow steps are pooled, e.g. mean, 1.0 (the last), concat-2.
-        steps: the former name of --pool.
+        steps: former name of --pool.
         sae: folder of train-sae, whose sparse features are read in place of --features.
         group: key of a JSON task: metrics compare episodes with the same value.
-        folds: parts of the episodes to hold out in turn, which says how well such a detector ranks;
-            each costs a fit, 0 none.
+        folds: of a cross-validation, which says how well such a detector ranks; each costs a fit, 0
+            skips it.
         seed: of the folds and of training.
         epochs: of a trained head; the source's 1000 if left out.
         networks: "source" gives RND, logpZO, RND-OE and FIPER their original size (hours on a CPU).
@@ -107,13 +107,13 @@ def calibrate(
         detector: what train-detector wrote.
         alpha: bound on the chance of any alarm in a successful episode.
         confidence: share of calibrations for which the bound holds, e.g. 0.95; by default it holds
-            on average over calibrations, and nearly half of them exceed it.
+            on average over calibrations, so that nearly half of them exceed it.
         band: shape of the threshold over time: one number, or two kinds of functional conformal
             band.
-        strata: a threshold for each value of this key: a setting of the run such as `suite`, a key
-            of a JSON task, or `task`. `eval --stratum` then names one.
+        strata: one threshold for each value of this key: a setting of the run such as `suite`, a
+            key of a JSON task, or `task`. `eval --stratum` then chooses one.
         group: key of a JSON task: metrics compare episodes with the same value.
-        seed: which successes give the band its shape.
+        seed: decides which successes give the band its shape.
     """
     from mistjax.detect.artifact import read_card
     from mistjax.detect.calibration.runs import calibrate_detector
@@ -170,13 +170,13 @@ def fit_inputs(
     alpha: float = 0.1,
     confidence: float | None = 0.95,
 ) -> None:
-    """Fit a monitor of a policy's inputs to clean runs, and calibrate it on others.
+    """Fit a monitor of a policy's inputs to clean runs, and calibrate it on other clean runs.
 
     Args:
         runs: run folders of clean episodes, recorded with `collect --inputs`; no faulty ones.
-        policy: what was recorded: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY.
+        policy: the recorded one: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
         calibration: run folders of further clean episodes.
-        out: folder to write to, that of a failure monitor or a new one.
+        out: folder to write to: a failure monitor's, or a new one.
         preset: robot preset; the checkpoint's own by default.
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
         alpha: bound on the chance of any alarm in a clean episode.
@@ -210,13 +210,13 @@ def drift(
     stratum: str | None = None,
     delta: float = 0.01,
 ) -> int:
-    """Say whether a calibration still holds for runs recorded since. Exit code 1: it is stale.
+    """Say whether a calibration still holds for runs recorded since. Exit code 1 if it is stale.
 
     Args:
         runs: run folders of the bare policy, oldest first.
         detector: a calibrated detector.
         stratum: which of its thresholds, where it has several.
-        delta: chance of calling a good calibration stale, however many episodes are looked at.
+        delta: bound on the chance of ever calling a good calibration stale.
     """
     from mistjax.detect.calibration.drift import check_drift
     from mistjax.rollouts.run import load_run
@@ -249,14 +249,14 @@ def detect_bench(
     """Compare every applicable failure detector on recorded runs, offline.
 
     Args:
-        runs: run folders of one policy, divided by seed into training, calibration and test.
-        out: folder of the table and the page; the same command goes on where it was interrupted.
-        train: run folders to train on; RUNS are then held out whole.
-        features: recorded features that detectors of hidden states read; the default ones if left
-            out.
+        runs: run folders of one policy, split by seed into training, calibration and test.
+        out: folder of the table and the page; the same command resumes where it was interrupted.
+        train: run folders to train on; RUNS are then held out entirely.
+        features: recorded features that detectors of hidden states read; by default those that
+            `collect` records by default.
         pool: how their tokens and flow steps are pooled, e.g. mean, 1.0, concat-2.
         group: key of a JSON task: episodes with the same value count as one task.
-        detectors: only these rows.
+        detectors: only these.
         seed: of the split and of training.
         alpha: bound on the chance of any alarm in a success.
         band: shape of the thresholds over time, see `calibrate`.
@@ -284,7 +284,9 @@ def detect_bench(
     )
     rows = run_bench(config, write_page=write_page)
     tell(page=out / "bench.html", rows=[*rows])
-    print(f"{text_table(rows)}\n\nAll of test episodes, which trained and calibrated nothing.")
+    print(
+        f"{text_table(rows)}\n\nAll on test episodes; none of them trained or calibrated anything."
+    )
     print(f"Page: {out / 'bench.html'}")
     if best := next((row["name"] for row in scored(rows) if not row["control"]), None):
         print(f"Next: mistjax train-detector RUNS --detector {best} --out runs/monitor")
@@ -304,7 +306,8 @@ def import_safe(
         folder: rollouts of OpenVLA, pi0 or pi0-FAST, as SAFE's loaders expect them.
         out: run folder to write.
         policy: name of the policy that made them.
-        pool: how hidden states are pooled, innermost axis first, e.g. `mean mean`; all if left out.
+        pool: how hidden states are pooled, innermost axis first, e.g. `mean mean`; by default every
+            pooling is kept.
     """
     from mistjax.hooks.pooling import parse_pool
     from mistjax.rollouts.formats.safe import import_safe

@@ -1,4 +1,4 @@
-"""Subcommands that play, compare and hand on episodes."""
+"""Subcommands that play, compare and export episodes."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def demo(
     episodes: int = 24,
     retry_errors: bool = False,
 ) -> int:
-    """The shipped board policy while its inputs break: bare, every remedy always on, a wrong input
-    repaired, and MIST; paired episodes, a table, and a page with videos.
+    """Play the shipped board policy while its inputs break: bare, every remedy always on, a wrong
+    input repaired, and MIST; paired episodes, a table, and a page with videos.
 
     Args:
-        out: run folder; the page is report.html in it.
+        out: folder of the runs; the page in it is report.html.
         episodes: paired episodes of each arm.
-        retry_errors: run seeds again that crashed in an earlier call.
+        retry_errors: rerun seeds that crashed in an earlier call.
     """
     from mistjax.demo import shipped_demo
     from mistjax.studies.run import run_study
@@ -59,8 +59,8 @@ def tell_study(found: Found, out: Path) -> int:
     crashed = sum(row.crashed for row in found.rows)
     if crashed:
         print(
-            f"{crashed} episodes crashed and are in no rate; the same command with --retry-errors "
-            "runs them again."
+            f"{crashed} episodes crashed and count in no rate; the same command with "
+            "--retry-errors runs them again."
         )
     return int(crashed > 0)
 
@@ -74,7 +74,7 @@ def tell_crashes(runs: Mapping[str, Run]) -> int:
             seeds = ", ".join(map(str, run.crashed[:8])) + ", ..." * (len(run.crashed) > 8)
             print(
                 f"{name}: {len(run.crashed)} of {len(run.rows)} episodes crashed (seeds {seeds}) "
-                "and are in no rate; the same command with --retry-errors runs them again."
+                "and count in no rate; the same command with --retry-errors runs them again."
             )
             code = 1
     return code
@@ -95,7 +95,9 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def tell_unsound(runs: Mapping[str, Run]) -> None:
-    """Says of each run whose inputs were watched what was named, with the first one's sentence."""
+    """Says for each run whose inputs were watched what was named, with the sentence of the
+    first.
+    """
     from mistjax.report.unsound import said
 
     for name, run in runs.items():
@@ -125,18 +127,19 @@ def collect(
     Args:
         policy: checkpoint folder, gs://BUCKET/PATH, hf://OWNER/REPOSITORY@COMMIT, or
             MODULE:FUNCTION for one of your own.
-        out: run folder; the same command goes on where it was interrupted.
+        out: run folder; the same command resumes where it was interrupted.
         plan: which episodes, where, and how.
         preset: robot preset; the checkpoint's own by default.
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
-        taps: activations to record, e.g. vlm.resid@-1/text/mean; the detector's own by default.
+        taps: activations to record, e.g. vlm.resid@-1/text/mean; by default those that detectors
+            of hidden states read.
         samples: chunks drawn at each inference, for detectors of disagreement; 1 draws no others.
-        sensitivity: also how strongly a flow's velocity reacts, for sensitivity_gate.
-        velocity: also the velocity of every flow step, for velocity_disagreement.
-        grounding: also how a flow reacts to ablations of what it read, for guard and guard_gate.
-        inputs: record what the policy reads as well, for `fit-inputs`.
-        steer: folder of directions, the name of one and its strength: always in force, no monitor.
-        onset: inferences of an episode before `steer`.
+        sensitivity: also record how strongly a flow's velocity reacts, for sensitivity_gate.
+        velocity: also record the velocity of every flow step, for velocity_disagreement.
+        grounding: also record how a flow reacts to ablated evidence, for guard and guard_gate.
+        inputs: also record what the policy reads, for `fit-inputs`.
+        steer: folder of directions, name of one and strength: always on, without a monitor.
+        onset: inferences of an episode before `steer` begins.
     """
     from mistjax.detect.inputs import DEFAULT_TAPS
     from mistjax.detect.novelty.reading import FIELDS, Reads
@@ -188,7 +191,7 @@ def merge(runs: Positional[tuple[Path, ...]], /, *, out: Path) -> int:
 
     Args:
         runs: run folders, e.g. of tasks played side by side.
-        out: run folder; the same command goes on where it was interrupted.
+        out: run folder; the same command resumes where it was interrupted.
     """
     from mistjax.rollouts.merge import merge
     from mistjax.rollouts.run import load_run
@@ -203,12 +206,12 @@ def merge(runs: Positional[tuple[Path, ...]], /, *, out: Path) -> int:
 
 
 def memory(source: Positional[str], /, *, taps: tuple[str, ...] = (), batch: int = 1) -> None:
-    """Say what recording activations would cost in memory; loads and downloads nothing.
+    """Say what recording activations would cost in memory, without loading or downloading anything.
 
     Args:
         source: checkpoint folder, or the name of a published checkpoint, e.g. pi05_libero.
-        taps: activations, e.g. vlm.mlp_out@8/text/mean; the detector's own by default.
-        batch: observations of one inference.
+        taps: activations, e.g. vlm.mlp_out@8/text/mean; by default those that `collect` records.
+        batch: observations per inference.
     """
     from mistjax.detect.inputs import DEFAULT_TAPS
     from mistjax.hooks.sites import Tap
@@ -219,8 +222,8 @@ def memory(source: Positional[str], /, *, taps: tuple[str, ...] = (), batch: int
     whole("batch", batch, 1)
     print(memory_of(config_of(source), chosen, batch=batch).describe())
     print(
-        f"That is of one inference of {batch} observations, and what the compiler plans; weights, "
-        f"videos and the episodes' own arrays are not in it.\n"
+        f"That is for one inference of {batch} observations, as the compiler plans it; weights, "
+        f"videos and the episodes' own arrays come on top.\n"
         f"Next: mistjax collect {source} --out RUN" + (f" --taps {' '.join(taps)}" if taps else "")
     )
 
@@ -241,19 +244,20 @@ def evaluate(
     preset: str | None = None,
     unnorm_key: str | None = None,
 ) -> int:
-    """Success of a policy, and of its monitored arms on the same seeds.
+    """Measure the success of a policy, and of its monitored arms on the same seeds.
 
     Args:
         checkpoint: the same as --policy.
         policy: checkpoint folder, gs://BUCKET/PATH, hf://OWNER/REPOSITORY@COMMIT, or
             MODULE:FUNCTION for one of your own.
-        out: folder of the arms' runs and the report page; the same command goes on there.
+        out: folder of the arms' runs and the report; the same command resumes there.
         mist: folder of a monitor and remedy, for the arms other than bare.
         arms: of bare, monitor, random, mist.
         stratum: which threshold of the monitor, where it has several.
         mask_words: further arms that cannot read some words, WORD,WORD each; * is a wildcard.
-        delay: actions that the robot makes while an inference runs.
-        strategy: what they are: wait, naive, ensemble, rtc, rtc_identity, rtc_closed, vlash, rail.
+        delay: actions that the robot executes while an inference runs.
+        strategy: which actions those are: wait, naive, ensemble, rtc, rtc_identity, rtc_closed,
+            vlash, rail.
         plan: which episodes, where, and how.
         preset: robot preset; the checkpoint's own by default.
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
@@ -318,27 +322,27 @@ def study(
 
     Args:
         name: full_mist, baselines, steering_only or ablations.
-        out: folder of the runs and the page; the same command goes on where it was interrupted.
+        out: folder of the runs and the page; the same command resumes where it was interrupted.
         episodes: of each arm under each condition; with --suite, of each task.
-        first_seed: of the episodes; with --suite the first fixed start of each task.
+        first_seed: of the episodes; with --suite, the first fixed start of each task.
         policy: a policy of your own in place of the shipped board policy.
         mist: folder of its monitor and remedies; needed with a policy of your own.
-        arms: only these, bare first, or others of the registry, e.g. bare mist always_state.
-        conditions: only these, or others: nominal, mixture, unseen_strengths, unseen_kinds, a fault
-            such as front_frozen, or a JSON file with a mixture.
-        robust: a policy trained to do without a camera, for the arms robust and robust_mist.
+        arms: these arms in place of the study's, bare first, e.g. bare mist always_state.
+        conditions: these conditions in place of the study's: nominal, mixture, unseen_strengths,
+            unseen_kinds, a fault such as front_frozen, or a JSON file with a mixture.
+        robust: a policy trained to cope without a camera, for the arms robust and robust_mist.
         robust_mist: folder of its monitor and remedies, for robust_mist.
         tuning: episodes of each remedy, on seeds of their own, to find the best one always on; with
             --suite, of each task.
         preset: robot preset; the checkpoint's own by default.
-        suite: in place of the board a LIBERO suite, or a folder of .bddl files.
+        suite: a LIBERO suite, or a folder of .bddl files, in place of the board.
         tasks: which tasks of the suite; all by default.
         num_envs: environments in lock-step; by default 16, and 1 with --suite.
-        videos: of each arm's first episodes.
-        retry_errors: run seeds again that crashed in an earlier call.
-        compiled: each arm as one compiled program; faster, but the physics are not MuJoCo's.
-        devices: that compiled episodes are spread over.
-        fsdp: neighbouring devices that hold the policy together; a divisor of devices.
+        videos: number of each arm's first episodes to film.
+        retry_errors: rerun seeds that crashed in an earlier call.
+        compiled: run each arm as one compiled program; faster, but the physics are not MuJoCo's.
+        devices: number of devices that compiled episodes are spread over.
+        fsdp: number of devices that share one copy of the policy; a divisor of devices.
     """
     from mistjax.demo import MIST, POLICY
     from mistjax.studies.run import StudyPlan, run_study
@@ -387,7 +391,7 @@ def report(
 
     Args:
         baseline: a run folder.
-        others: further run folders, compared with the first.
+        others: further run folders, compared with the baseline.
         out: the file to write.
     """
     from mistjax.report.build import build_report
@@ -415,7 +419,7 @@ def export_lerobot(
     Args:
         run: run folder.
         out: folder to write.
-        pictures: only the episodes that were recorded as video, with pictures; else all, without.
+        pictures: export the episodes recorded as video, with pictures; otherwise all, without.
         fps: control rate in Hz; needed without pictures.
     """
     from mistjax.rollouts.formats.lerobot import export_lerobot
@@ -426,7 +430,7 @@ def export_lerobot(
     left = f"; {done.without_video} without video left out" if done.without_video else ""
     print(
         f"{out}: {done.episodes} episodes, {done.frames} frames{left}.\n"
-        "Pictures have been through H.264 once; crashed episodes are not in it.\n"
+        "Pictures were compressed with H.264 once; crashed episodes are left out.\n"
         f'Next: lerobot.datasets.LeRobotDataset("NAME", root="{out}")'
     )
 
@@ -439,13 +443,13 @@ def export_rerun(
     seed: tuple[int, ...] = (),
     beside: Path | None = None,
 ) -> None:
-    """Write recorded episodes for the Rerun viewer: cameras, scores, alarms, actions, explanation.
+    """Write recorded episodes for the Rerun viewer: cameras, scores, alarms, actions, explanations.
 
     Args:
         run: run folder.
-        out: folder to write, one .rrd an episode.
+        out: folder to write, one .rrd file per episode.
         seed: which episodes; those with pictures by default.
-        beside: a run with the same seeds, such as the arm bare, whose actions are drawn beside.
+        beside: a run on the same seeds, such as the arm bare, whose actions are drawn beside.
     """
     from mistjax.report.rerun import export_rerun
     from mistjax.rollouts.run import load_run

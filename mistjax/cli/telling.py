@@ -1,8 +1,8 @@
 """What a command tells a machine: `--json` and `--quiet`, which every command has.
 
 `--json` prints one line, a JSON object: `command`, `exit_code`, `seconds`, `said` (the lines that a
-reader would see), `error` where it was refused or broke, and what the command tells about itself.
-Progress stays on stderr. `--quiet` prints nothing but an error.
+reader would see), `error` if it was refused or failed, and what the command itself tells.
+Progress stays on stderr. `--quiet` prints only errors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Said:
         _told.clear()
 
     def captured(self) -> contextlib.redirect_stdout[io.StringIO]:
-        """Keeps what is printed meanwhile."""
+        """Keeps what is printed inside the block."""
         return contextlib.redirect_stdout(self._text)
 
     def document(self, command: str, code: int, error: str) -> str:
@@ -59,7 +59,7 @@ class Said:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Nothing of what is written meanwhile, progress and warnings included, is shown."""
+    """Shows nothing of what is written inside the block, progress and warnings included."""
     with (
         open(os.devnull, "w") as nothing,
         contextlib.redirect_stdout(nothing),
@@ -69,7 +69,7 @@ def silence() -> Iterator[None]:
 
 
 def plain(value: Any) -> Any:
-    """A value of JSON; what is not finite becomes null."""
+    """A JSON value; numbers that are not finite become null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, dict):

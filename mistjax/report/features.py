@@ -123,9 +123,7 @@ def find_features(run: Run, config: SparseConfig) -> tuple[Features, np.ndarray]
     tokens, episode = token_activations(run, config.tap)
     count = len(run.finished)
     if count < 2:
-        raise ValueError(
-            f"{count} finished episodes: expected at least two, to train and test on."
-        )
+        raise ValueError(f"{count} finished episodes: expected at least two, to train and test on.")
     last = max(1, round(_HELD_OUT * count))
     training = episode < count - last
     coder, history = train_coder(

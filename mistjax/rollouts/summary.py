@@ -153,7 +153,7 @@ COLUMNS = (
 
 
 def table(runs: Mapping[str, Run]) -> list[dict[str, str]]:
-    """One row an arm, ready to print; every arm is compared with the first one by seed."""
+    """One row per arm, ready to print; every arm is compared with the first one by seed."""
     baseline = next(iter(runs.values()))
     rows = []
     for name, run in runs.items():
@@ -177,7 +177,7 @@ def table(runs: Mapping[str, Run]) -> list[dict[str, str]]:
 
 
 def task_table(runs: Mapping[str, Run]) -> list[dict[str, str]]:
-    """One row a task with the success of each arm, ready to print."""
+    """One row per task with the success of each arm, ready to print."""
     rates = {name: by_task(run) for name, run in runs.items()}
     tasks = dict.fromkeys(task for arm in rates.values() for task in arm)
     return [

@@ -1,1 +1,1 @@
-"""Paired studies by name: which arms, under which conditions, and what they say."""
+"""Paired studies by name: which arms, under which conditions, and what comes out."""

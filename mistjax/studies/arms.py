@@ -1,7 +1,7 @@
 """The arms of paired studies by name: which policy acts, and what it is told.
 
-Every arm has the same preparation (`LatchedPrompt`), bare too. What an arm is told of an episode
-(an oracle the truth, a control a random input) comes from the episode's seed.
+Every arm has the same preparation (`LatchedPrompt`), bare too. What an arm is told about an episode
+(an oracle the truth, a control a random input) follows from the episode's seed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from mistjax.steer.remedies.mask import Mask
 RANDOM_TIME = (1, 20)
 """First and last inference at which the arm `random_time` begins."""
 CHANCE = 0.1
-"""How often it does in an episode with no unsound input: the rate that the monitor promises."""
+"""How often it begins without an unsound input: the rate of false alarms that the monitor
+promises.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Subject:
     Attributes:
         bare: the policy.
         mist: folder of its monitors and remedies.
-        robust: a policy trained to do without a camera, or None.
+        robust: a policy trained to cope without a camera, or None.
         robust_mist: folder of its monitor and remedies, or None.
     """
 
@@ -62,7 +64,7 @@ class Subject:
         """ValueError without one."""
         if self.robust is None:
             raise ValueError(
-                "the arms robust and robust_mist need a policy trained to do without a camera: "
+                "the arms robust and robust_mist need a policy trained to cope without a camera: "
                 "give its checkpoint (--robust), or name the other arms (--arms)."
             )
         return load_policy(self.robust)
@@ -79,7 +81,7 @@ class Subject:
 
     @functools.cached_property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the inputs whose remedy is no preparation already."""
+        """Names of the inputs whose remedy is not already part of the preparation."""
         kept = LatchedPrompt.around(self.bare, self.bare) is not self.bare
         names = Watched(self.bare, self.kit.inputs).spec.inputs
         return tuple(n for n in names if not (kept and n == "instruction"))
@@ -142,9 +144,9 @@ class Arm:
     Attributes:
         says: what it does, for the page.
         make: the policy, without its preparation.
-        robust: whether it is made of the robust policy.
+        robust: whether it is built from the robust policy.
         decision: when it differs from the policy alone; None where that is not known beforehand.
-        told: what it is told of the episodes.
+        told: what it is told about the episodes.
     """
 
     says: str
@@ -155,12 +157,12 @@ class Arm:
 
     def idle(self, subject: Subject, faults: Mixture, seed: int, alarmed: bool) -> bool:
         """Whether the actions of an episode are those of the policy alone, bit for bit: no alarm
-        that the arm waits for, or no input that it is told of.
+        that the arm waits for, or no input that it is told to repair.
 
         Args:
             subject, faults: see `make_arm`.
             seed: of the episode.
-            alarmed: whether the monitor of inputs does, where nothing is repaired.
+            alarmed: whether the monitor of inputs alarms while nothing is repaired.
         """
         if self.decision is None:
             return False
@@ -181,7 +183,7 @@ def make_arm(name: str, subject: Subject, faults: Mixture) -> Policy:
         faults: which fault happens in which episode.
 
     Raises:
-        ValueError: an unknown arm, or one that lacks what it is made of.
+        ValueError: an unknown arm, or one that lacks what it is built from.
         FileNotFoundError, FingerprintError: see `Kit.load`.
     """
     arm = find_arm(name)
@@ -190,7 +192,7 @@ def make_arm(name: str, subject: Subject, faults: Mixture) -> Policy:
 
 
 def find_arm(name: str) -> Arm:
-    """ValueError for an unknown one; the message has all."""
+    """The arm of that name; ValueError, listing all of them, for an unknown one."""
     if name in ARMS:
         return ARMS[name]
     for prefix, family in (("always_", _always), ("without_", _without)):
@@ -228,7 +230,7 @@ def _ablated(
     *,
     watches: bool = True,
 ) -> Arm:
-    """MIST with one of its parts changed; `watches` as the arm `monitor` does, or otherwise."""
+    """MIST with one part changed; `watches`: whether it alarms as the arm `monitor` does."""
     return Arm(
         says,
         lambda subject, faults: change(subject.kit).repaired(decision, name),
@@ -300,12 +302,14 @@ def _failures(arm: str) -> Make:
 
 
 def _steer_always(subject: Subject, faults: Mixture) -> Policy:
-    """ValueError for a folder whose causes use no direction, or several."""
+    """Steers from the first inference; ValueError unless the folder's causes share one
+    direction.
+    """
     steering = load_steering(subject.mist, subject.bare.spec)
     used = {cause for cause in steering.causes.values() if cause is not None}
     if len(used) != 1:
         raise ValueError(
-            f"the arm steer_always needs one direction that {subject.mist} steers along, and its "
+            f"the arm steer_always needs one direction that {subject.mist} steers along, but its "
             f"causes use {sorted(used)}: name the other arms (--arms)."
         )
     ((name, strength),) = used
@@ -343,7 +347,7 @@ ARMS: dict[str, Arm] = {
         ),
     ),
     "robust": Arm(
-        "another policy, trained to do without a camera",
+        "another policy, trained to cope without a camera",
         lambda subject, faults: subject.robust_policy,
         robust=True,
     ),
@@ -361,13 +365,13 @@ ARMS: dict[str, Arm] = {
     ),
     "level_only": _ablated(
         "level_only",
-        "the loop without what changed: how unusual each input is alone decides",
+        "the loop without changes: only how unusual each input is decides",
         lambda kit: kit.replace_inputs(scale=kit.inputs.scale.at[:, 1:].set(jnp.inf)),
         watches=False,
     ),
     "change_only": _ablated(
         "change_only",
-        "the loop without how unusual an input is: changes alone decide",
+        "the loop without how unusual an input is: only changes decide",
         lambda kit: kit.replace_inputs(scale=kit.inputs.scale.at[:, 0].set(jnp.inf)),
         watches=False,
     ),
@@ -377,7 +381,7 @@ ARMS: dict[str, Arm] = {
     "cap_0.25": _ablated("cap_0.25", "at most a quarter of it", _capped(0.25)),
     "never_ends": _ablated(
         "never_ends",
-        "what was named once is repaired to the end",
+        "what was named once is repaired to the end of the episode",
         lambda kit: kit,
         Decision(ends=False),
     ),

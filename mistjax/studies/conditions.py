@@ -29,8 +29,9 @@ CHOSEN = (
     "instruction_swapped_word",
     "push",
 )
-"""Faults with a condition of their own: what does not move and what changes colour or detail of
-each camera, both kinds of a wrong state, a wrong word; and a push, which is none of the inputs."""
+"""Faults with a condition of their own: for each camera one that freezes and one that changes
+colour or detail, two of the state, a wrong word; and a push, which is none of the inputs.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Condition:
     Attributes:
         name: in tables, and of the folder.
         faults: which fault happens in which episode.
-        plan: the fields of an `EpisodePlan` that ask for it.
+        plan: the fields of an `EpisodePlan` that request it.
     """
 
     name: str
@@ -50,7 +51,8 @@ class Condition:
 
 def condition(name: str) -> Condition:
     """`nominal`, a mixture of `MIXTURES`, a fault by name at the greatest of the strengths that may
-    be looked at, or a JSON file with a mixture. All but a file's own have ordinary sensor noise.
+    be looked at, or a JSON file with a mixture. All but that from a file have ordinary sensor
+    noise.
 
     Raises:
         ValueError: none of these.

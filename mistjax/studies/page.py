@@ -24,8 +24,8 @@ def write_page(
     episodes: Sequence[Section] = (),
     filmed: Mapping[tuple[str, str, int], str] | None = None,
 ) -> Path:
-    """Writes the page of what has been played so far, with sections on single episodes, and links
-    to the videos in them (see `every_episode`).
+    """Writes the page on what has been played so far, with sections on single episodes and links to
+    the videos in them (see `every_episode`).
     """
     by_condition: dict[str, list[Row]] = {}
     for row in found.rows:
@@ -76,11 +76,12 @@ PICKS: Mapping[str, Mapping[str, str]] = {
 _CAPTION = (
     "Success with the 95% Wilson interval. All arms play the same seeds; p by McNemar's exact "
     "test, with Holm's correction over the arms. Alarms: clean episodes in which an input was "
-    "named. Time of an inference relative to bare, on a machine that may have done else."
+    "named. Time of an inference relative to bare, on a machine that may have been busy."
 )
 _TARGETS = (
-    "Fixed before anything was measured. Differences in points of success with a bootstrap 95% "
-    "interval over the paired episodes; p by McNemar's test, with Holm's correction over all rows."
+    "Fixed before anything was measured. Differences in percentage points of success with a "
+    "bootstrap 95% interval over the paired episodes; p by McNemar's test, with Holm's correction "
+    "over all rows."
 )
 _LOSSES = (
     "Failures of the arm `mist` by the link that lost them: a false alarm (before the onset, or in "
@@ -91,7 +92,7 @@ _LOSSES = (
 
 
 def table_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """One row an arm, ready to print."""
+    """One row per arm, ready to print."""
     return [
         {
             "arm": row.arm,
@@ -108,7 +109,7 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def matrix(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """One row a condition, one column an arm."""
+    """One row per condition, one column per arm."""
     arms = dict.fromkeys(row.arm for row in rows)
     by = {(row.condition, row.arm): row for row in rows}
     return [
@@ -122,7 +123,7 @@ def matrix(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def target_rows(targets: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """One row a target."""
+    """One row per target."""
     return [
         {
             "target": f"{t['arm']} over {t['against']}, {t['condition'].replace('_', ' ')}",
@@ -139,7 +140,7 @@ def target_rows(targets: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def loss_rows(losses: Mapping[str, Mapping[str, int]]) -> list[dict[str, str]]:
-    """One row a condition, one column a link."""
+    """One row per condition, one column per link."""
     return [
         {"condition": name, "failures": str(sum(counts.values()))}
         | {link: str(count) for link, count in counts.items()}

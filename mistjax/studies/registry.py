@@ -15,11 +15,11 @@ class Study:
     """What is compared, and where.
 
     Attributes:
-        question: that it answers.
+        question: what it answers.
         arms: keys of `ARMS`, or families of them; `bare` first. `always_best` is the single remedy
-            that does best always on, in episodes of its own (tuning seeds).
+            that does best when always on, chosen on episodes of its own (tuning seeds).
         conditions: see `condition`.
-        targets: differences that were aimed at, before anything was measured.
+        targets: differences aimed at, fixed before anything was measured.
     """
 
     question: str

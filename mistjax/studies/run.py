@@ -1,11 +1,11 @@
-"""`run_study`: a study by name, on seeds of one's own; goes on where it was interrupted.
+"""`run_study`: a study by name, on seeds of your own; resumes where it was interrupted.
 
-Episodes in which an arm does nothing are not played again where the arm `monitor` has played them:
+Episodes in which an arm does nothing are not played again if the arm `monitor` has played them:
 without an alarm, or without an input to repair, the actions are the same bit for bit.
 
 <out>/<condition>/<arm>/   a run folder, see `rollouts.store`
 <out>/tuning/<arm>/        single remedies always on, on tuning seeds: which one is the best
-<out>/table.json           a list of `Row`s, written anew whenever an arm is done
+<out>/table.json           a list of `Row`s, rewritten whenever an arm is done
 <out>/study.json           what was asked, targets, and which link lost the failures
 <out>/report.html          the page
 """
@@ -55,18 +55,19 @@ class StudyPlan:
         mist: folder of its monitors and remedies.
         out: see the module.
         episodes: of each arm under each condition; with `suite`, of each task.
-        first_seed: of all conditions: they pair arms, not conditions. With `suite` the first fixed
-            start of each task; None begins with the test seeds, or with start 0.
-        arms, conditions: some of the study's, or others of the registries; None takes all of its.
+        first_seed: in every condition: seeds pair arms, not conditions. With `suite` the first
+            fixed start of each task; None begins with the test seeds, or with start 0.
+        arms, conditions: some of the study's, or others from the registries; None takes all of its
+            own.
         sizes: condition -> episodes, where they differ.
         robust, robust_mist: see `Subject`.
-        tuning: episodes of each remedy to find the best single one; with `suite`, of each task,
+        tuning: episodes of each remedy, to find the best single one; with `suite`, of each task,
             from the starts that follow those of the study.
         preset: robot preset; None is the checkpoint's own.
         suite, tasks: in place of the board, see `EpisodePlan`.
         num_envs: environments in lock-step, the same in all arms; None is 16, and 1 with `suite`.
         videos: of each arm's first episodes.
-        retry_errors: run seeds again that crashed in an earlier call.
+        retry_errors: rerun seeds that crashed in an earlier call.
         compiled, devices, fsdp: see `EpisodePlan`; the physics of all arms are then not MuJoCo's.
         title: of the page.
 
@@ -168,8 +169,8 @@ class Found:
     """What a study found.
 
     Attributes:
-        rows: one an arm and condition.
-        best: the single remedy that did best always on; None where it was not asked for.
+        rows: one per arm and condition.
+        best: the single remedy that did best when always on; None if no arm asked for it.
         targets: see `check_targets`.
         losses: condition -> link -> failures of the arm `mist`.
         preparation: whether the first prompt is kept in every arm.
@@ -191,10 +192,10 @@ class Found:
 
 
 def run_study(config: StudyPlan, log: Log = silent) -> Found:
-    """Plays every arm under every condition, conditions one after the other.
+    """Plays every arm under every condition, one condition after the other.
 
-    Every arm is made before any is played, so that one that cannot be is known at once. `log` gets
-    the success rate of each when it has been played.
+    Every arm is built before any is played, so that one that cannot be is known at once. `log` gets
+    the success rate of each once it has been played.
 
     Raises:
         ValueError, FileNotFoundError, FingerprintError: see `make_arm`, `collect`.
@@ -278,7 +279,7 @@ def _episodes(
 
 
 def find_best(config: StudyPlan, subject: Subject) -> str:
-    """The remedy with the most successes always on, alone, in the mixture on tuning seeds."""
+    """The remedy with the most successes when always on alone, in the mixture on tuning seeds."""
     successes = {}
     for where in subject.inputs:
         arm = f"always_{where}"
@@ -310,8 +311,8 @@ def _play(
 
     Args:
         config, subject, place, arm, best: what is played.
-        watched: episodes of the arm `monitor`, which stand for those in which this arm does nothing
-            else; {} plays all.
+        watched: episodes of the arm `monitor`, which stand in for those in which this arm does
+            nothing; {} plays all.
     """
     name = f"always_{best}" if arm == BEST else arm
     kept = {

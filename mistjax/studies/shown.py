@@ -1,7 +1,7 @@
-"""One repair shown: the sentence with its evidence, and the repaired input beside the sensor's.
+"""One repair, shown: the sentence with its evidence, and the repaired input beside the sensor's.
 
-The episode is shown to the policy again, from the start to the first repair. Imputed tokens are no
-picture; in their place stands the one whose tokens are nearest, of the same scene without a fault.
+The episode is shown to the policy again, from the start to the first repair. Imputed tokens are not
+a picture: shown in their place is the clean picture of the same scene whose tokens are nearest.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Repair:
     Attributes:
         trace: the episode, recorded with pictures.
         inference: at which the repair began to act.
-        named: place of the repaired input in the monitor's.
+        named: index of the repaired input among the monitor's.
         sentence: what the monitor says.
         seen: the observation there.
         proposal: what stood in for the input.
@@ -50,9 +50,9 @@ def first_repair(policy: Repaired, trace: Trace, batch: int) -> Repair | None:
     """Plays a recorded episode to the policy again; None if nothing was repaired.
 
     Args:
-        policy: what was recorded, without its preparation.
+        policy: the recorded policy, without its preparation.
         trace: an episode with pictures.
-        batch: rows of an inference in the recorded run, so that nothing is compiled anew.
+        batch: batch size of the recorded run, so that nothing is compiled anew.
     """
     acted = trace.aux["repaired"].any(axis=1)
     if not acted.any():
@@ -94,8 +94,8 @@ def _evidence(aux) -> InputEvidence:
 def _proposal(
     policy: Repaired, obs, before: RepairedState, after: RepairedState, named: int
 ) -> Proposal:
-    """What the remedy said at the inference between two states: it repairs from the note that it
-    had there.
+    """What the remedy proposed at the inference between two states, from the memory that it had
+    then.
     """
     name = policy.inputs.inputs[named]
     obs, _ = seeing(policy).embed_images(obs)
@@ -109,7 +109,7 @@ def blocks(repair: Repair, bare: Policy, scene: Sequence[RawObs]) -> list[Block]
     Args:
         repair: of an episode.
         bare: the policy.
-        scene: clean observations of the same scene, to find the nearest in.
+        scene: clean observations of the same scene, among which the nearest is sought.
     """
     trace = repair.trace
     step = int(trace.inference_step[repair.inference])
@@ -148,8 +148,8 @@ def _large(picture: np.ndarray) -> np.ndarray:
 def nearest_picture(
     bare: Policy, repair: Repair, scene: Sequence[RawObs]
 ) -> tuple[np.ndarray, float]:
-    """(clean picture of the named camera nearest to the imputed tokens, distance of these from its
-    tokens over that of the sensor's).
+    """(clean picture of the named camera that is nearest to the imputed tokens, their distance from
+    its tokens divided by the sensor's).
     """
 
     def tokens(embedding) -> np.ndarray:
@@ -170,7 +170,7 @@ def nearest_picture(
 
 
 def state_rows(bare: PiPolicy, repair: Repair) -> list[dict[str, str]]:
-    """The sensor's state, and that in its place."""
+    """The sensor's state, and the one in its place."""
     names = STATE_NAMES.get(bare.preset.name, ())
     sensor = np.asarray(repair.seen[bare.preset.state_key])  # type: ignore[index]
     reckoned = np.asarray(

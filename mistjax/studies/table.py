@@ -27,10 +27,11 @@ class Row:
         p_against_bare: McNemar's exact test on the same seeds, with Holm's correction over the
             arms of the condition; None for bare itself.
         p_against_always: the same against the best single remedy, always on; None without it.
-        repaired, broken: episodes that bare failed and this arm did, and the reverse.
+        repaired, broken: episodes in which this arm succeeded and bare failed, and the reverse.
         alarms_per_clean_episode: share of the episodes without a fault in which an input was named;
-            None where nothing watches, or all episodes are faulty.
-        overhead: median time of an inference over that of bare; the machine may have done else.
+            None where nothing watches, or every episode has a fault.
+        overhead: median time of an inference over that of bare, on a machine that may have been
+            busy.
         crashed: episodes that are in no rate.
     """
 
@@ -56,7 +57,7 @@ class Row:
 
 
 def outcomes(run: Run, seeds: Sequence[int]) -> dict[int, Mapping[str, Any]]:
-    """The finished episodes of a run among some seeds."""
+    """The finished episodes of a run that have one of the seeds."""
     asked = set(seeds)
     return {row["seed"]: row for row in run.finished if row["seed"] in asked}
 
@@ -70,13 +71,13 @@ def paired(a: Outcomes, b: Outcomes) -> tuple[np.ndarray, np.ndarray]:
 def rows(
     condition: str, found: Mapping[str, Outcomes], crashed: Mapping[str, int], always: str | None
 ) -> list[Row]:
-    """One row an arm.
+    """One row per arm.
 
     Args:
         condition: its name.
         found: arm -> its episodes; bare first.
         crashed: arm -> episodes in no rate.
-        always: the arm that is a single remedy, always on; None where there is none yet.
+        always: the arm with a single remedy always on; None if there is none yet.
     """
     against = {
         other: holm(
@@ -111,7 +112,7 @@ def rows(
 
 
 def clean_alarms(episodes: Outcomes) -> float | None:
-    """See `Row`."""
+    """`Row.alarms_per_clean_episode`."""
     clean = [row for row in episodes.values() if row["fault"] is None]
     watched = any(row["named_step"] is not None for row in episodes.values())
     if not clean or not watched:
@@ -130,8 +131,8 @@ class Target:
 
     Attributes:
         condition, arm, against: what is compared.
-        points: least difference of the success rates, in points.
-        p: largest corrected p-value; 1 where none is asked for.
+        points: least difference of the success rates, in percentage points.
+        p: largest corrected p-value; 1 for no condition on it.
     """
 
     condition: str
@@ -179,8 +180,8 @@ def losses(mist: Outcomes, inputs: Sequence[str], execute: int) -> dict[str, int
 
     An episode with an unsound input is lost by a false alarm before the onset, by detection (no
     alarm), naming (another input, or none), timing (named more than one inference after the first
-    that could show it) or the remedy (right and in time). Others are lost by the alarm, where an
-    input was named, or else by the policy.
+    that could show it) or the remedy (right and in time). Other episodes are lost by the alarm, if
+    an input was named, or else by the policy.
 
     Args:
         mist: episodes of the loop.

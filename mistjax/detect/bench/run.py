@@ -28,7 +28,7 @@ def run_bench(
     `report.bench`) also `bench.html`.
 
     Returns:
-        One row a detector, the best by earliest stop first; those that do not apply come last,
+        One row per detector, the best by earliest stop first; those that do not apply come last,
         with the reason.
 
     Raises:
