@@ -24,5 +24,5 @@ def test_the_whole_library_cites_every_room():
 
 
 def test_an_unknown_room_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'hook' is no part.*'hooks'"):
+    with pytest.raises(ValueError, match=r"'hook' is not a part.*'hooks'"):
         citation("hook")

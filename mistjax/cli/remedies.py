@@ -234,7 +234,8 @@ def nmr(
             temporary.write_text(json.dumps(rows, indent=1) + "\n")
     print(
         f"NMR@{100 * top:g}: share of what {method} gives the strongest {top:.0%} of patches that "
-        f"lies on nuisance, with its 95% interval over episodes; chance is a map that knows nothing.\n"
+        "lies on nuisance, with its 95% interval over episodes; chance is a map that knows "
+        "nothing.\n"
         f"Next: mistjax explain {runs[0]} --policy {policy} --of {of} --method {method}"
     )
 
