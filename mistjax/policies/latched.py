@@ -42,7 +42,7 @@ class LatchedPrompt(Wrapper):
         length: tokens of a prompt, padding included.
     """
 
-    policy: Any
+    policy: Policy
     length: int = flax.struct.field(pytree_node=False)
 
     @classmethod

@@ -154,7 +154,7 @@ def acting(policy: Policy) -> Policy:
     return policy
 
 
-def innermost(policy: Any) -> Any:
+def innermost(policy: Policy) -> Any:
     """The policy inside all wrappers."""
     while isinstance(policy, Wrapper):
         policy = policy.policy

@@ -222,7 +222,7 @@ def load_mist(
 
 
 def _failure_mist(
-    folder: str | Path, policy: Any, arm: str, seed: int, stratum: str | None
+    folder: str | Path, policy: Policy, arm: str, seed: int, stratum: str | None
 ) -> MistPolicy:
     monitor = load_monitor(folder, policy, stratum)
     if arm == "monitor":

@@ -51,7 +51,7 @@ class Retreat(Wrapper):
         gripper: place of the gripper command, or None (static).
     """
 
-    policy: Any
+    policy: Policy
     mirror: Float[Array, " a"]
     gripper: int | None = flax.struct.field(pytree_node=False)
 

@@ -9,11 +9,12 @@ from typing import Any
 from mistjax.detect.novelty.artifact import save_inputs
 from mistjax.detect.novelty.fit import calibrate_inputs, fit_inputs, recorded_runs
 from mistjax.detect.novelty.monitor import InputMonitor
+from mistjax.policies.protocol import Policy
 from mistjax.rollouts.run import Run
 
 
 def build_inputs(
-    policy: Any,
+    policy: Policy,
     runs: Sequence[Run],
     calibration: Sequence[Run],
     out: Path,
@@ -58,7 +59,7 @@ def build_inputs(
     return monitor
 
 
-def refuse_unclean(policy: Any, runs: Sequence[Run]) -> None:
+def refuse_unclean(policy: Policy, runs: Sequence[Run]) -> None:
     """ValueError for a run of another policy, or one in which something was changed on purpose."""
     for run in runs:
         if run.config["policy_fingerprint"] != policy.spec.fingerprint:

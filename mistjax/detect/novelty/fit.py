@@ -31,7 +31,7 @@ from mistjax.detect.novelty.monitor import (
 from mistjax.detect.novelty.motion import fit_motion
 from mistjax.detect.novelty.odometry import fit_odometer
 from mistjax.detect.novelty.reading import COMMAND, FIELDS, Reading
-from mistjax.policies.protocol import PolicySpec
+from mistjax.policies.protocol import Policy, PolicySpec
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace
 
@@ -99,7 +99,9 @@ def command_bounds(spec: PolicySpec) -> tuple[np.ndarray, np.ndarray]:
     return bound(spec.action_low, -np.inf), bound(spec.action_high, np.inf)
 
 
-def fit_inputs(policy: Any, episodes: Recorded, *, seed: int = 0, **odometer: Any) -> InputMonitor:
+def fit_inputs(
+    policy: Policy, episodes: Recorded, *, seed: int = 0, **odometer: Any
+) -> InputMonitor:
     """A monitor without a threshold (it is +inf).
 
     Args:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import Sample
+from mistjax.policies.protocol import Policy, Sample
 from mistjax.policies.wrapper import Wrapper, erase_state
 
 CELLS = 8
@@ -101,7 +101,7 @@ class Reads(Wrapper):
     bare policy's.
     """
 
-    policy: Any
+    policy: Policy
 
     def sample(
         self,

@@ -14,6 +14,7 @@ from mistjax.detect.novelty.build import refuse_unclean
 from mistjax.hooks.sites import PROJECTED, Tap
 from mistjax.models.siglip import project
 from mistjax.policies.pi import PiPolicy
+from mistjax.policies.protocol import Policy
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace
 from mistjax.steer.remedies.artifact import RepairConfig, save_repairs
@@ -24,7 +25,7 @@ TAP = Tap(PROJECTED, None, "image")
 
 
 def build_imputer(
-    policy: Any,
+    policy: Policy,
     runs: Sequence[Run],
     out: Path,
     *,
@@ -89,7 +90,7 @@ def image_tokens(policy: Any, trace: Trace) -> Float[np.ndarray, "n c t"]:
     return np.asarray(recorded, np.float32).reshape(len(recorded), cameras, -1)
 
 
-def _all_projectable(policy: Any, read: np.ndarray | None) -> bool:
+def _all_projectable(policy: Policy, read: np.ndarray | None) -> bool:
     """Whether every token of the vision tower was read, and the projector is at hand."""
     if read is None or not isinstance(policy, PiPolicy):
         return False
