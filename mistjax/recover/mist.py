@@ -194,7 +194,7 @@ def _sample(
 
 
 def _is_finite(obs: Observation) -> Bool[Array, " b"]:
-    """Rows of which every picture and number is finite."""
+    """Batch elements of which every picture and number is finite."""
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(obs)]
     rows = [
         jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
@@ -244,7 +244,7 @@ def _repair(
     mist: MistPolicy, obs, key, edits, prefix, original, steered: Bool[Array, " b"]
 ) -> tuple[Float[Array, "b h a"], Bool[Array, " b"]]:
     """(the chunk, fused with the one under edits where that is an action; where it was), in the
-    `steered` rows.
+    `steered` batch elements.
     """
     remedy = mist.remedy
     assert remedy is not None
