@@ -34,9 +34,9 @@ from interop.taps import tap_shapes
 from interop.traced import leaves, pick
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
-from mistjax.models.draws import normal, row_keys
+from mistjax.models.draws import element_keys, normal
 from mistjax.models.observation import Observation
-from mistjax.models.transforms import flat_rows, rgb
+from mistjax.models.transforms import flat_batch, rgb
 from mistjax.policies.fingerprint import fingerprint as behaviour
 from mistjax.policies.presets import RobotPreset
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample
@@ -165,7 +165,7 @@ class LeRobotPolicy(Words, Policy):
         Raises:
             ValueError: names what an observation lacks or has wrong.
         """
-        raw = flat_rows(raw)
+        raw = flat_batch(raw)
         batch: dict[str, Any] = {
             STATE: torch.from_numpy(np.stack([self.preset.state(r) for r in raw])),
             "task": [self.preset.prompt(r) for r in raw],
@@ -205,7 +205,7 @@ class LeRobotPolicy(Words, Policy):
         """The noise that `sample` starts from, padded as LeRobot's `noise` argument is."""
         config = self.policy.config
         shape = (config.chunk_size, config.max_action_dim)
-        return jax.vmap(lambda k: normal(k, shape))(row_keys(key, batch))
+        return jax.vmap(lambda k: normal(k, shape))(element_keys(key, batch))
 
     def sample(
         self,
@@ -231,7 +231,7 @@ class LeRobotPolicy(Words, Policy):
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
         """See `Policy.finish`: LeRobot's postprocessor, and the robot's bounds."""
-        rows, chosen = flat_rows(raw), np.asarray(sample.actions, np.float32)
+        rows, chosen = flat_batch(raw), np.asarray(sample.actions, np.float32)
         if chosen.ndim != 3 or (len(chosen), chosen.shape[-1]) != (len(rows), self.chunk_width):
             raise ValueError(
                 f"chunks of {chosen.shape} for {len(rows)} observations: expected "

@@ -39,7 +39,7 @@ from mistjax.models.config import (
     Pi0Config,
     SiglipConfig,
 )
-from mistjax.models.draws import normal, row_keys
+from mistjax.models.draws import element_keys, normal
 from mistjax.models.fast import Pi0Fast
 from mistjax.models.fast_language import FastTokenizer
 from mistjax.models.gemma import expert_name
@@ -258,7 +258,7 @@ class OpenpiPolicy(PiPolicy):
     def noise(self, key: Array, batch: int) -> Float[Array, "b h a"]:
         """What the flow begins from, the same as our own policy's."""
         shape = (self.config.action_horizon, self.config.action_dim)
-        return jax.vmap(lambda k: normal(k, shape))(row_keys(key, batch))
+        return jax.vmap(lambda k: normal(k, shape))(element_keys(key, batch))
 
 
 @functools.partial(jax.jit, static_argnames="model")

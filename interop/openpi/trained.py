@@ -29,7 +29,7 @@ from interop.openpi.models import OpenpiFastPolicy, OpenpiPolicy, unbound
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.config import FAST_IMAGE_KEYS, FastConfig
-from mistjax.models.draws import row_keys
+from mistjax.models.draws import element_keys
 from mistjax.models.fast_language import FastTokenizer
 from mistjax.models.fast_tokenizer import ActionTokenizer
 from mistjax.models.normalize import NormStats
@@ -225,7 +225,7 @@ class TrainedPolicy(_Trained, OpenpiPolicy):
             return self.drawn
         if key.ndim == 0 and batch == 1:
             return jax.random.normal(key, (1, *shape))
-        return jax.vmap(lambda k: jax.random.normal(k, shape))(row_keys(key, batch))
+        return jax.vmap(lambda k: jax.random.normal(k, shape))(element_keys(key, batch))
 
 
 @flax.struct.dataclass

@@ -34,7 +34,7 @@ from interop.traced import Prefix, leaves, pick
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap, TokenLayout
 from mistjax.models.observation import Observation
-from mistjax.models.transforms import flat_rows
+from mistjax.models.transforms import flat_batch
 from mistjax.policies.fingerprint import fingerprint as behaviour
 from mistjax.policies.presets import RobotPreset
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample, StackSpec
@@ -162,7 +162,7 @@ class OpenVLAPolicy(Words, Policy):
 
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
         """See `Policy.prepare`; ValueError names a missing camera or a picture of another kind."""
-        raw = flat_rows(raw)
+        raw = flat_batch(raw)
         state = np.zeros((len(raw), 0), np.float32)
         if self.decoder.extra:
             values = np.stack([self.preset.state(r) for r in raw])
@@ -238,7 +238,7 @@ class OpenVLAPolicy(Words, Policy):
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
         """See `Policy.finish`; a token that is no action is the nearest one, as in the original."""
-        flat, chosen = flat_rows(raw), np.asarray(sample.actions, np.float64)
+        flat, chosen = flat_batch(raw), np.asarray(sample.actions, np.float64)
         if chosen.ndim != 3 or (len(chosen), chosen.shape[-1]) != (len(flat), self.chunk_width):
             raise ValueError(
                 f"chunks of {chosen.shape} for {len(flat)} observations: expected "

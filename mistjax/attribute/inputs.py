@@ -184,8 +184,8 @@ def each_region(
     return unravel, flat.size
 
 
-def per_row(unravel: Callable[[Array], Regions], vectors: Float[Array, "b n"]) -> Regions:
-    """One vector an observation -> `Regions` with the batch as leading axis."""
+def per_element(unravel: Callable[[Array], Regions], vectors: Float[Array, "b n"]) -> Regions:
+    """One vector per batch element -> `Regions` with the batch as leading axis."""
     return jax.tree.map(lambda leaf: leaf[:, 0], jax.vmap(unravel)(vectors))
 
 

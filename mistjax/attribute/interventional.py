@@ -26,7 +26,7 @@ from mistjax.attribute.inputs import (
     PatchSize,
     Regions,
     each_region,
-    per_row,
+    per_element,
     replaced,
 )
 from mistjax.attribute.readouts import Readout
@@ -111,7 +111,7 @@ def occlusion(
         chunk=chunk,
     )
     changes, value, start = values[size, None] - values[:size], values[size], values[size + 1]
-    return Attribution.signed(per_row(unravel, changes.T), value, start, patch)
+    return Attribution.signed(per_element(unravel, changes.T), value, start, patch)
 
 
 @compiled
@@ -181,7 +181,7 @@ def iss(
         centred = change - change.mean(axis=0, keepdims=True)
         covariance = centred.T @ (masks - probability) / (samples - 1)
         scores = covariance / (probability * (1 - probability))
-    return Attribution.unsigned(per_row(unravel, scores), value, start, patch)
+    return Attribution.unsigned(per_element(unravel, scores), value, start, patch)
 
 
 def nuisance_regions(

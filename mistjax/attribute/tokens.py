@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from mistjax.attribute.attribution import Attribution
 from mistjax.attribute.batching import compiled, in_chunks
-from mistjax.attribute.inputs import PatchSize, Regions, each_region, per_row
+from mistjax.attribute.inputs import PatchSize, Regions, each_region, per_element
 from mistjax.attribute.readouts import Readout
 from mistjax.hooks.sites import Tap
 from mistjax.models.gemma import MASKED_LOGIT, HeadsIn, RMSNorm, apply_rope
@@ -183,7 +183,7 @@ def cache_ablation(
     masks = jnp.eye(size + 2, size, dtype=jnp.float32).at[size + 1].set(1.0)
     values = ablated(policy, obs, key, readout, jax.vmap(unravel)(masks), patch=patch, chunk=chunk)
     changes, value, start = values[size, None] - values[:size], values[size], values[size + 1]
-    return Attribution.signed(per_row(unravel, changes.T), value, start, patch)
+    return Attribution.signed(per_element(unravel, changes.T), value, start, patch)
 
 
 @compiled

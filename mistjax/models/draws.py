@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 
-def row_keys(key: Array, batch: int) -> Key[Array, " {batch}"]:
+def element_keys(key: Array, batch: int) -> Key[Array, " {batch}"]:
     """One PRNG key per batch element [B], from one key or as given: no element's draws depend on
     the others.
 

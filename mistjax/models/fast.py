@@ -188,7 +188,7 @@ def write(
         state, found = jax.lax.cond(
             jnp.all(done), lambda: (state, skip), lambda: feed(state, token, step)
         )
-        found = jax.tree.map(lambda x: jnp.where(_rows(done, x), 0, x), found)
+        found = jax.tree.map(lambda x: jnp.where(_elements(done, x), 0, x), found)
         return (state, place, done), (token, *said, found)
 
     batch = prefix.valid.shape[0]
@@ -200,7 +200,7 @@ def write(
     return Written(tokens.T, log_probs.T, entropies.T, found)
 
 
-def _rows(mask: Bool[Array, " b"], like: Array) -> Array:
+def _elements(mask: Bool[Array, " b"], like: Array) -> Array:
     """The mask of batch elements, shaped to broadcast with a tap [L,B,...]."""
     return mask.reshape(1, -1, *(1,) * (like.ndim - 2))
 

@@ -102,7 +102,7 @@ def flatten(raw: Mapping[Any, Any]) -> dict[str, Any]:
     return flat
 
 
-def flat_rows(raw: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
+def flat_batch(raw: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
     """The flat raw observations of a batch; ValueError where there is none, or as `flatten`."""
     if isinstance(raw, Mapping) or not len(raw):
         raise ValueError("expected raw observations, one dict each and at least one.")

@@ -18,14 +18,14 @@ from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.sites import Tap
 from mistjax.models import fast
 from mistjax.models.config import FastConfig
-from mistjax.models.draws import row_keys
+from mistjax.models.draws import element_keys
 from mistjax.models.fast import Pi0Fast, write
 from mistjax.models.fast_language import FastTokenizer
 from mistjax.models.fast_tokenizer import ActionTokenizer
 from mistjax.models.observation import Observation
 from mistjax.models.sampling import Prefix, prefill
 from mistjax.models.tokenizers import FAST_TAIL, PromptTokenizer, state_prompt
-from mistjax.models.transforms import flat_rows
+from mistjax.models.transforms import flat_batch
 from mistjax.models.written_state import StateWriter
 from mistjax.policies.families import Family, register
 from mistjax.policies.pi import PiPolicy
@@ -100,7 +100,7 @@ class FastPolicy(PiPolicy):
 
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
         """See `Policy.prepare`; ValueError names what a raw observation lacks or has wrong."""
-        raw = flat_rows(raw)
+        raw = flat_batch(raw)
         state, encode = self._state(raw), self.tokenizer.encode_prompt
         prompts = [encode(self.preset.prompt(r), s) for r, s in zip(raw, state, strict=True)]
         return self._observation(raw, state, prompts)
@@ -165,7 +165,7 @@ def _sample(model, tokenizer, variables, obs, key, temperature, hooks, prefix):
         model,
         variables,
         prefix,
-        row_keys(key, obs.batch_size),
+        element_keys(key, obs.batch_size),
         hooks,
         temperature=temperature,
         grammar=tokenizer.grammar if model.config.whole_actions else None,

@@ -23,14 +23,14 @@ from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.sites import Tap
 from mistjax.models import checkpoints, pi0
 from mistjax.models.config import Pi0Config
-from mistjax.models.draws import normal, row_keys
+from mistjax.models.draws import element_keys, normal
 from mistjax.models.normalize import Normalizer, NormStats, Quantile, ZScore, pad_to
 from mistjax.models.observation import Observation, check_observation
 from mistjax.models.pi0 import Pi0, PrefixModel
 from mistjax.models.sampling import Prefix, denoise, embed_images, prefill, velocity
 from mistjax.models.stacks import token_layouts
 from mistjax.models.tokenizers import PI05_TAIL, PaddedTokens, PromptTokenizer, state_prompt
-from mistjax.models.transforms import Cameras, DeltaActions, flat_rows
+from mistjax.models.transforms import Cameras, DeltaActions, flat_batch
 from mistjax.models.written_state import StateWriter
 from mistjax.policies.families import Family, register
 from mistjax.policies.pi_values import pi_value_vectors
@@ -232,7 +232,7 @@ class PiPolicy(Policy):
 
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
         """See `Policy.prepare`; ValueError names what a raw observation lacks or has wrong."""
-        raw = flat_rows(raw)
+        raw = flat_batch(raw)
         state = self._state(raw)
         words = [self.preset.prompt(r) for r in raw]
         if self.preset.state_in_prompt:
@@ -388,7 +388,7 @@ class PiPolicy(Policy):
         """See `Policy.finish`; ValueError where a chunk is not an action and the preset has no
         fallback, or where the chunks do not belong to these observations and this robot.
         """
-        p, raw = self.preset, flat_rows(raw)
+        p, raw = self.preset, flat_batch(raw)
         actions = np.asarray(sample.actions, np.float32)[..., : p.action_dim]
         if actions.ndim != 3 or (len(actions), actions.shape[-1]) != (len(raw), p.action_dim):
             raise ValueError(
@@ -461,7 +461,7 @@ def _sample(model, variables, obs, key, hooks, prefix):
         prefix = prefill(model, variables, obs, hooks)
     prefix.check(model.config, obs)
     shape = (config.action_horizon, config.action_dim)
-    noise = jax.vmap(lambda k: normal(k, shape))(row_keys(key, obs.batch_size))
+    noise = jax.vmap(lambda k: normal(k, shape))(element_keys(key, obs.batch_size))
     actions, found, velocity = denoise(
         model,
         variables,

@@ -25,7 +25,7 @@ from mistjax.detect.novelty.motion import MotionModel
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
-from mistjax.models.transforms import flat_rows
+from mistjax.models.transforms import flat_batch
 from mistjax.policies.pi import PiPolicy
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample
 from mistjax.policies.wrapper import Wrapper, flow_of, innermost, traceable
@@ -230,7 +230,7 @@ class Delayed(Wrapper):
                 f"preset {preset.name!r} does not say what holds the robot still while it waits: "
                 "give RobotPreset a `fallback`."
             )
-        states = np.stack([preset.raw_state(one) for one in flat_rows(raw)])
+        states = np.stack([preset.raw_state(one) for one in flat_batch(raw)])
         still = np.asarray(preset.still(states))
         return np.where(planned[..., None], actions, still[:, None])
 

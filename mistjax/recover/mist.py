@@ -35,9 +35,9 @@ from mistjax.batches import choose
 from mistjax.detect.monitor import Monitor, MonitorState
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap, split_site
-from mistjax.models.draws import row_keys
+from mistjax.models.draws import element_keys
 from mistjax.models.observation import Observation
-from mistjax.models.transforms import flat_rows
+from mistjax.models.transforms import flat_batch
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample
 from mistjax.policies.wrapper import Wrapper
 from mistjax.recover.fusion import FusionLimits, fuse
@@ -146,7 +146,7 @@ class MistPolicy(Wrapper):
         if "fallback" not in sample.aux:
             return actions
         held = np.asarray(sample.aux["fallback"])
-        return self.preset.bounded(actions, held, flat_rows(raw))
+        return self.preset.bounded(actions, held, flat_batch(raw))
 
 
 def _union(taps: Sequence[Tap], more: Sequence[Tap]) -> tuple[Tap, ...]:
@@ -234,7 +234,7 @@ def _find_cause(
         alone = jax.tree.map(lambda x: x[None], rest)
         return jax.tree.map(lambda x: x[0], jax.lax.cond(begun, ask, keep, *alone))
 
-    rest = (obs, row_keys(key, obs.batch_size), state.monitor.detector, state.cause)
+    rest = (obs, element_keys(key, obs.batch_size), state.monitor.detector, state.cause)
     return jax.lax.cond(
         jnp.any(begins), lambda: jax.lax.map(one, (begins, *rest)), lambda: keep(*rest)
     )

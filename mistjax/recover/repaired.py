@@ -29,7 +29,7 @@ from mistjax.detect.novelty.monitor import InputEvidence, InputMemory
 from mistjax.detect.novelty.reading import TOKENS, read
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
-from mistjax.models.draws import categorical, normal, row_keys
+from mistjax.models.draws import categorical, element_keys, normal
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import PolicySpec, Sample
 from mistjax.policies.wrapper import erase_state, seeing, with_words
@@ -214,7 +214,9 @@ def _proposed(mist: Repaired, memory: RepairMemory, seen: Seen):
 
 def _random_like(mist: Repaired, obs: Observation, done: Observation, key: Array) -> Observation:
     """Changes of the same size as the repair's, at the same places, in random directions."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys(key, obs.batch_size), 0x5EED)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(
+        element_keys(key, obs.batch_size), 0x5EED
+    )
 
     def moved(now: Any, then: Any) -> Array:
         now = jnp.asarray(now)

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mistjax.models.draws import categorical, normal, row_keys
+from mistjax.models.draws import categorical, element_keys, normal
 
 LOGITS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 500)), jnp.float32)
 KEY = jax.random.key(7, impl="threefry2x32")
 
 
 def drawn():
-    keys = row_keys(KEY, 3)
+    keys = element_keys(KEY, 3)
     noise = jax.jit(jax.vmap(lambda key: normal(key, (6, 5))))(keys)
     chosen = jax.jit(jax.vmap(categorical))(keys, LOGITS)
     return jax.device_get((jax.random.key_data(keys), noise, chosen))
@@ -40,7 +40,7 @@ def test_draws_do_not_depend_on_how_jax_is_set(default, x64, partitionable):
 
 def test_keys_that_a_batch_cannot_use_are_refused():
     with pytest.raises(ValueError, match=r"\(3,\) keys for a batch of 2"):
-        row_keys(jax.random.split(KEY, 3), 2)
+        element_keys(jax.random.split(KEY, 3), 2)
     for other in (jax.random.key(0, impl="rbg"), jax.random.PRNGKey(0)):
         with pytest.raises(ValueError, match="impl='threefry2x32'"):
-            row_keys(other, 2)
+            element_keys(other, 2)

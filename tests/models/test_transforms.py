@@ -7,7 +7,7 @@ from mistjax.models.transforms import (
     Cameras,
     DeltaActions,
     delta_mask,
-    flat_rows,
+    flat_batch,
     flatten,
     numbers,
     resize_with_pad,
@@ -134,7 +134,7 @@ def test_an_observation_that_is_none_or_ambiguous_is_refused():
     with pytest.raises(ValueError, match=r"the key b'prompt'"):
         flatten({b"prompt": "go"})
     with pytest.raises(ValueError, match="at least one"):
-        flat_rows([])
+        flat_batch([])
 
 
 @pytest.mark.parametrize("absent_mask", [False, True])

@@ -12,7 +12,7 @@ from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from experiments.train.board_smolvla_start import write_blocks, write_dense, write_language
 from mistjax.demo import SHIPPED
 from mistjax.envs.board.env import BoardEnv
-from mistjax.models.draws import normal, row_keys
+from mistjax.models.draws import element_keys, normal
 from mistjax.policies import BOARD, PiPolicy
 
 
@@ -72,7 +72,7 @@ def test_actions_are_the_same_for_the_same_noise(pi, flow):
     raw = [BoardEnv().reset(seed=seed)[0] for seed in range(3)]
     obs, key = pi.prepare(raw), jax.random.key(0)
     shape = pi.config.action_horizon, pi.config.action_dim
-    noise = np.asarray(jax.vmap(lambda k: normal(k, shape))(row_keys(key, len(raw))))
+    noise = np.asarray(jax.vmap(lambda k: normal(k, shape))(element_keys(key, len(raw))))
     names = pi.config.image_keys
     ours = np.asarray(pi.sample(obs, key).actions)
     theirs = flow.sample_actions(
