@@ -1,7 +1,7 @@
 """Remedies on disk: `repairs.json`, and `repairs.safetensors` for the imputer's arrays.
 
 Dead reckoning takes its motion model from the monitor of inputs in the same folder, and the last
-prompt needs nothing. Networks and principal components are kept in half precision.
+prompt needs nothing; see `detect.fitted`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.serialization
-import flax.traverse_util
-import jax.numpy as jnp
-import numpy as np
-from safetensors.numpy import save
-
-from mistjax.detect.artifact import FingerprintError
+from mistjax.detect.fitted import layers_of, load_fitted, save_fitted
 from mistjax.detect.novelty.monitor import InputMonitor
-from mistjax.files import load_together, read_tensors, save_together
 from mistjax.ranges import whole
 from mistjax.steer.remedies.imputer import Imputer
 from mistjax.steer.remedies.prompt import LastPrompt
@@ -27,9 +20,8 @@ from mistjax.steer.remedies.reckoning import DeadReckoning
 from mistjax.steer.remedies.remedy import InputRemedy
 from mistjax.steer.schedules import is_strength
 
-VERSION = 1
-CARD, ARRAYS = "repairs.json", "repairs.safetensors"
-_HALF = ("directions", "layers")
+_NAME = "repairs"
+CARD = f"{_NAME}.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,21 +66,8 @@ def save_repairs(
         policy: fingerprint of the policy that was recorded.
         notes: JSON values for people.
     """
-    flat = flax.traverse_util.flatten_dict(flax.serialization.to_state_dict(imputer), sep="/")
-    arrays = {
-        name: np.ascontiguousarray(
-            np.asarray(value, np.float16 if name.split("/")[0] in _HALF else np.float32)
-        )
-        for name, value in flat.items()
-    }
-    document = {
-        "version": VERSION,
-        "policy": policy,
-        "cameras": list(imputer.cameras),
-        "config": dataclasses.asdict(config),
-        "notes": dict(notes or {}),
-    }
-    save_together(Path(folder) / CARD, document, {ARRAYS: save(arrays)})
+    card = {"cameras": list(imputer.cameras), "config": dataclasses.asdict(config)}
+    save_fitted(folder, _NAME, imputer, policy, card, notes)
 
 
 def load_repairs(
@@ -102,19 +81,7 @@ def load_repairs(
         ValueError: another format version, other cameras than the monitor's, or a damaged file.
     """
     path = Path(folder) / CARD
-    if not path.is_file():
-        raise FileNotFoundError(f"no {CARD} in {folder}; write one with `mistjax fit-imputer`.")
-    document, files = load_together(path, [ARRAYS])
-    if document["version"] != VERSION:
-        raise ValueError(
-            f"{path} has format version {document['version']}; this release reads {VERSION}. Make "
-            "it again with `mistjax fit-imputer`."
-        )
-    if document["policy"] != policy:
-        raise FingerprintError(
-            f"{path} repairs the inputs of policy {document['policy'][:12]}, not of {policy[:12]}: "
-            "fit one to runs of this policy with `mistjax fit-imputer`."
-        )
+    document, nested = load_fitted(folder, _NAME, policy, "repairs", "mistjax fit-imputer")
     if tuple(document["cameras"]) != monitor.cameras:
         raise ValueError(
             f"{path} is of cameras {document['cameras']}, the monitor beside it of "
@@ -124,17 +91,8 @@ def load_repairs(
         config = RepairConfig(**document["config"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
-    arrays = {
-        name: jnp.asarray(value.astype(np.float32))
-        for name, value in read_tensors(Path(folder) / ARRAYS, files[ARRAYS]).items()
-    }
-    nested: dict[str, Any] = flax.traverse_util.unflatten_dict(arrays, sep="/")
-    layers = nested.pop("layers")
-    imputer = Imputer(
-        **nested,
-        layers=tuple((layers[str(i)]["0"], layers[str(i)]["1"]) for i in range(len(layers))),
-        cameras=monitor.cameras,
-    )
+    layers = layers_of(nested.pop("layers"))
+    imputer = Imputer(**nested, layers=layers, cameras=monitor.cameras)
     return make_remedies(monitor, imputer), config
 
 
