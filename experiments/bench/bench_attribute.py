@@ -12,7 +12,7 @@ which runs in PyTorch, Captum's integrated gradients (arXiv 2009.07896), where `
 has been done; it goes through the same forward pass with the decoded tokens held fixed.
 
 Readouts: the mean executed dz; of pi0-FAST, whose decoded chunk has no gradient, the
-log-probability of its tokens.
+log-probability of its tokens, which it is made to write in every run.
 """
 
 from __future__ import annotations
@@ -26,26 +26,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from experiments.bench.turns import ratio, take_turns
 from experiments.record import write_results
 from mistjax.attribute.attribution import evaluate
 from mistjax.attribute.batching import compiled
 from mistjax.attribute.inputs import Baseline, Inputs, each_region, replaced
-from mistjax.attribute.questions import Question
+from mistjax.attribute.questions import TOKENS, Question
 from mistjax.attribute.readouts import Readout
 from mistjax.attribute.registry import ATTRIBUTIONS, attribute
 from mistjax.compilation import enable_cache
-from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
 from mistjax.policies.load import load_policy
-from mistjax.policies.protocol import Policy, Sample
+from mistjax.policies.protocol import Policy, WritingPolicy
 from mistjax.rollouts.collect import make_env
 from mistjax.rollouts.plan import BOARD_ENV
 
@@ -74,17 +72,6 @@ class Config:
     repeats: int = 16
     seed: int = 0
     results: Path | None = None
-
-
-@flax.struct.dataclass
-class LogProbability:
-    """Of the decoded tokens."""
-
-    name: str = flax.struct.field(pytree_node=False, default="log-probability")
-    taps: tuple[Tap, ...] = flax.struct.field(pytree_node=False, default=())
-
-    def __call__(self, sample: Sample) -> Float[Array, " b"]:
-        return sample.aux["token_log_prob"].sum(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,9 +201,9 @@ def time_policy(config: Config, name: str) -> list[dict[str, Any]]:
     """A row an arm."""
     policy, key = load_policy(f"checkpoints/{name}"), jax.random.key(0)
     obs, rng = moment(policy), np.random.default_rng(config.seed)
-    written = "token_log_prob" in policy.reports and not hasattr(policy, "decoder")
-    readout = LogProbability() if written else Question("dz").readout(policy, [], obs, key, None)
-    each = arms(config, policy, obs, key, readout)
+    question = Question(TOKENS if isinstance(policy, WritingPolicy) else "dz")
+    readout = question.readout(policy, [], obs, key, None)
+    each = arms(config, question.asked(policy, obs, key), obs, key, readout)
     calls = {arm: timed.call for arm, timed in each.items()}
     taken = take_turns(calls, turns=config.turns, burst=1, warm=1, rng=rng)
     per_run = {arm: seconds / each[arm].runs for arm, seconds in taken.items()}

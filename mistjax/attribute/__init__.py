@@ -16,6 +16,7 @@ from mistjax.attribute.readouts import (
     ActionValue,
     FailureScore,
     Readout,
+    TokenLogProbability,
 )
 from mistjax.attribute.registry import ATTRIBUTIONS, attribute
 
@@ -31,6 +32,7 @@ __all__ = [
     "FailureScore",
     "Readout",
     "Regions",
+    "TokenLogProbability",
     "attribute",
     "describe",
     "explain",

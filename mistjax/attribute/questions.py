@@ -4,6 +4,7 @@
 - `action`     what keeps the chunk as it is; for methods that intervene, as it has no gradient
 - an action dimension by name, such as `dz`: its mean over the steps that are executed
 - `prompt`     the difference to the chunk under another prompt, on the same noise
+- `tokens`     the log-probability of the tokens that were written, of policies that write tokens
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from mistjax.attribute.readouts import (
     ActionValue,
     FailureScore,
     Readout,
+    TokenLogProbability,
 )
 from mistjax.detect.detector import observe
 from mistjax.detect.monitor import Monitor
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import Policy, PolicySpec, RawObs
+from mistjax.policies.protocol import Policy, RawObs, WritingPolicy
 from mistjax.rollouts.trace import Trace
 
-SCORE, ACTION, PROMPT = "score", "action", "prompt"
+SCORE, ACTION, PROMPT, TOKENS = "score", "action", "prompt", "tokens"
+_FLAT = ("saliency", "gradient_x_input", "integrated_gradients")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +48,11 @@ class Question:
     of: str = SCORE
     prompt: str | None = None
 
-    def check(self, spec: PolicySpec, methods: Sequence[str], monitored: bool) -> None:
-        """ValueError for a question that these methods cannot answer, with or without a
-        detector."""
-        known = (SCORE, ACTION, PROMPT, *spec.action_names)
+    def check(self, policy: Policy, methods: Sequence[str], monitored: bool) -> None:
+        """ValueError for a question that these methods cannot answer of this policy, with or
+        without a detector."""
+        spec, writes = policy.spec, isinstance(policy, WritingPolicy)
+        known = (SCORE, ACTION, PROMPT, *([TOKENS] if writes else []), *spec.action_names)
         if self.of not in known:
             raise ValueError(f"nothing is called {self.of!r}: explain one of {', '.join(known)}.")
         if (self.of == PROMPT) != (self.prompt is not None):
@@ -61,12 +65,23 @@ class Question:
                 "a failure score is a detector's: give its folder, or explain something else, "
                 f"such as {ACTION!r} or {spec.action_names[0]!r}."
             )
-        flat = ("saliency", "gradient_x_input", "integrated_gradients")
-        if self.of == ACTION and (wrong := [name for name in methods if name in flat]):
+        wrong = ", ".join(name for name in methods if name in _FLAT)
+        if wrong and writes and self.of not in (SCORE, TOKENS):
             raise ValueError(
-                f"{', '.join(wrong)}: how far a chunk moves has no gradient where it is; "
-                "choose occlusion or iss, or an action dimension."
+                f"{wrong}: an action that is written as tokens has no gradient; choose occlusion "
+                f"or iss, or explain {TOKENS!r}."
             )
+        if wrong and self.of == ACTION:
+            raise ValueError(
+                f"{wrong}: how far a chunk moves has no gradient where it is; choose occlusion or "
+                "iss, or an action dimension."
+            )
+
+    def asked(self, policy: Policy, obs: Observation, key: Array) -> Policy:
+        """The policy whose samples the readout reads: this one, or the one that says its tokens."""
+        if self.of == TOKENS and isinstance(policy, WritingPolicy):
+            return policy.saying(obs, key)
+        return policy
 
     def readout(
         self,
@@ -88,6 +103,8 @@ class Question:
         if self.of == SCORE:
             assert detector is not None  # see `check`
             return FailureScore(detector[0].detector, detector[1], detector[0].reads)
+        if self.of == TOKENS:
+            return TokenLogProbability()
         if self.of in policy.spec.action_names:
             spec = policy.spec
             weights = np.zeros((spec.action_horizon, policy.chunk_width), np.float32)

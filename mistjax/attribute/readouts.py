@@ -76,6 +76,24 @@ class ActionValue:
 
 
 @flax.struct.dataclass
+class TokenLogProbability:
+    """Summed over the tokens that were written; see `WritingPolicy` for given ones."""
+
+    @property
+    def name(self) -> str:
+        return "log-probability of its tokens"
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        return ()
+
+    def __call__(self, sample: Sample) -> Float[Array, " b"]:
+        if "token_log_prob" not in sample.aux:
+            raise ValueError("this policy writes no tokens: ask about its action instead.")
+        return sample.aux["token_log_prob"].sum(axis=1)
+
+
+@flax.struct.dataclass
 class ActionChange:
     """Mean squared distance of the chunk to another one, `reference` [B,H,A] in model units.
 

@@ -1,8 +1,9 @@
 """Corrupt an input, then put clean activations back unit by unit: what carries the action?
 
 The readout of a unit u is R(u), the share of the way from the corrupted chunk back to the clean one
-along the line between them: 0 restores nothing, 1 all of it. Units are whole stacks, layers, layers
-x heads, layers x tokens; see `patching` for what restoring does and does not show.
+along the line between them: 0 restores nothing, 1 all of it. Of a policy that writes tokens it is
+measured in the log-probability of the clean run's tokens. Units are whole stacks, layers, layers x
+heads, layers x tokens; see `patching` for what restoring does and does not show.
 
 Source: causal tracing (Meng et al., arXiv 2202.05262) with the normalised restoration of Zhang and
 Nanda, arXiv 2309.16042, on chunks of actions. Cost: an inference a unit, and the sweep over tokens
@@ -22,11 +23,11 @@ from jaxtyping import Array, Float
 from mistjax.attribute.inputs import Baseline, Inputs, Regions, replaced
 from mistjax.attribute.interventional import occlusion
 from mistjax.attribute.patching import patch_heads, patch_layers, patch_sweep, patch_tokens
-from mistjax.attribute.readouts import ActionContrast, ActionKept
+from mistjax.attribute.readouts import ActionContrast, ActionKept, Readout, TokenLogProbability
 from mistjax.attribute.text import leave_one_out, word_spans
 from mistjax.envs.faults.battery import input_name
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import Policy, RawObs
+from mistjax.policies.protocol import Policy, RawObs, WritingPolicy
 from mistjax.policies.wrapper import language
 
 PATCH, WORD, TEXT, STATE = "patch", "word", "text", "state"
@@ -68,7 +69,8 @@ def corrupt(
         raw: what the policy saw.
         key: of the sampling noise.
         what: one of `corruptions`: an input is replaced by its baseline, as is the patch whose
-            replacement moves the chunk most; the word without which it moves most is left out.
+            replacement moves the chunk most (or makes its tokens least likely); the word without
+            which it moves most is left out.
         prompt: in place of all that, another prompt.
         baseline: what is put in place of pictures and words.
 
@@ -84,12 +86,15 @@ def corrupt(
             f"{', '.join(corruptions(policy))}, or give another prompt."
         )
     obs = jax.tree.map(jnp.asarray, policy.prepare([raw]))
-    kept = ActionKept(policy.sample(obs, key).actions)
+    kept: Readout = ActionKept(policy.sample(obs, key).actions)
+    measured = policy
+    if isinstance(policy, WritingPolicy):
+        measured, kept = policy.saying(obs, key), TokenLogProbability()
     if what == WORD:
         (words,), spans = word_spans(language(policy).tokenizer, obs)
         if not words:
             raise ValueError("the prompt has no words to leave out: corrupt a camera or the state.")
-        effect = np.asarray(leave_one_out(policy, obs, key, kept, spans))[:, 0]
+        effect = np.asarray(leave_one_out(measured, obs, key, kept, spans))[:, 0]
         strongest = int(np.argmax(effect))
         left = jnp.asarray(obs.tokenized_prompt_mask) & ~jnp.asarray(spans[strongest])
         shorter = dataclasses.replace(obs, tokenized_prompt_mask=left)
@@ -98,7 +103,7 @@ def corrupt(
     region = Regions.full(inputs, policy.patch, 0.0)
     names = {input_name(key): name for name, key in policy.spec.cameras.items()}
     if what == PATCH:
-        found = occlusion(policy, obs, key, kept, patch=policy.patch, baseline=baseline)
+        found = occlusion(measured, obs, key, kept, patch=policy.patch, baseline=baseline)
         grids = {name: np.asarray(grid[0]) for name, grid in found.images.items()}
         camera = max(grids, key=lambda name: grids[name].max())
         at = np.unravel_index(grids[camera].argmax(), grids[camera].shape)
@@ -122,7 +127,8 @@ class Restoration:
     """R(u) of one moment, by unit. The names are those of stacks.
 
     Attributes:
-        moved: distance between the clean and the corrupted chunk, in model units.
+        moved: distance between the clean and the corrupted chunk, in model units; of tokens, by how
+            many nats the corruption makes the clean run's less likely.
         stacks: all layers and tokens of a stack.
         layers: all tokens of a layer's residual stream, [L].
         heads: a head of a layer, [L,N].
@@ -160,14 +166,19 @@ def restore(
     Raises:
         ValueError: the corruption does not move the action, or see `patch_sweep`.
     """
-    own, other = (policy.sample(obs, key).actions for obs in (clean, corrupted))
-    moved = float(jnp.sqrt(jnp.square(own - other).sum()))
-    if moved < 1e-4:
+    if isinstance(policy, WritingPolicy):
+        policy, readout = policy.saying(clean, key), TokenLogProbability()
+        own, other = (readout(policy.sample(obs, key)) for obs in (clean, corrupted))
+        moved, unit = float((own - other)[0]), "nats"
+    else:
+        own, other = (policy.sample(obs, key).actions for obs in (clean, corrupted))
+        readout = ActionContrast(other, own - other)
+        moved, unit = float(jnp.sqrt(jnp.square(own - other).sum())), "model units"
+    if abs(moved) < 1e-4:
         raise ValueError(
-            f"the corruption moves the action by {moved:.1e} model units: there is nothing to "
+            f"the corruption moves the action by {moved:.1e} {unit}: there is nothing to "
             "restore; corrupt something else."
         )
-    readout = ActionContrast(other, own - other)
     args = (policy, clean, corrupted, key, readout)
 
     def share(found) -> np.ndarray:

@@ -40,8 +40,9 @@ def explain(
             (without a detector, the first inference).
         method: one or several, side by side: integrated_gradients, gradient_x_input, saliency,
             occlusion, iss, iss_masked_mean, attention_mass, token_norm or cache_ablation.
-        of: what is explained: score; action (how far it moves); an action dimension, such as dz; or
-            prompt (the difference from the action under another prompt).
+        of: what is explained: score; action (how far it moves); an action dimension, such as dz;
+            prompt (the difference from the action under another prompt); or tokens (how likely they
+            are, where a policy writes its action as tokens).
         prompt: that other prompt.
         memory: MiB of temporary memory to stay within; by default 8 runs at a time.
         out: page to write.

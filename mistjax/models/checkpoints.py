@@ -21,6 +21,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -127,6 +128,7 @@ def load_params(
         restore_args=jax.tree.map(restore, stored),
         transforms={},  # what else is stored is left out
     )
+    logging.getLogger("absl").addFilter(_news)
     with _naming(folder), ocp.PyTreeCheckpointer() as checkpointer:
         leaves = _by_name(checkpointer.restore(path, args=args)[name])
     leaves = _merge_lora(folder, leaves, factors)
@@ -143,6 +145,11 @@ def load_params(
 @jax.jit
 def _finite(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: jnp.all(jnp.isfinite(leaf)) for name, leaf in leaves.items()}
+
+
+def _news(record: logging.LogRecord) -> bool:
+    """Whether a line of Orbax is for the user: not what it says of its own plans."""
+    return "transformations API" not in record.getMessage()
 
 
 @contextlib.contextmanager

@@ -149,6 +149,7 @@ def write(
     *,
     temperature: Float[Array, ""] | float = 0.0,
     grammar: ActionGrammar | None = None,
+    given: Int[Array, "b t"] | None = None,
 ) -> Written:
     """Decodes until every element has written EOS, at most `max_decoding_steps` tokens.
 
@@ -161,6 +162,7 @@ def write(
         hooks: of the `action` stack, at every step.
         temperature: 0 is greedy.
         grammar: which tokens may follow; None allows every token.
+        given: tokens to write in place of the model's own, which are thereby scored.
     """
     hooks.check_steps(model.config.max_decoding_steps)
 
@@ -176,7 +178,8 @@ def write(
 
     def body(carry, step):
         state, place, done = carry
-        token = jnp.where(done, PAD, pick(state.logits, place, step))
+        own = pick(state.logits, place, step) if given is None else given[:, step]
+        token = jnp.where(done, PAD, own)
         if grammar is not None:
             place = grammar.after(place, token)
         every = jax.nn.log_softmax(state.logits)

@@ -13,6 +13,7 @@ from mistjax.policies.protocol import (
     SeeingPolicy,
     StackSpec,
     TraceablePolicy,
+    WritingPolicy,
 )
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "SeeingPolicy",
     "StackSpec",
     "TraceablePolicy",
+    "WritingPolicy",
     "load_policy",
     "random_policy",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.hooks import Hooks
@@ -43,11 +44,13 @@ class FastPolicy(PiPolicy):
         config: model sizes; `action_dim` and `action_horizon` are those of the action tokens.
         tokenizer: for prompts and actions.
         temperature: of the decoding; 0 is greedy.
+        given: tokens that it writes in place of its own, [B,S]; see `saying`.
     """
 
     config: FastConfig = flax.struct.field(pytree_node=False)  # type: ignore[assignment]
     tokenizer: FastTokenizer = flax.struct.field(pytree_node=False)  # type: ignore[assignment]
     temperature: Float[Array, ""] | float = 0.0
+    given: Int[Array, "b s"] | None = None
 
     config_type: ClassVar[Any] = FastConfig
     initialise: ClassVar[Callable[..., Any]] = staticmethod(fast.init)
@@ -108,6 +111,10 @@ class FastPolicy(PiPolicy):
     def _padded(self, state: Any) -> Any:
         return state
 
+    def saying(self, obs: Observation, key: Array) -> FastPolicy:
+        """See `WritingPolicy`."""
+        return dataclasses.replace(self, given=self.sample(obs, key).aux["tokens"])
+
     def value_vectors(self, stack: str = "vlm") -> ValueVectors:
         """See `LanguagePolicy.value_vectors`. Both stacks are the same network: `vlm` names words
         alone, `action` also the tokens that actions are written in.
@@ -153,11 +160,12 @@ class FastPolicy(PiPolicy):
             self.temperature,
             Hooks.of(edits, taps),
             prefix,
+            self.given,
         )
 
 
 @functools.partial(jax.jit, static_argnames=("model", "tokenizer"))
-def _sample(model, tokenizer, variables, obs, key, temperature, hooks, prefix):
+def _sample(model, tokenizer, variables, obs, key, temperature, hooks, prefix, given):
     if prefix is None:
         prefix = prefill(model, variables, obs, hooks)
     prefix.check(model.config, obs)
@@ -169,6 +177,7 @@ def _sample(model, tokenizer, variables, obs, key, temperature, hooks, prefix):
         hooks,
         temperature=temperature,
         grammar=tokenizer.grammar if model.config.whole_actions else None,
+        given=given,
     )
     actions, ok = tokenizer.decode_actions(written.tokens)
     ok = ok & jnp.all(jnp.isfinite(written.log_probs), axis=1)

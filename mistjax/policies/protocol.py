@@ -266,6 +266,17 @@ class SeeingPolicy(Protocol):
 
 
 @runtime_checkable
+class WritingPolicy(Protocol):
+    """What a policy can do that writes its action as tokens, and so has no gradient in it."""
+
+    def saying(self, obs: Observation, key: Array) -> Policy:
+        """The policy that writes, whatever it sees, what this one writes here: the sum of its
+        `token_log_prob` says how likely that is, and has a gradient.
+        """
+        ...
+
+
+@runtime_checkable
 class LanguagePolicy(Protocol):
     """What a policy that reads words can do besides acting; see `wrapper.language`."""
 

@@ -19,7 +19,15 @@ import numpy as np
 
 from mistjax.attribute.attribution import Attribution
 from mistjax.attribute.localiser import describe, localise
-from mistjax.attribute.questions import SCORE, Question, Scored, joined, raw_observation, scored
+from mistjax.attribute.questions import (
+    SCORE,
+    TOKENS,
+    Question,
+    Scored,
+    joined,
+    raw_observation,
+    scored,
+)
 from mistjax.attribute.registry import attribute
 from mistjax.attribute.text import words_of
 from mistjax.detect.monitor import Monitor
@@ -156,9 +164,10 @@ def ask(
         if monitor is not None and question.of == SCORE:
             detector = monitor, joined([moment.state for moment in filled])
         readout = question.readout(policy, raw, obs, key, detector)
+        source = question.asked(watched, obs, key)
 
-        def explained(obs=obs, key=key, readout=readout):
-            found = attribute(method, watched, obs, key, readout, memory=memory, **options)
+        def explained(source=source, obs=obs, key=key, readout=readout):
+            found = attribute(method, source, obs, key, readout, memory=memory, **options)
             return jax.block_until_ready(found)
 
         found = explained()
@@ -213,7 +222,7 @@ def explain_run(
     Raises:
         ValueError: see `Question.check`, `moments` and `attribute`.
     """
-    question.check(policy.spec, methods, monitor is not None)
+    question.check(policy, methods, monitor is not None)
     asked = moments(policy, run, monitor, seed, inference)
     found = [ask(policy, asked, method, question, monitor, memory) for method in methods]
     if len(asked) == 1:
@@ -233,7 +242,7 @@ def _named(found: Sequence[Answers], question: Question) -> str:
         return "failure score"
     if question.prompt is not None:
         return f"difference to “{question.prompt}”"
-    return f"{question.of}"
+    return "log-probability of the tokens" if question.of == TOKENS else question.of
 
 
 def _told(policy: Policy, answers: Answers, question: Question) -> str:

@@ -73,7 +73,7 @@ def ratios(
         ValueError: see `replay`, `Question.check` and `attribute`; pictures of another size than
             the model's; or a run of another policy.
     """
-    question.check(policy.spec, [method], monitored=False)
+    question.check(policy, [method], monitored=False)
     if run.config["policy_fingerprint"] != policy.spec.fingerprint:
         raise ValueError(f"{run.path} is of another policy than {policy.spec.name}.")
     found, nuisance = [], []

@@ -13,7 +13,7 @@ from mistjax.attribute.questions import raw_observation
 from mistjax.attribute.restoration import UNITS, Restoration, corrupt, restore
 from mistjax.attribute.text import words_of
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import Policy
+from mistjax.policies.protocol import Policy, WritingPolicy
 from mistjax.policies.wrapper import language
 from mistjax.report import plots
 from mistjax.report.blocks import Block, Picture, Plot, Quote, Row, Table, Text
@@ -59,9 +59,15 @@ def patch_run(
     best = strongest(policy, clean, found)
     step = int(trace.inference_step[inference])
     listed = "; ".join(" ".join(row.values()) for row in best[:3])
-    told = (
-        f"Where {changed.said}, the chunk moves by {found.moved:.2f} model units. Most of the way "
-        f"back: {listed}."
+    writes = isinstance(policy, WritingPolicy)
+    moved = f"the chunk moves by {found.moved:.2f} model units"
+    if writes:
+        moved = f"the tokens of the action are {found.moved:.2f} nats less likely"
+    told = f"Where {changed.said}, {moved}. Most of the way back: {listed}."
+    way = (
+        "from the corrupted run's log-probability of the clean run's tokens back to its own"
+        if writes
+        else "from the corrupted chunk back to the clean one"
     )
     section = Section(
         "What restores it",
@@ -69,9 +75,9 @@ def patch_run(
             Quote(told, f"Episode {seed}, step {step}: “{trace.prompt}”."),
             *_pictures(policy, clean, changed.obs),
             Text(
-                "R(u) is the share of the way from the corrupted chunk back to the clean one when "
-                "the clean run's activations are put back at one unit: 0 is the corrupted run, 1 "
-                "the clean one. R(u) does not add up over units: several can carry the same."
+                f"R(u) is the share of the way {way} when the clean run's activations are put back "
+                "at one unit: 0 is the corrupted run, 1 the clean one. R(u) does not add up over "
+                "units: several can carry the same."
             ),
             Table(best[:_LISTED], "The strongest units.", "R(u)"),
             *_maps(policy, clean, found),

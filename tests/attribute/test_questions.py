@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from mistjax.attribute.questions import Question, raw_observation
+from mistjax.attribute.readouts import TokenLogProbability
+from mistjax.policies.protocol import Sample
 
 
 def test_an_action_dimension_is_its_mean_over_the_executed_steps(linear, linear_obs, raw, key):
@@ -43,7 +45,18 @@ def test_the_difference_to_another_prompt_is_its_length_here_and_nothing_there(
 )
 def test_what_cannot_be_asked_is_refused(question, methods, says, linear):
     with pytest.raises(ValueError, match=says):
-        question.check(linear.spec, methods, monitored=False)
+        question.check(linear, methods, monitored=False)
+
+
+def test_what_is_written_as_tokens_is_asked_about_as_tokens(linear, monkeypatch):
+    with pytest.raises(ValueError, match="nothing is called 'tokens'"):
+        Question("tokens").check(linear, ["iss"], monitored=False)
+    monkeypatch.setattr(type(linear), "saying", lambda *_: linear, raising=False)
+    with pytest.raises(ValueError, match="saliency: an action that is written as tokens has no"):
+        Question("z").check(linear, ["iss", "saliency"], monitored=False)
+    Question("tokens").check(linear, ["saliency"], monitored=False)
+    with pytest.raises(ValueError, match="writes no tokens"):
+        TokenLogProbability()(Sample(jnp.zeros((1, 1, 1)), {}, {}))
 
 
 def test_an_episode_without_pictures_cannot_be_shown_again(linear):

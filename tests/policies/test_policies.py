@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mistjax.attribute.readouts import TokenLogProbability
 from mistjax.hooks import Add, Tap
 from mistjax.models.checkpoints import fingerprint
+from mistjax.models.fast import next_token_loss
 from mistjax.models.fast_language import pad_actions
 from mistjax.policies import BOARD, FastPolicy, LanguagePolicy, PiPolicy, Policy, Sample
 
@@ -331,3 +333,25 @@ def test_policies_are_pytrees_whose_weights_are_arguments(policy):
     assert isinstance(jax.tree.unflatten(structure, leaves), PiPolicy)
     assert isinstance(policy, FastPolicy) == ("fast" in policy.name)
     assert sum(leaf.size for leaf in jax.tree.leaves(policy.variables)) > 10_000
+
+
+@pytest.mark.slow
+def test_given_tokens_are_scored_as_the_training_loss_scores_them(fast_policy, raw):
+    config = dataclasses.replace(fast_policy.config, decoding_gap=0)  # where the loss sees them
+    fast_policy = fast_policy.replace(config=config)
+    prepared = [fast_policy.prepare(rows) for rows in (raw, raw[::-1])]
+    here, there = jax.tree.map(jnp.asarray, prepared)
+    own = fast_policy.sample(here, KEY).aux["tokens"]
+    said = fast_policy.saying(here, KEY)
+    found = said.sample(there, KEY).aux
+    np.testing.assert_array_equal(found["tokens"], own)
+    loss = next_token_loss(fast_policy.model, fast_policy.variables, there, own)
+    np.testing.assert_allclose(
+        found["token_log_prob"].sum(1), -np.asarray(loss) * (np.asarray(own) != 0).sum(1), rtol=1e-4
+    )
+    gradient = jax.grad(
+        lambda words: said.objective(
+            dataclasses.replace(there, prompt_embedding=words), KEY, TokenLogProbability()
+        ).sum()
+    )(fast_policy.embed_prompt(there).prompt_embedding)
+    assert jnp.isfinite(gradient).all() and jnp.abs(gradient).max() > 1e-6

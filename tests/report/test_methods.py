@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,27 @@ def test_a_run_is_a_row_for_each_episode(run, tmp_path, capsys):
     assert explain(run, page, "--detector", MIST, "--method", "token_norm") == 0
     assert "mean shares of 2 moments" in capsys.readouterr().out
     assert page.read_text().count('<th scope="row">0</th>') == 1
+
+
+def test_what_writes_tokens_is_explained_and_restored_by_their_probability(tmp_path, capsys):
+    fast, run, page = (
+        str(SHIPPED / "board_fast"),
+        str(tmp_path / "run"),
+        str(tmp_path / "page.html"),
+    )
+    assert main(["collect", fast, "--out", run, "--episodes", "1", "--videos", "1"]) == 0
+    common = [run, "--policy", fast, "--seed", "0", "--inference", "2", "--out", page]
+    methods = ["--method", "integrated_gradients", "occlusion"]
+    assert main(["explain", *common, "--of", "tokens", *methods]) == 0
+    said = capsys.readouterr().out
+    assert said.count("The log-probability of the tokens comes mostly from") == 2
+    assert main(["patch", *common, "--restore", "stacks"]) == 0
+    nats = re.search(
+        r"tokens of the action are (\d\.\d\d) nats less likely", capsys.readouterr().out
+    )
+    assert nats and float(nats[1]) > 0.5
+    found = re.search(r"all of vlm</th><td>(\d\.\d\d)", Path(page).read_text())
+    assert found and float(found[1]) > 0.9
 
 
 @pytest.mark.parametrize(
