@@ -23,7 +23,7 @@ from mistjax.envs.faults.battery import input_name
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import PolicySpec, Sample
+from mistjax.policies.protocol import Policy, PolicySpec, Sample
 from mistjax.policies.wrapper import Wrapper, erase_state
 
 
@@ -48,7 +48,7 @@ class Watched(Wrapper):
         inputs: what watches its inputs.
     """
 
-    policy: Any
+    policy: Policy
     inputs: InputMonitor
 
     @functools.cached_property
@@ -62,11 +62,6 @@ class Watched(Wrapper):
     def reports(self) -> tuple[str, ...]:
         """See `Wrapper.reports`: what a sentence about an alarm is made of."""
         return (*self.policy.reports, *(f"evidence/{name}" for name in EVIDENCE))
-
-    @property
-    def monitor(self) -> Any:
-        """Of failures, where the policy has one."""
-        return self.policy.monitor
 
     def initial_state(self, batch: int) -> WatchedState:
         return WatchedState(self.policy.initial_state(batch), self.inputs.initial_state(batch))
