@@ -88,7 +88,7 @@ def read(file: Stream, size: int, makers: Mapping[str, Maker], names: Collection
         raise
     except Exception as error:  # whatever a damaged or hostile file does to its reader
         kind = type(error).__name__
-        raise PickleRefused(f"is no readable pickle ({kind}: {error!s:.200}).") from error
+        raise PickleRefused(f"is not a readable pickle ({kind}: {error!s:.200}).") from error
 
 
 def describe(file: Stream, names: Collection[str], *, outside: bool = False) -> Any:
@@ -191,7 +191,7 @@ def describe(file: Stream, names: Collection[str], *, outside: bool = False) -> 
 
 def _top(stack: list[Any], kind: type | None = None) -> Any:
     if not stack or (kind is not None and type(stack[-1]) is not kind):
-        raise PickleRefused("changes a value of another kind than it says.")
+        raise PickleRefused("changes a value of a kind other than it says.")
     return stack[-1]
 
 
@@ -272,7 +272,7 @@ class Builder:
         try:
             described.encode()
         except UnicodeEncodeError:
-            raise PickleRefused("holds text that is no Unicode.") from None
+            raise PickleRefused("holds text that is not Unicode.") from None
         return described
 
     def bytes(self, described: Any) -> bytes:
@@ -320,14 +320,14 @@ class Builder:
             raise PickleRefused(f"holds {len(data)} bytes for an array {shape} of {dtype}.")
         if not data:
             return np.zeros(shape, dtype)
-        if dtype.kind == "b":  # a byte other than 0 and 1 is no truth value, and NumPy trusts it
+        if dtype.kind == "b":  # a byte other than 0 and 1 is not a truth value, and NumPy trusts it
             values = np.frombuffer(data, np.uint8) != 0
         else:
             values = np.frombuffer(data, dtype)
         if dtype.kind == "U":
             codes = np.frombuffer(data, f"{dtype.byteorder}u4")
             if np.any((codes > 0x10FFFF) | (codes >> 11 == 0x1B)):
-                raise PickleRefused("holds an array of text that is no Unicode.")
+                raise PickleRefused("holds an array of text that is not Unicode.")
         return values.reshape(shape, order=order)
 
 

@@ -46,7 +46,7 @@ def compare(
         raise ValueError(f"atol is {atol}: expected 0 or a larger number.")
     folder = safe or openvla
     if folder is not None and not (folder.is_dir() and any(folder.iterdir())):
-        raise FileNotFoundError(f"{folder} is no folder of recorded outputs, or empty.")
+        raise FileNotFoundError(f"{folder} is not a folder of recorded outputs, or is empty.")
     if file is not None:
         if record_from is not None:
             record_checkpoint(record_from, file)

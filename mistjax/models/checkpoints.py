@@ -332,7 +332,7 @@ def _compare(folder: Path, stored: Mapping[str, Any], expected: Mapping[str, Any
 
 
 def refuse_foreign(folder: str | Path) -> None:
-    """ValueError that says what a folder is, where it is no checkpoint of a policy of ours."""
+    """ValueError that says what a folder is, where it is not a checkpoint that we can read."""
     folder = Path(folder)
 
     def steps() -> list[str]:

@@ -60,7 +60,7 @@ class ActionTokenizer:
         try:
             vocabulary = self._bpe.get_vocab()
         except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"the byte pairs are no tokenizer.json ({error}).") from None
+            raise ValueError(f"the byte pairs are not a tokenizer.json ({error}).") from None
         if sorted(vocabulary.values()) != list(range(len(vocabulary))):
             raise ValueError(f"the {len(vocabulary)} byte pairs are not numbered from 0 on.")
 
@@ -231,7 +231,7 @@ def _coefficients(chunk: np.ndarray, scale: float) -> np.ndarray:
 def _text(codes: np.ndarray) -> str:
     """One character each; ValueError for a code that is none of those which `decode` reads."""
     if not codes.max() <= 0xFFFF or ((codes >= 0xD800) & (codes <= 0xDFFF)).any():
-        raise ValueError(f"coefficients from 0 to {codes.max():.0f} are no characters.")
+        raise ValueError(f"coefficients from 0 to {codes.max():.0f} are not characters.")
     return "".join(map(chr, codes.ravel().astype(int)))
 
 

@@ -124,12 +124,12 @@ def make_remedy(policy: Policy, steering: SteeringArtifact, config: RemedyConfig
     """A remedy from directions and settings.
 
     Raises:
-        ValueError: a cause that is no input of the policy, or see `SteeringArtifact.table`.
+        ValueError: a cause that is not an input of the policy, or see `SteeringArtifact.table`.
     """
     inputs = (*policy.spec.cameras, "text", "state")
     if unknown := sorted(set(steering.causes) - set(inputs)):
         raise ValueError(
-            f"causes {unknown} are no inputs of {policy.spec.name!r}: it has {inputs}."
+            f"causes {unknown} are not inputs of {policy.spec.name!r}: it has {inputs}."
         )
     return Remedy(
         steering.table(),

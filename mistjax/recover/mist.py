@@ -10,9 +10,9 @@ bare policy with the same key; a fused action stays within the cap; the state be
 episode of one batch element.
 
 Fail-safe: where an observation, the bare chunk or the score is not finite, or the chunk's tokens
-stand for no action, there is nothing to repair: that batch element alarms and holds still
+do not stand for an action, there is nothing to repair: that batch element alarms and holds still
 (`RobotPreset.fallback`) for this chunk, and the detector remembers nothing of it. Where
-only the steered chunk is no action, the bare one goes out.
+only the steered chunk is not an action, the bare one goes out.
 """
 
 from __future__ import annotations

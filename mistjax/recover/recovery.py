@@ -5,7 +5,7 @@
 What is remembered of an input is a look at which its own scores were calm, and the one after it
 too: a fault that is noticed late must not become the memory that it is repaired from. While an
 input is repaired nothing of it is remembered. The monitor goes on to see the sensors, never what
-stands in for them, so a repair is no evidence that a sensor is sound.
+stands in for them, so a repair is not evidence that a sensor is sound.
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ def train_features(
         ValueError: see `find_features`, or a run of another policy.
     """
     if run.config["policy_fingerprint"] != policy.spec.fingerprint:
-        raise ValueError(f"{run.path} is of another policy than {policy.spec.name}.")
+        raise ValueError(f"{run.path} was recorded with another policy than {policy.spec.name}.")
     found, tokens = find_features(run, config)
     for epoch, numbers in enumerate(found.history, 1):
         log(numbers._asdict(), epoch)

@@ -75,7 +75,7 @@ def ratios(
     """
     question.check(policy, [method], monitored=False)
     if run.config["policy_fingerprint"] != policy.spec.fingerprint:
-        raise ValueError(f"{run.path} is of another policy than {policy.spec.name}.")
+        raise ValueError(f"{run.path} was recorded with another policy than {policy.spec.name}.")
     found, nuisance = [], []
     for row in run.finished[:episodes]:
         for moment, shares in _moments(policy, run, row["seed"], moments):

@@ -254,7 +254,7 @@ def beside(policy: Policy, state: Any) -> Any:
     """
     state = jax.tree.map(jnp.asarray, state)
     arrays = [leaf for leaf in jax.tree.leaves(policy) if isinstance(leaf, jax.Array)]
-    while not arrays and isinstance(policy, Wrapper):  # some of them are no pytrees
+    while not arrays and isinstance(policy, Wrapper):  # some of them are not pytrees
         policy = policy.policy
         arrays = [leaf for leaf in jax.tree.leaves(policy) if isinstance(leaf, jax.Array)]
     places = {array.sharding for array in arrays if array.committed}

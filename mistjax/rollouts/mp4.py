@@ -54,9 +54,9 @@ def read_mp4(path: Path) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
     except FileNotFoundError:
         raise
     except (FFmpegError, ValueError, IndexError) as error:
-        raise ValueError(f"{path} is no video, or damaged: {error}") from None
+        raise ValueError(f"{path} is not a video, or is damaged: {error}") from None
     if not frames or rate is None:
-        raise ValueError(f"{path} is no video that write_mp4 wrote: it has no frames.")
+        raise ValueError(f"{path} is not a video that write_mp4 wrote: it has no frames.")
     return np.stack(frames), float(rate)
 
 

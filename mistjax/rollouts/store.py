@@ -100,7 +100,7 @@ class RunWriter:
     def add(self, trace: Trace, fps: float = 10.0) -> None:
         """Stores an episode; when this returns it survives a power cut.
 
-        In a folder that is no run yet, a crashed episode is stored with the first that is not.
+        In a folder that is not a run yet, a crashed episode is stored with the first that is not.
 
         Raises:
             OSError: it cannot be written, e.g. for a full disk; what was stored before is whole.

@@ -184,7 +184,7 @@ _ROW: dict[str, tuple[type, ...]] = {
 def checked_row(row: Any) -> dict[str, Json]:
     """A row that was read from somewhere; ValueError says what no episode's row can hold."""
     if not isinstance(row, dict):
-        raise ValueError("a row is no JSON object")
+        raise ValueError("a row is not a JSON object")
     for name, kinds in _ROW.items():
         value = row.get(name, ...)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
@@ -206,7 +206,7 @@ def check_tensors(tensors: Mapping[str, np.ndarray], row: Mapping[str, Json]) ->
             raise ValueError(f"{name} is missing")
     for name, array in tensors.items():
         if name not in _ARRAYS and not name.startswith(tuple(f"{group}/" for group in _GROUPS)):
-            raise ValueError(f"{name!r:.60} is no array of a trace")
+            raise ValueError(f"{name!r:.60} is not an array of a trace")
         kind, axes = _ARRAYS.get(name, (array.dtype.kind, max(array.ndim, 1)))
         length = steps if name in ("state", "actions") else inferences
         if array.dtype.kind != kind or array.ndim != axes or len(array) != length:

@@ -111,7 +111,7 @@ def affine_map(
         raise ValueError(f"batch={batch}, ridge={ridge}: expected at least 1, and 0 or more.")
     if len(towards) != len(away) or not len(away):
         raise ValueError(
-            f"{len(towards)} and {len(away)} observations are no pairs: give the same situations "
+            f"{len(towards)} and {len(away)} observations are not pairs: give the same situations "
             "in both conditions, in the same order."
         )
     if tap.reduce is not None or tap.stack == "action":

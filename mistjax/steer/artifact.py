@@ -188,7 +188,7 @@ def _finite(name: str, field: str, array: Any) -> np.ndarray:
 
 
 def _check_causes(causes: Mapping[str, Any], directions: Mapping[str, Any]) -> None:
-    """ValueError for a cause whose direction does not exist or whose strength is no number."""
+    """ValueError for a cause whose direction does not exist or whose strength is not a number."""
     for cause, chosen in causes.items():
         if chosen is None:
             continue

@@ -186,7 +186,7 @@ def test_a_chunk_of_another_shape_or_without_numbers_is_refused(actions):
         ({"scale": None}, "scale None"),
         ({"scale": 0.0}, "above 0"),
         ({"scale": float("nan")}, "above 0"),
-        ({"serialized": "{}"}, "no tokenizer.json"),
+        ({"serialized": "{}"}, "not a tokenizer.json"),
     ],
 )
 def test_numbers_that_describe_no_chunk_are_refused(actions, tmp_path, fields, message):

@@ -107,7 +107,7 @@ def test_a_remedy_without_directions_is_not_written(tmp_path):
 def test_a_cause_that_is_no_input_of_the_policy_is_refused(policy, steering):
     make_remedy(policy, steering, RemedyConfig())
     misspelt = dataclasses.replace(steering, causes={"txet": ("push", 1.0)})
-    with pytest.raises(ValueError, match=r"\['txet'\] are no inputs"):
+    with pytest.raises(ValueError, match=r"\['txet'\] are not inputs"):
         make_remedy(policy, misspelt, RemedyConfig())
 
 

@@ -24,7 +24,7 @@ def test_pixels_are_repeated_by_the_largest_whole_factor_that_fits():
 @pytest.mark.parametrize("content", [b"", b"no video", b"\x00" * 1000])
 def test_a_file_that_is_no_video_is_named(tmp_path, content):
     (tmp_path / "v.mp4").write_bytes(content)
-    with pytest.raises(ValueError, match=r"v\.mp4 is no video"):
+    with pytest.raises(ValueError, match=r"v\.mp4 is not a video"):
         read_mp4(tmp_path / "v.mp4")
     with pytest.raises(FileNotFoundError):
         read_mp4(tmp_path / "none.mp4")

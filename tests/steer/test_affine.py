@@ -100,7 +100,7 @@ def test_a_table_picks_the_map_by_row_and_leaves_the_other_rows_alone(policy, ra
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"away": []}, "6 and 0 observations are no pairs"),
+        ({"away": []}, "6 and 0 observations are not pairs"),
         ({"tap": dataclasses.replace(TAP, reduce="mean")}, "keeps its tokens"),
         ({"tap": Tap("action.resid", None, "action")}, "keeps its tokens"),
     ],

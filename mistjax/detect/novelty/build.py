@@ -63,7 +63,9 @@ def refuse_unclean(policy: Policy, runs: Sequence[Run]) -> None:
     """ValueError for a run of another policy, or one in which something was changed on purpose."""
     for run in runs:
         if run.config["policy_fingerprint"] != policy.spec.fingerprint:
-            raise ValueError(f"{run.path} is of another policy than {policy.spec.name}.")
+            raise ValueError(
+                f"{run.path} was recorded with another policy than {policy.spec.name}."
+            )
         faulty = [row["seed"] for row in run.rows if row["info"].get("fault")]
         if faulty or run.config.get("perturbation"):
             raise ValueError(

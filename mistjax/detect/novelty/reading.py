@@ -69,7 +69,7 @@ def read(obs: Observation, tokens: Float[Array, "1 b t d"]) -> Reading:
 
 
 def _coarse(tokens: Float[Array, "b c t d"]) -> Float[Array, "b c n d"]:
-    """At most 4 by 4 patches; as they are where their number is no multiple of that square."""
+    """At most 4 by 4 patches; as they are where their number is not a multiple of that square."""
     b, c, t, d = tokens.shape
     side = math.isqrt(t)
     if side * side != t or side % PATCHES:

@@ -74,7 +74,7 @@ class Expert:
     """Plays a simulator's task; see the module."""
 
     def __init__(self, simulator: Simulator) -> None:
-        """Reads the task and measures its object; ValueError if it is no pick-and-place."""
+        """Reads the task and measures its object; ValueError if it is not a pick-and-place."""
         self.errand = errand_of(simulator)
         self._simulator = simulator
         self._hull = hull(simulator, self.errand.item)
