@@ -43,27 +43,27 @@ class EpisodePlan:
             too, e.g. `position swap`.
         fault: a fault that begins in every episode, and its strength, e.g. `front_dimmed 0.8`; see
             `mistjax.envs.faults`.
-        faults: in place of it a mixture, one fault drawn for each seed: the name of a shipped one,
+        faults: a mixture in its place, one fault drawn for each seed: the name of a shipped one,
             e.g. board, or a JSON file.
         fault_onset: first and last step at which a fault begins; the mixture's own by default.
-        sensor_noise: whether cameras and state have ordinary noise; by default only a mixture's.
+        sensor_noise: whether cameras and state have ordinary noise; by default as the mixture says.
         env: gymnasium id; None where the environment is made elsewhere (see `run_episodes`).
-        suite: in place of `env` a LIBERO suite, e.g. libero_spatial, one of LIBERO-PRO's, e.g.
+        suite: in place of `env`, a LIBERO suite, e.g. libero_spatial, one of LIBERO-PRO's, e.g.
             libero_object_swap, or a folder of .bddl files.
         prompts: whether instructions are those in the tasks' file name or in their text; by default
-            the name for LIBERO's own suites, and else the text, as published evaluations do.
+            the name for LIBERO's own suites and the text for others, as in published evaluations.
         tasks: which tasks of the suite; all by default.
         videos: how many of the first episodes to record as video.
-        max_steps: cut episodes off here; by default the environment does.
+        max_steps: steps after which an episode is cut off; by default the environment's limit.
         workers: processes that step the environments; 0 is this one.
-        num_envs: environments in lock-step; 8 by default, with LIBERO one a worker. Give it where
+        num_envs: environments in lock-step; 8 by default, with LIBERO one per worker. Give it if
             runs with different numbers of workers are to agree bit for bit.
         executor: whether workers are processes of this machine or Ray actors.
-        retry_errors: run seeds again that crashed in an earlier call.
+        retry_errors: rerun seeds that crashed in an earlier call.
         compiled: the board as one compiled program, policy, pictures and physics in it; faster, but
             the physics are not MuJoCo's, see docs/compiled.md.
-        devices: that compiled episodes are spread over.
-        fsdp: neighbouring devices that hold the policy together, a part each, where one device is
+        devices: number of devices that compiled episodes are spread over.
+        fsdp: number of neighbouring devices that share one copy of the policy, where one device is
             too small for it; a divisor of devices.
 
     Raises:
@@ -110,10 +110,10 @@ class EpisodePlan:
             self.suite is None or self.prompts not in ("name", "text")
         ):
             raise ValueError(
-                f"prompts is {self.prompts!r}: expected name or text, and a suite whose they are."
+                f"prompts is {self.prompts!r}: expected name or text, together with a suite."
             )
         if tasks and self.suite is None:
-            raise ValueError(f"tasks are {[*tasks]}, and no LIBERO suite is named that has them.")
+            raise ValueError(f"tasks are {[*tasks]}, but no LIBERO suite is named.")
         if self.executor not in ("process", "ray"):
             raise ValueError(f"executor is {self.executor!r}: expected 'process' or 'ray'.")
         if self.compiled:
@@ -139,13 +139,13 @@ class EpisodePlan:
         for name in ("videos", "workers"):
             if getattr(self, name):
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, and compiled episodes have none: give 0, or "
+                    f"{name} is {getattr(self, name)}, but compiled episodes have none: give 0, or "
                     "leave compiled out."
                 )
         if self.devices % self.fsdp:
             raise ValueError(
-                f"fsdp is {self.fsdp}: expected a divisor of devices, {self.devices}, since so "
-                "many devices hold the policy together."
+                f"fsdp is {self.fsdp}: expected a divisor of devices, {self.devices}, since that "
+                "many devices share one copy of the policy."
             )
 
     @property
@@ -164,7 +164,7 @@ class EpisodePlan:
         if self.fault is not None and self.faults is not None:
             raise ValueError("a fault and a mixture of faults are given: expected one of them.")
         if self.fault_onset is not None and self.fault is None and self.faults is None:
-            raise ValueError("fault_onset is given, and no fault that begins there.")
+            raise ValueError("fault_onset is given, but no fault that begins there.")
         options: dict[str, Any] = {}
         if self.fault_onset is not None:
             options["onset"] = tuple(whole("an onset", step, 0) for step in self.fault_onset)

@@ -92,8 +92,8 @@ def test_eval_compiled_says_that_its_physics_are_not_mujocos(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"videos": 1}, "videos is 1, and compiled episodes have none"),
-        ({"workers": 2}, "workers is 2, and compiled episodes have none"),
+        ({"videos": 1}, "videos is 1, but compiled episodes have none"),
+        ({"workers": 2}, "workers is 2, but compiled episodes have none"),
         ({"env": "CartPole-v1"}, "compiled is asked for with CartPole-v1: only mistjax/Board-v0"),
         ({"suite": "libero_object"}, "compiled is asked for with libero_object"),
         ({"fsdp": 2}, "fsdp is 2: expected a divisor of devices, 1"),
