@@ -17,7 +17,7 @@ class Attribution:
     """Positive numbers raised the readout, compared with the baseline.
 
     Attributes:
-        images: camera -> one number a patch.
+        images: camera -> one number per patch.
         text: one number a prompt token.
         state: one number a state dimension.
         value: the readout.

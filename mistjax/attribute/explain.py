@@ -20,7 +20,7 @@ from mistjax.policies.wrapper import language
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """Why a readout is what it is, one entry an observation.
+    """Why a readout is what it is, one entry per observation.
 
     Attributes:
         obs: what the model saw.

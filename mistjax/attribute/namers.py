@@ -41,7 +41,7 @@ class Moment:
 
     Attributes:
         obs: what the policy saw.
-        key: of the sampling noise, one an observation.
+        key: of the sampling noise, one per observation.
         readout: what attributions explain, for example a `FailureScore`.
         memory: what the monitor of the inputs remembers of the looks before; None before the
             first one.

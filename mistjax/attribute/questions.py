@@ -150,7 +150,7 @@ def scored(monitor: Monitor, trace: Trace) -> Scored:
         jax.eval_shape(monitor.detector.step, state, features[:1])
     except (TypeError, ValueError):
         raise ValueError(
-            f"episode {trace.seed} has {features.shape[1]} numbers an inference, and the detector "
+            f"episode {trace.seed} has {features.shape[1]} numbers per inference, and the detector "
             "reads another count: expected an episode of the policy and taps that trained it."
         ) from None
     for row in features:

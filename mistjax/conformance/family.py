@@ -24,7 +24,7 @@ class Family:
         random_inputs: configuration, seed -> inputs of two examples, observation included.
         outputs: configuration, variables, inputs -> outputs; jitted, in float32.
         prefix_mask: the output that says which prefix tokens are valid [B,P].
-        prefix_rows: outputs with one row a prefix token -> how many axes come before [B,P].
+        prefix_rows: outputs with an entry per prefix token -> how many axes come before [B,P].
     """
 
     init: Callable[[Any, Any], Any]

@@ -1,8 +1,8 @@
 """What pi0-FAST is compared in: inputs, prefill, forced and greedy decoding, and the loss.
 
 The original's prefill has its padding on the left, ours on the right: our captures are rolled
-before they are compared. Greedy tokens are compared as long as no row has written its end: the
-original then writes on until all rows end in the same step, ours pads.
+before they are compared. Greedy tokens are compared as long as no batch element has written its
+end: the original then writes on until all of them end in the same step, ours pads.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def _outputs(config: FastConfig, variables: Any, inputs: Arrays) -> dict[str, An
 
 
 def _split(obs: Observation, tokens, mask, ar_mask, loss_mask) -> tuple[Observation, Any]:
-    """One row of tokens as prompt (read both ways) and what is written after it (0 = padding)."""
+    """Each example's tokens as prompt (read both ways) and what is written after it (0 =
+    padding).
+    """
     prompt = mask & (ar_mask == 0)
     after = jnp.sum(prompt, axis=1, keepdims=True) + jnp.arange(tokens.shape[1])[None]
     inside = after < tokens.shape[1]

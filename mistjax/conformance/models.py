@@ -6,9 +6,9 @@ matmul precision. The goldens under `tests/` were recorded from openpi, the orig
 implementation; `record` writes the same format from our own models, so that another version,
 machine or accelerator can be compared.
 
-Rows of invalid prefix tokens (padding, absent cameras) are left out: openpi lets a query that may
-see nothing attend to everything alike, so their values depend on how many keys there are, and no
-other token ever reads them.
+Outputs at invalid prefix tokens (padding, absent cameras) are left out: openpi lets a query that
+may see nothing attend to everything alike, so their values depend on how many keys there are, and
+no other token ever reads them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The detector interface: per-episode state in, one failure score a step out.
+"""The detector interface: per-episode state in, one failure score per step out.
 
 A detector is a pytree: its arrays are leaves and its options are static fields, so it passes
 through `jit`, `vmap` and `grad` as an argument. Scores grow with the risk of failure. Cost of one

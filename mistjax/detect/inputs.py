@@ -350,7 +350,7 @@ def declare(
         samples = min(shape[1] for shape in shapes) if sampled and "chunk" not in parts else 1
         layout = ChunkLayout(samples, *shapes[0][-2:])
         if "chunk" not in parts and samples < 2:
-            raise ValueError(f"one chunk an inference shows no disagreement. {_SEVERAL}")
+            raise ValueError(f"one chunk per inference shows no disagreement. {_SEVERAL}")
     if "velocity" in parts:
         steps, horizon, width = probes[0].aux["velocity"].shape[1:]
         layout = ChunkLayout(steps, horizon, min(width, probes[0].chunks.shape[-1]))

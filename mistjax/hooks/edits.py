@@ -230,7 +230,7 @@ class Patch(Edit):
 class Sparse(Edit):
     """x + c * (decode(encode(x)) - x): a TopK autoencoder stands in for every token.
 
-    encoder [L,D,F], bias [L,F], decoder [L,F,D], mean [L,D], and k features a token (static).
+    encoder [L,D,F], bias [L,F], decoder [L,F,D], mean [L,D], and k features per token (static).
     """
 
     encoder: Float[Array, "l d f"] = None  # type: ignore[assignment]

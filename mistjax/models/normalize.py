@@ -178,7 +178,7 @@ def _parse(where: str, entry: Any) -> NormStats:
             raise ValueError(f"{where}.{field} holds something other than numbers.") from None
     shapes = {field: array.shape for field, array in arrays.items()}
     if len(set(shapes.values())) > 1 or arrays["mean"].ndim != 1 or not arrays["mean"].size:
-        raise ValueError(f"{where}: expected one number a dimension in each array, got {shapes}.")
+        raise ValueError(f"{where}: expected one number per dimension in each array, got {shapes}.")
     _check_numbers(where, NormStats(**arrays))
     return NormStats(**arrays)
 

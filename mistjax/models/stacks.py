@@ -50,7 +50,7 @@ def scanned_stacks(config: Pi0Config | FastConfig) -> tuple[ScannedStack, ...]:
 def token_layouts(config: Pi0Config | FastConfig) -> dict[str, TokenLayout]:
     """Names of token positions: cameras, `image`, `text`; `state` (pi0) and `action`.
 
-    pi0-FAST acts one token a step: its `action` has length 1.
+    pi0-FAST acts one token per step: its `action` has length 1.
     """
     per_camera = config.siglip.num_tokens(config.image_size)
     cameras = {

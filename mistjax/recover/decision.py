@@ -2,8 +2,8 @@
 hold one of them and change the other.
 
 MIST repairs the input that its monitor names. The other decisions are its controls; `DECISIONS` has
-them by name. Some of them need to be told something of the episode: a `Script` is an input and an
-inference, known from the episode's seed, and enters through the policy's state (`Scripted`).
+them by name. Some of them need to be told something about the episode: a `Script` is an input and
+an inference, known from the episode's seed, and enters through the policy's state (`Scripted`).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Decision:
         when: a repair begins at the "alarm", at the "start" (the second inference: before it there
             is nothing good to remember), or at the inference of the "script".
         which: the "named" input, "all" inputs, that of the "script", or these, by name.
-        effect: "repair"; a change of the same size in a "random" direction; or "none", with all
-            else as it is.
-        ends: whether an input is believed again once it agrees with what stands in for it.
+        effect: "repair"; a change of the same size in a "random" direction; or "none", with
+            everything else unchanged.
+        ends: whether an input is trusted again once it agrees with what stands in for it.
     """
 
     when: Literal["alarm", "start", "script"] = "alarm"
@@ -78,7 +78,7 @@ def always(*inputs: str) -> Decision:
 
 @flax.struct.dataclass
 class Script:
-    """What a decision is told of each element's episode.
+    """What a decision is told about each element's episode.
 
     Attributes:
         input: by its place in `InputMonitor.inputs`; -1 for none of them.
@@ -132,7 +132,7 @@ Told = Callable[[int], tuple[str | None, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Scripted(Wrapper):
-    """A `Repaired` policy that is told of each episode what its decision needs.
+    """A `Repaired` policy that is told about each episode what its decision needs.
 
     Attributes:
         policy: a `Repaired`.

@@ -50,7 +50,7 @@ class RepairMemory:
     Attributes:
         notes: of each input that has a remedy.
         active: which inputs are being repaired.
-        agreeing: inferences in a row in which the sensor agreed with what stands in for it.
+        agreeing: consecutive inferences in which the sensor agreed with what stands in for it.
         spent: inferences in which the input was being repaired.
         alarmed: whether the monitor has alarmed.
         script: see `Script`.
@@ -140,5 +140,5 @@ def recovered(
 
 
 def by_input(values: Mapping[str, Array], inputs: tuple[str, ...], batch: int, empty: Any) -> Array:
-    """One column an input, [B,I]; `empty` for an input without a value."""
+    """One column per input, [B,I]; `empty` for an input without a value."""
     return jnp.stack([values.get(name, jnp.full(batch, empty)) for name in inputs], axis=1)

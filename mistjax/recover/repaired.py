@@ -1,6 +1,6 @@
 """`Repaired`: a policy whose unsound inputs are named and repaired before it acts.
 
-One jitted program an inference: the vision tower runs once; the monitor of inputs reads its tokens
+One jitted program per inference: the vision tower runs once; the monitor of inputs reads its tokens
 and the sensors; a `Decision` says which inputs are to be repaired; the remedy of each makes another
 observation of it (under `lax.cond`); the policy inside acts on that. Nothing is computed twice, so
 an alarm costs the remedies alone.
@@ -56,8 +56,8 @@ class RepairedState:
 class Repaired(Watched):
     """See the module; itself a `Policy`.
 
-    `Sample.aux` also holds of each element, with one column an input, `repaired` (whether the
-    policy acted on something else than the sensor), `repairing` (whether it would have, had the
+    `Sample.aux` also holds of each element, with one column per input, `repaired` (whether the
+    policy acted on something other than the sensor), `repairing` (whether it would have, had the
     remedy known) and `residual` (see `Proposal`; 0 where nothing is repaired); `edited` says
     whether any input was repaired, or the policy inside edited.
 

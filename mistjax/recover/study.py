@@ -29,16 +29,16 @@ class StudyConfig:
         policy: checkpoint of the bare policy.
         mist: folder of its monitor and remedy; needed by every arm but `bare`.
         out: each arm's run goes into a folder of its name, the page is `report.html` beside them.
-        arms: of `ALL_ARMS`; the first one is what the others are compared with.
+        arms: some of `ALL_ARMS`; the others are compared with the first.
         plan: the episodes of each arm.
         stratum: which threshold of the monitor, where it has several.
         preset: robot preset of the policy; None is the checkpoint's own.
         unnorm_key: see `load_policy`.
-        delay: actions that an inference takes.
+        delay: actions executed while an inference runs.
         strategy: what is executed meanwhile, see `mistjax.realtime.strategies`; None executes
             chunks without a delay.
         title: of the report.
-        mask_words: further arms, each a bare policy that cannot read these words, apart by commas;
+        mask_words: further arms, each a bare policy that cannot read these words, comma-separated;
             see `MaskedWords`.
     """
 

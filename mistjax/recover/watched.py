@@ -2,8 +2,8 @@
 
 Two alarms are kept apart everywhere. `alarm` is the failure score's: this episode will fail.
 `unsound` is the inputs': something that the policy reads, or what its actions do, is not as in
-clean episodes, whether or not the episode fails of it. The actions are those of the policy inside,
-bit for bit.
+clean episodes, whether or not the episode fails because of it. The actions are those of the
+policy inside, bit for bit.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _sample(watched: Watched, obs, key, state: WatchedState, edits, taps, prefix
 
 
 def report(found: InputEvidence) -> dict[str, Array]:
-    """What is said of the inputs in `Sample.aux`."""
+    """What `Sample.aux` says about the inputs."""
     return {
         "unsound": found.unsound,
         "named": found.named,

@@ -102,7 +102,7 @@ def _compiled(
 
 
 def check_libero(spec: PolicySpec, scenes: int) -> None:
-    """ValueError for a policy of another robot than LIBERO's, or for more scenes at a time than
+    """ValueError for a policy of a robot other than LIBERO's, or for more scenes at a time than
     there is memory for.
     """
     from mistjax.envs.libero.simulator import ACTIONS, check_memory

@@ -157,8 +157,8 @@ class Loop:
         return Inference.read(self._recording, sample, chunks, milliseconds), sample.state
 
     def _culprits(self, active: Sequence[Slot], error: str) -> list[tuple[Slot, str]]:
-        """The episodes that an inference failed for, each with its error; all, if it is nobody's
-        own. The others are as they were, and do the same in the next inference.
+        """The episodes that made an inference fail, each with its error; all of them, if it was
+        none in particular. The others stay as they were, and do the same in the next inference.
 
         Each is tried alone in a batch of the usual size: first its observation is prepared, which
         costs little and finds most, then compared with the others in shape, then inferred on.
@@ -269,7 +269,7 @@ _choose = jax.jit(choose)
 def episode_keys(
     seeds: Int[Array | np.ndarray, " b"], inferences: Int[Array | np.ndarray, " b"]
 ) -> Array:
-    """One key per slot, the same however JAX is set."""
+    """One key per slot, the same however JAX is configured."""
 
     def one(seed, i):
         return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i)

@@ -130,7 +130,7 @@ class Recorder:
         """Adds an action executed in `state`, and what it led to.
 
         Raises:
-            ValueError: the state or a picture has another size than before.
+            ValueError: the state or a picture has a different size than before.
         """
         if self._state:
             _check_alike({"state": state}, {"state": self._state[0]})

@@ -79,7 +79,7 @@ class Run:
 
     Attributes:
         config: what the run was: policy, environment, perturbation, taps.
-        rows: one dict an episode, see `Trace.row`.
+        rows: one dict per episode, see `Trace.row`.
         path: the run folder; None for a run held in memory.
     """
 

@@ -57,7 +57,7 @@ def run_episodes(
     """Runs one episode per seed and records it.
 
     With `out`, each episode is on disk before the next inference; after an interrupt the same call
-    goes on with the seeds that are missing. A crash in the environment or the policy, and an ending
+    resumes with the seeds that are missing. A crash in the environment or the policy, and an ending
     with `info["error"]`, is recorded as an episode with an `error`, never as a failure. An episode
     whose worker process dies is run once more, then recorded with an `error`; the worker's other
     episodes start again.

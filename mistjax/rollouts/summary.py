@@ -1,6 +1,7 @@
-"""What a run says in numbers: success with its interval, alarms, latency; two runs paired by seed.
+"""What a run amounts to in numbers: success with its interval, alarms, latency; two runs paired by
+seed.
 
-Crashed episodes count as neither success nor failure; how many there were is always told.
+Crashed episodes count as neither success nor failure; how many there were is always said.
 """
 
 from __future__ import annotations

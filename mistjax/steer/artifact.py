@@ -183,7 +183,7 @@ def _read(name: str, entry: Mapping[str, Any], arrays, spec: PolicySpec) -> Stee
 def _finite(name: str, field: str, array: Any) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype.kind != "f" or not np.isfinite(array := array.astype(np.float32)).all():
-        raise ValueError(f"direction {name!r} has a {field} that is not finite numbers.")
+        raise ValueError(f"direction {name!r} has a {field} with numbers that are not finite.")
     return array
 
 
@@ -198,4 +198,6 @@ def _check_causes(causes: Mapping[str, Any], directions: Mapping[str, Any]) -> N
                 f"cause {cause!r} names direction {direction!r}; there are {list(directions)}."
             )
         if not is_strength(strength):
-            raise ValueError(f"the strength of cause {cause!r} is {strength!r}, no finite number.")
+            raise ValueError(
+                f"the strength of cause {cause!r} is {strength!r}: expected a finite number."
+            )

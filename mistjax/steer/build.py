@@ -58,7 +58,7 @@ def build_vectors(
         taps: of the run; each gives a vector "success@<site>" from failure to success.
         top: how many of a neuron's top names count.
         layers: where to look for concepts.
-        limit: neurons per concept, at most.
+        limit: largest number of neurons per concept.
         first: inferences of an episode that count, see `outcome_groups`.
         causes: what to use the vectors for, by their names.
 
@@ -122,7 +122,7 @@ def write_vectors(
         run: run folder of the policy.
 
     Returns:
-        The concepts as a table, and one line a direction: name, site, length in each layer.
+        The concepts as a table, and one line per direction: name, site, length in each layer.
 
     Raises:
         ValueError: see `build_vectors`, or the run recorded no such tap.

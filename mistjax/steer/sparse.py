@@ -1,9 +1,9 @@
 """Sparse features of a policy's activations: a TopK autoencoder, and what stands in for them.
 
 Each activation of a token is written as a sum of k of many directions. Features that no token used
-in an epoch begin again at the tokens that were written worst.
+in an epoch are reset to the tokens that were reconstructed worst.
 
-Source: TopK: Gao et al., arXiv 2406.04093. Starting dead features again: Bricken et al., "Towards
+Source: TopK: Gao et al., arXiv 2406.04093. Resetting dead features: Bricken et al., "Towards
 Monosemanticity" (2023).
 """
 
@@ -28,7 +28,7 @@ from mistjax.steer.vectors import Provenance, SteeringVector
 
 
 class Epoch(NamedTuple):
-    """Of one epoch: share of the variance that is not written, and features that no token used."""
+    """Of one epoch: share of the variance left over, and features that no token used."""
 
     unexplained: float
     dead: int
@@ -76,14 +76,14 @@ def train_coder(
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> tuple[SparseCoder, list[Epoch]]:
-    """Trains an autoencoder; one compiled program an epoch.
+    """Trains an autoencoder; one compiled program per epoch.
 
     Args:
         tokens: activations.
-        features: how many there are.
-        k: of a token.
+        features: number of features.
+        k: active features per token.
         epochs: at least 1.
-        batch: tokens of an update; fewer where there are fewer.
+        batch: tokens per update; all of them if there are fewer.
         learning_rate: of Adam.
         seed: of weights and order.
 
@@ -93,8 +93,8 @@ def train_coder(
     """
     if min(features, k, epochs, batch) < 1 or k > features or not learning_rate > 0:
         raise ValueError(
-            f"{features} features, {k} of a token, {epochs} epochs, batches of {batch}, learning "
-            f"rate {learning_rate}: expected all above 0, and no more of a token than there are."
+            f"{features} features, {k} per token, {epochs} epochs, batches of {batch}, learning "
+            f"rate {learning_rate}: expected all above 0, and no more per token than there are."
         )
     if not np.isfinite(tokens).all() or not (spread := float(tokens.var(0).sum())) > 0:
         raise ValueError(f"{len(tokens)} activations are not finite, or all the same.")
@@ -110,7 +110,7 @@ def train_coder(
     rule = optax.adam(learning_rate)
     state, history = _State(params, rule.init(params)), []
     for epoch in range(epochs):
-        again = epoch < epochs - 1  # what begins again needs an epoch to learn
+        again = epoch < epochs - 1  # what is reset needs an epoch to learn
         state, (lost, dead) = _epoch(
             state, centred, jax.random.fold_in(key, epoch + 1), rule, k, batch, again
         )
@@ -151,7 +151,7 @@ def _epoch(state: _State, tokens: Array, key: Array, rule: Any, k: int, batch: i
 
 
 def _restarted(state: _State, used: Array, tokens: Array, loss: Any, k: int) -> _State:
-    """Unused features point at the tokens that were written worst, and forget their moments."""
+    """Unused features point at the tokens that were reconstructed worst, and lose their moments."""
     params = state.params
     some = tokens[: min(len(tokens), 8192)]
     _, (_, lost) = loss(params, some)
@@ -176,7 +176,7 @@ def _restarted(state: _State, used: Array, tokens: Array, loss: Any, k: int) -> 
 
 
 def unexplained(stand_in: Float[np.ndarray, "n d"], tokens: Float[np.ndarray, "n d"]) -> float:
-    """Share of the tokens' variance that what stands in for them lacks."""
+    """Share of the tokens' variance that their stand-in leaves unexplained."""
     return float(((stand_in - tokens) ** 2).sum() / ((tokens - tokens.mean(0)) ** 2).sum())
 
 
@@ -192,9 +192,9 @@ def principal(
 def random_coder(
     coder: SparseCoder, tokens: Float[np.ndarray, "n d"], seed: int = 0
 ) -> SparseCoder:
-    """As many random directions, of which every token is written by the k nearest.
+    """As many random directions, of which the k nearest stand for each token.
 
-    Their activations have the one size that writes the tokens best (least squares).
+    Their activations have the one size that reconstructs the tokens best (least squares).
     """
     count, width = coder.decoder.shape
     drawn = jax.random.normal(jax.random.key(seed), (count, width))
@@ -211,9 +211,8 @@ def random_coder(
 def replacements(
     coder: SparseCoder, tokens: Float[np.ndarray, "n d"], tap: Tap, spec: PolicySpec
 ) -> dict[str, Sparse | Affine]:
-    """What stands in for every token of a tap: the features; as many principal components of the
-    tokens, or random directions in place of the features, which could do as well; and the tokens'
-    mean, which is the least.
+    """What stands in for every token of a tap: the features; as controls, as many principal
+    components of the tokens, or as many random directions; and, as the floor, the tokens' mean.
 
     Costs two copies of the autoencoder for each layer of the stack.
     """

@@ -5,8 +5,7 @@ something: it is what the maker saw in the weights or in recorded activations. `
 into the `Edit` that a policy takes.
 
 Source: value vectors: Häon et al., arXiv 2509.00328. Difference of means: Turner et al., arXiv
-2308.10248; Rimsky et al., arXiv 2312.06681. PCA of paired differences: Zou et al., arXiv
-2310.01405.
+2308.10248; Rimsky et al., arXiv 2312.06681.
 """
 
 from __future__ import annotations

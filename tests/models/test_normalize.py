@@ -95,10 +95,10 @@ def test_the_file_round_trips_and_is_openpis(tmp_path):
     [
         ({"state": {}}, "expected"),
         ({"norm_stats": {"state": {"mean": [0.0]}}}, r"state lacks \['std'\]"),
-        ({"norm_stats": {"state": {"mean": [0.0], "std": [1.0, 1.0]}}}, "one number a dimension"),
+        ({"norm_stats": {"state": {"mean": [0.0], "std": [1.0, 1.0]}}}, "one number per dimension"),
         ({"norm_stats": {"state": [0.0]}}, r"state is \[0.0\]"),
-        ({"norm_stats": {"state": {"mean": [], "std": []}}}, "one number a dimension"),
-        ({"norm_stats": {"state": {"mean": [[0]], "std": [[1]]}}}, "one number a dimension"),
+        ({"norm_stats": {"state": {"mean": [], "std": []}}}, "one number per dimension"),
+        ({"norm_stats": {"state": {"mean": [[0]], "std": [[1]]}}}, "one number per dimension"),
         ({"norm_stats": {"state": {"mean": ["a"], "std": [1]}}}, "state.mean holds something"),
         ({"norm_stats": {"state": {"mean": [0, None], "std": [1, 1]}}}, "state.mean holds some"),
         ({"norm_stats": {"state": {"mean": [0, 1e300], "std": [1, 1]}}}, r"in mean, .*\[1\]"),

@@ -62,7 +62,7 @@ def split_thresholds(
     """Label-conditional split conformal on one score per episode in [0, 1].
 
     Args:
-        scores: one score an episode.
+        scores: one score per episode.
         success: outcomes.
         alpha: miscoverage per class.
         as_released: when the rank exceeds a class's size, take its largest value instead of +inf.

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 @flax.struct.dataclass
 class Odometer:
-    """One network a camera, their arrays stacked.
+    """One network per camera, their arrays stacked.
 
     Attributes:
         mean, directions: principal components of a camera's tokens.
@@ -84,7 +84,7 @@ def fit_odometer(
     noise: float = 0.4,
     seed: int = 0,
 ) -> Odometer:
-    """Fits one network a camera.
+    """Fits one network per camera.
 
     Args:
         tokens: of every look of clean episodes, flat for each camera.

@@ -1,7 +1,7 @@
 """`EnvPool`: the environments of a batch as one vector, in this process or in several workers.
 
-Row r lives in worker r modulo their number. All workers are busy at once; replies are handed on one
-slot at a time, so that what is done with them overlaps with the workers still stepping.
+Slot r lives in worker r modulo their number. All workers are busy at once; replies are passed on
+one slot at a time, so that what is done with them overlaps with the workers still stepping.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ episode. A process starts in 2 to 5 s.
 
 Worker processes render on the CPU, so that the accelerator is the policy's alone. Messages between
 the processes are pickled by `multiprocessing`; nothing of that is ever stored. What an environment
-raises comes back as text, since exceptions of others can seldom be rebuilt.
+raises comes back as text, since exceptions of other libraries can seldom be rebuilt.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ class RepairConfig:
     Attributes:
         cap: largest change of an action, as a share of its range. At 1 an action may be any that
             the robot can do, and the bare chunk need not be drawn while an input is repaired.
-        patience: inferences in a row in which a sensor agrees with what stands in for it, until it
-            is believed again.
-        budget: inferences of an episode that an input is repaired for, at most.
+        patience: consecutive inferences in which a sensor must agree with what stands in for it
+            before it is trusted again.
+        budget: largest number of inferences of an episode for which an input is repaired.
 
     Raises:
         ValueError: a setting out of range.

@@ -1,6 +1,6 @@
 """An `Imputer` from clean episodes; every tenth is held out, to say how well it does.
 
-Cost: 5,000 steps of 256 pairs take under a minute a camera on one core.
+Cost: 5,000 steps of 256 pairs take under a minute per camera on one core.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ def fit_imputer(
     batch: int = 256,
     seed: int = 0,
 ) -> tuple[Imputer, tuple[Unexplained, ...]]:
-    """Fits one network a camera.
+    """Fits one network per camera.
 
     Args:
         cameras: names, in the model's order.
         tokens: projected image tokens of every inference, flat for each camera.
         states: normalised.
         episode: which episode an inference is of, ascending.
-        components: principal components of each camera, at most.
+        components: largest number of principal components of each camera.
         hidden: width of the two hidden layers.
         features: random features of the state.
         steps: of training.
-        batch: pairs of inferences a step.
+        batch: pairs of inferences per step.
         seed: of weights, features and pairs.
 
     Raises:

@@ -11,7 +11,8 @@ what is remembered is never the fault itself:
   remedy knows what it does, and how far the sensor is from what stands in for it.
 
 All three are traced: a remedy is a pytree of arrays, called inside the compiled program, on all
-batch elements. When a remedy acts, and on which input, is not its business: see `recover.decision`.
+batch elements. When a remedy acts, and on which input, is decided elsewhere: see
+`recover.decision`.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ class Seen:
 
 @flax.struct.dataclass
 class Proposal:
-    """What a remedy would do.
+    """What a remedy proposes.
 
     Attributes:
-        obs: the observation with the input repaired in every batch element; nobody reads `images`
+        obs: the observation with the input repaired in every batch element; `images` are not read
             again.
         known: whether the remedy is sure enough of itself.
         residual: distance of the sensor from what stands in for it, over the limit that it keeps
             in 95% of clean inferences: at most 1 where the sensor looks sound.
-        edits: of activations, with one strength a batch element.
+        edits: of activations, with one strength per batch element.
     """
 
     obs: Observation

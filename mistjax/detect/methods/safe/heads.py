@@ -1,6 +1,6 @@
 """Learned failure heads: SAFE-MLP (called "indep" in its release) and SAFE-LSTM.
 
-Both read one feature vector a step. Parameters are plain pytrees: `kernel` [in, out] and `bias`
+Both read one feature vector per step. Parameters are plain pytrees: `kernel` [in, out] and `bias`
 [out]. Source: SAFE (arXiv 2506.09937), section 4.2.
 """
 

@@ -4,12 +4,12 @@
     meta/stats.json                         statistics of each feature
     meta/tasks.parquet                      prompt -> index
     meta/episodes/chunk-000/file-000.parquet     where each episode's frames are, and its statistics
-    data/chunk-000/file-000.parquet         one row a frame
-    videos/CAMERA/chunk-000/file-000.mp4    one file an episode
+    data/chunk-000/file-000.parquet         one row per frame
+    videos/CAMERA/chunk-000/file-000.mp4    one file per episode
 
 A frame is what was observed before an action, and the action. Beyond what the format asks for, a
 frame says `next.done` and `next.success`, and an episode its seed and its policy's fingerprint.
-Pictures come out of the run's videos, so they have been through H.264 at high quality once.
+Pictures come from the run's videos, so they were compressed with H.264 at high quality once.
 
 Source: the dataset format of lerobot (codebase version v3.0).
 """
@@ -45,7 +45,7 @@ WORST_MATCH = 12.0  # grey levels by which H.264 may change a picture, on averag
 
 Frames = UInt8[np.ndarray, "t h w 3"]
 Episode = tuple[Trace, Mapping[str, Frames], float]
-"""An episode, `observation.images.CAMERA` -> pictures, and frames a second."""
+"""An episode, `observation.images.CAMERA` -> pictures, and frames per second."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,7 @@ class _Writer:
         data = self.root / DATA_PATH.format(chunk_index=0, file_index=0)
         data.parent.mkdir(parents=True, exist_ok=True)
         with pq.ParquetWriter(data, self._data[0].schema) as writer:
-            for table in self._data:  # a row group an episode
+            for table in self._data:  # one row group per episode
                 writer.write_table(table)
         episodes = self.root / EPISODES_PATH
         episodes.parent.mkdir(parents=True, exist_ok=True)

@@ -32,13 +32,13 @@ def import_safe(
     """Writes SAFE's rollouts as a run folder, and prints a warning about pickle.
 
     Args:
-        folder: rollouts in SAFE's layout for OpenVLA (`task*--ep*--succ*.pkl` with a csv each) or
+        folder: rollouts in SAFE's layout for OpenVLA (`task*--ep*--succ*.pkl` each with a csv) or
             for pi0 and pi0-FAST (`env_records/` and `policy_records/`).
         out: run folder to write.
         policy: name of the policy that made them; the layout's name if None.
         pool: pooling commands for the hidden states, each for the second-to-last axis that is left
             (see `pooling.pool`): SAFE's pi0 takes ("mean", "mean"). () keeps everything, which is
-            2 MB an inference for pi0, and impossible where the number of tokens varies (pi0-FAST).
+            2 MB per inference for pi0, and impossible where the number of tokens varies (pi0-FAST).
 
     Raises:
         ValueError: a pickle that holds more than data, a link, files that are not in such a layout,
@@ -63,7 +63,7 @@ def export_safe(run: str | Path, out: str | Path, *, feature: str, layout: Layou
         out: folder to write.
         feature: recorded feature to write as the hidden states: [N,steps,horizon,D] for pi0,
             [N,tokens,D] for openvla; a layer axis of one layer is left out.
-        layout: openvla has one action of 7 numbers an inference, pi0 has chunks.
+        layout: openvla has one action of 7 numbers per inference, pi0 has chunks.
 
     Raises:
         ValueError: a feature or actions that do not fit the layout.

@@ -69,7 +69,7 @@ def _storage(build: Builder, data: bytes) -> np.ndarray:
     found = pickled.describe(file, names, outside=True)
     keys = pickled.describe(file, ())
     if type(found) is not Call or found.name != "outside" or type(found.arguments[0]) is not tuple:
-        raise PickleRefused("holds something else than a storage where its values are expected.")
+        raise PickleRefused("holds something other than a storage where its values are expected.")
     what, kind, key, _, numel, view = found.arguments[0]
     if what != "storage" or type(kind) is not Name or view is not None or keys != [key]:
         raise PickleRefused("holds an unexpected storage.")
@@ -100,7 +100,7 @@ def _tensor(
 
 def _parameter(build: Builder, data: Any, *_: Any) -> np.ndarray:
     if type(data) is not Call or data.name != "torch._utils _rebuild_tensor_v2":
-        raise PickleRefused("holds a parameter of something else than a tensor.")
+        raise PickleRefused("holds a parameter of something other than a tensor.")
     return _tensor(build, *data.arguments)
 
 

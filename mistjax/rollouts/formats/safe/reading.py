@@ -1,8 +1,8 @@
 """SAFE's two layouts of rollouts, read as episodes.
 
-- openvla: one `task{k}--ep{e}--succ{s}.pkl` an episode with `hidden_states` [T,tokens,D], and a csv
-  with the executed actions and the tokens' probabilities and entropies.
-- pi0: `env_records/*.pkl`, one an episode, and `policy_records/*meta.pkl`, one an inference, in
+- openvla: one `task{k}--ep{e}--succ{s}.pkl` per episode with `hidden_states` [T,tokens,D], and a
+  csv with the executed actions and the tokens' probabilities and entropies.
+- pi0: `env_records/*.pkl`, one per episode, and `policy_records/*meta.pkl`, one per inference, in
   natural order, with `pre_velocity` [steps,horizon,D] (pi0) or `encoded` and `pre_logits`
   [tokens,D] (pi0-FAST), and `actions` [H,A].
 

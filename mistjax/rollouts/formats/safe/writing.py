@@ -85,7 +85,7 @@ def _write_openvla(
     if trace.actions.shape != (len(hidden), len(ACTIONS)):
         raise ValueError(
             f"seed {trace.seed} has actions {trace.actions.shape} for {len(hidden)} inferences: "
-            f"OpenVLA's layout needs one action of {len(ACTIONS)} numbers an inference. Use pi0's."
+            f"OpenVLA's layout needs one action of {len(ACTIONS)} numbers per inference. Use pi0's."
         )
     number = about["eposide_idx"]
     stem = f"task{about['task_id']}--ep{number}--succ{int(about['episode_success'])}"
