@@ -183,7 +183,7 @@ def _read(name: str, entry: Mapping[str, Any], arrays, spec: PolicySpec) -> Stee
 def _finite(name: str, field: str, array: Any) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype.kind != "f" or not np.isfinite(array := array.astype(np.float32)).all():
-        raise ValueError(f"direction {name!r} has a {field} with numbers that are not finite.")
+        raise ValueError(f"direction {name!r} has a {field} whose values are not finite floats.")
     return array
 
 

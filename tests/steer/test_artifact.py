@@ -203,7 +203,7 @@ def test_every_array_is_finite_numbers_of_the_stacks_size(artifact, planted, tmp
     key = f"{name}/{field}"
     wrong = {
         "finite": np.full_like(good[key], np.nan),
-        "finite numbers": good[key].astype(np.int32),
+        "not finite": good[key].astype(np.int32),
         "has shape": good[key][:1],
         "in '": good[key][..., None],
     }
