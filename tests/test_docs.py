@@ -3,6 +3,7 @@ that it explains are those of the code.
 """
 
 import ast
+import importlib
 import re
 import shlex
 import subprocess
@@ -147,3 +148,18 @@ def test_a_message_is_found_by_what_is_fixed_in_it():
     code = 'f"{a} is no run: it has no {b}." + " Record."'
     assert matches(code, "X is no run: it has no Y. Record.")
     assert not matches('f"{a} is no run."', "X is not a run.")
+
+
+@pytest.mark.slow
+def test_the_robot_and_the_environment_of_the_pages_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, page in (("my_arm", "your_policy.md"), ("my_env", "your_environment.md")):
+        found = BLOCK.findall((ROOT / "docs" / page).read_text())
+        source = "\n".join(text for language, kind, text in found if kind == f" {name}")
+        (tmp_path / f"{name}.py").write_text(source)
+    importlib.import_module("my_arm")
+    assert capsys.readouterr().out.count("[") == 9  # a chunk of 8 actions
+    command = ["collect", "checkpoints/board_pi0", "--env", "my_env:Reach-v0", "--episodes", "2"]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 0
+    assert "/2) of the finished ones" in capsys.readouterr().out

@@ -118,7 +118,10 @@ def check_libero(spec: PolicySpec, scenes: int) -> None:
 def check_tap(tap: Tap, spec: PolicySpec) -> None:
     """ValueError for a stack, a layer or a token selector that a policy does not have."""
     if tap.stack not in spec.stacks:
-        raise ValueError(f"tap '{tap}': {spec.name!r} has stacks {', '.join(spec.stacks)}.")
+        raise ValueError(
+            f"tap '{tap}': {spec.name!r} has stacks {', '.join(spec.stacks)}; choose a tap of one, "
+            f"such as {next(iter(spec.stacks))}.resid@-1/all/mean."
+        )
     stack = spec.stacks[tap.stack]
     try:
         resolve_layers(tap.layers, layers_at(tap.site, stack.depth))
