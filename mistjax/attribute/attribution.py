@@ -18,8 +18,8 @@ class Attribution:
 
     Attributes:
         images: camera -> one number per patch.
-        text: one number a prompt token.
-        state: one number a state dimension.
+        text: one number per prompt token.
+        state: one number per state dimension.
         value: the readout.
         baseline_value: the readout of the baseline.
         completeness_error: |sum of all numbers - (value - baseline_value)| / |value -

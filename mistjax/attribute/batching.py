@@ -99,6 +99,6 @@ def largest_chunk(function: Callable[..., Any], budget: int, *args: Any, most: i
     if one > budget:
         raise ValueError(
             f"one run needs {one / 2**20:.0f} MiB, the budget is {budget / 2**20:.0f} MiB: raise "
-            "the budget, or use fewer rows."
+            "the budget, or use a smaller batch."
         )
     return int(min(most, 1 + (budget - one) // max(two - one, 1)))

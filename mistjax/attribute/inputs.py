@@ -132,7 +132,7 @@ class Baseline:
 
 @flax.struct.dataclass
 class Regions:
-    """One number for each patch, word and state dimension; r is the batch, or 1 for all rows.
+    """One number for each patch, word and state dimension; r is the batch, or 1 for all of it.
 
     As the argument of `replaced`: how much of it to replace, in [0, 1].
     """

@@ -23,7 +23,7 @@ from mistjax.policies.protocol import Pieces
 
 @flax.struct.dataclass
 class Cause:
-    """Where a readout comes from; shares are of all positive attribution of the row.
+    """Where a readout comes from; shares are of all positive attribution of the batch element.
 
     Attributes:
         modalities: the cameras in the order of the attribution, then "text" and "state".

@@ -1,7 +1,7 @@
 """`MaskedWords`: a policy that cannot read some words of its instruction, for whole episodes.
 
 The words' tokens are masked and the gap closes, as in `leave_one_out`; nothing is put in their
-place. How much success falls says how much the policy goes by them.
+place. How far success falls says how much the policy relies on them.
 
 Source: language-masked rollouts, BOMB (Zhang et al., arXiv 2605.00321).
 """
@@ -47,7 +47,7 @@ class MaskedWords(Wrapper):
 
     @classmethod
     def parse(cls, policy: Policy, text: str) -> MaskedWords:
-        """From words that are apart by commas."""
+        """From comma-separated words."""
         return cls(policy, tuple(word.strip() for word in text.split(",")))
 
     @property

@@ -37,7 +37,7 @@ NONE = "none"
 
 @flax.struct.dataclass
 class Moment:
-    """A batch of inferences at which somebody asks.
+    """A batch of inferences about which the question is asked.
 
     Attributes:
         obs: what the policy saw.
@@ -69,7 +69,7 @@ class Naming:
 
     @property
     def named(self) -> Int[Array, " b"]:
-        """Place of the largest evidence; that of none of the inputs where nothing is positive."""
+        """Index of the largest evidence; that of none of the inputs where nothing is positive."""
         anything = self.evidence.max(axis=1) > 0
         return jnp.where(anything, jnp.argmax(self.evidence, axis=1), len(self.inputs))
 

@@ -1,6 +1,6 @@
 """What a monitor of the inputs says in words: which input, and the evidence in numbers.
 
-A gradient of the failure score is not asked: it says what the score depends on, which is another
+No gradient of the failure score is used: it says what the score depends on, which is another
 question; `docs/results.md` says how seldom it names the unsound input. See `namers`.
 """
 
@@ -17,7 +17,7 @@ from mistjax.detect.novelty.monitor import STREAMS, InputEvidence, InputMonitor
 from mistjax.envs.faults.battery import input_name
 
 UNUSUAL = 3.0
-"""From how many standard deviations on a cell of a picture is pointed at."""
+"""Standard deviations from which on a cell of a picture is pointed out."""
 EVIDENCE = tuple(field.name for field in dataclasses.fields(InputEvidence))
 
 
@@ -29,7 +29,7 @@ def describe_inputs(
     Args:
         monitor: what said it.
         evidence: of a batch, [B,...].
-        row: which.
+        row: index in the batch.
         state_names: what the entries of the state mean.
     """
     at = {name: np.asarray(getattr(evidence, name))[row] for name in EVIDENCE}

@@ -3,7 +3,7 @@
 - `score`      the failure score of a detector
 - `action`     what keeps the chunk as it is; for methods that intervene, as it has no gradient
 - an action dimension by name, such as `dz`: its mean over the steps that are executed
-- `prompt`     the difference to the chunk under another prompt, on the same noise
+- `prompt`     the difference from the chunk under another prompt, on the same noise
 - `tokens`     the log-probability of the tokens that were written, of policies that write tokens
 """
 
@@ -58,7 +58,7 @@ class Question:
         if (self.of == PROMPT) != (self.prompt is not None):
             raise ValueError(
                 f"what is explained is {self.of!r} and the other prompt {self.prompt!r}: the "
-                "difference to another prompt needs one, and nothing else does."
+                "difference from another prompt needs one, and nothing else does."
             )
         if self.of == SCORE and not monitored:
             raise ValueError(
@@ -170,7 +170,7 @@ def scored(monitor: Monitor, trace: Trace) -> Scored:
 
 
 def joined(states: Sequence[Any]) -> Any:
-    """States of single rows as one of a batch."""
+    """States of single batch elements as one of a batch."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states)
 
 

@@ -19,7 +19,7 @@ from mistjax.policies.protocol import Sample
 
 @runtime_checkable
 class Readout(Protocol):
-    """A number to attribute, and the taps that it reads. `name` stands in sentences."""
+    """A number to attribute, and the taps that it reads. `name` is used in sentences."""
 
     @property
     def name(self) -> str: ...

@@ -63,8 +63,8 @@ def attribute(
         key: of the sampling noise.
         readout: a pytree, see `readouts`.
         patch: pixels (height, width) of a region; None takes the policy's vision patches.
-        memory: bytes of temporary memory to stay within: says how many runs fit at a time, and
-            takes that for `chunk`; not inside jit.
+        memory: bytes of temporary memory to stay within: prints how many runs fit at a time, and
+            uses that as `chunk`; not inside jit.
         **options: of the method, such as `baseline` and `chunk`.
 
     Raises:

@@ -6,8 +6,8 @@ measured in the log-probability of the clean run's tokens. Units are whole stack
 heads, layers x tokens; see `patching` for what restoring does and does not show.
 
 Source: causal tracing (Meng et al., arXiv 2202.05262) with the normalised restoration of Zhang and
-Nanda, arXiv 2309.16042, on chunks of actions. Cost: an inference a unit, and the sweep over tokens
-layers x tokens of them.
+Nanda, arXiv 2309.16042, on chunks of actions. Cost: an inference per unit; the sweep over tokens
+takes layers x tokens of them.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ def restore(
         corrupted: the same with something changed.
         key: of the sampling noise.
         stacks: whose activations are put back.
-        units: of `UNITS`. Tokens are those of the VLM alone, heads not those of `vision`.
+        units: of `UNITS`. Tokens are those of the VLM only, heads those of other stacks than
+            `vision`.
         chunk: restored runs in memory at a time.
 
     Raises:

@@ -32,7 +32,9 @@ class Word(NamedTuple):
 def words_of(
     tokenizer: Pieces, tokens: Shaped[np.ndarray, " l"], mask: Shaped[np.ndarray, " l"]
 ) -> list[Word]:
-    """The words of one prompt; control tokens and newlines are none, and end the word before."""
+    """The words of one prompt; control tokens and newlines are not words, and end the word
+    before.
+    """
     words: list[Word] = []
     joins = False
     for i in np.flatnonzero(mask):
@@ -51,8 +53,8 @@ def words_of(
 def word_spans(
     tokenizer: Pieces, obs: Observation
 ) -> tuple[list[list[Word]], Bool[np.ndarray, "n b l"]]:
-    """The words of every row, and their tokens as masks; n is the longest row's count, and the
-    spans that a shorter row lacks are empty.
+    """The words of every batch element, and their tokens as masks; n is the largest number of
+    words, and the spans that another element lacks are empty.
     """
     tokens, masks = np.asarray(obs.tokenized_prompt), np.asarray(obs.tokenized_prompt_mask)
     rows = [words_of(tokenizer, t, m) for t, m in zip(tokens, masks, strict=True)]

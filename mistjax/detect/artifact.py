@@ -81,7 +81,7 @@ _RETIRED = {"ActionVariance": {"official": False}}
 
 
 class FingerprintError(ValueError):
-    """An artifact was made with something else than it is loaded for."""
+    """An artifact was made with something other than what it is loaded for."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Episodes as one padded pytree, and the splits that detectors are trained and judged on.
 
-A detector that has seen a task in training is judged apart from one that has not: `split_tasks`
+Tasks seen in training are judged apart from unseen ones: `split_tasks`
 holds whole tasks out ("unseen") and then divides each remaining task into train and val_seen.
 `split_seeds` holds out seeds instead.
 """
@@ -109,7 +109,7 @@ class Split(NamedTuple):
 
 
 def _mt19937_permutation(generator: np.random.MT19937, n: int) -> np.ndarray:
-    """Forward Fisher-Yates with one 32-bit draw a swap: the permutation that PyTorch's CPU
+    """Forward Fisher-Yates with one 32-bit draw per swap: the permutation that PyTorch's CPU
     generator gives.
     """
     order = np.arange(n)

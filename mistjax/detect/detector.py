@@ -4,7 +4,7 @@ A detector is a pytree: its arrays are leaves and its options are static fields,
 through `jit`, `vmap` and `grad` as an argument. Scores grow with the risk of failure. Cost of one
 step is the detector's own.
 
-`observe` is the only caller of `step`: a detector need not care what it makes of NaN and Inf.
+`observe` is the only caller of `step`, so a detector need not handle NaN and Inf.
 """
 
 from __future__ import annotations

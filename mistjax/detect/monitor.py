@@ -34,7 +34,7 @@ class MonitorState:
 
 @flax.struct.dataclass
 class Reading:
-    """What a monitor says of one inference: failure score (+inf where there is none), its
+    """What a monitor says about one inference: failure score (+inf where there is none), its
     threshold, and whether it alarms.
     """
 

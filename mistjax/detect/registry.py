@@ -125,10 +125,10 @@ class Method:
         standardised: whether features are z-scored first; token statistics and actions have units.
         training: default options of a head that is trained; None for every other.
         seeded: whether `fit` draws at random.
-        small: options that make its networks an eighth as wide as the source's.
-        dims: least numbers of an action.
+        small: options that make its networks an eighth of the source's width.
+        dims: least number of action dimensions.
         overlap: whether consecutive chunks have to overlap.
-        control: knows nothing of the features; a detector that does not beat it says nothing.
+        control: does not read the features; a detector that does not beat it tells nothing.
     """
 
     fit: Callable[..., Detector]

@@ -33,7 +33,7 @@ class Recorded(NamedTuple):
 
     Attributes:
         cases: rows of the table.
-        inputs: input -> one [steps, d] array an episode.
+        inputs: input -> one [steps, d] array per episode.
         success, task, seed: of each episode.
         onset: inference of each at which a fault began; -1 for none.
         split: of the episodes.

@@ -62,7 +62,7 @@ def _scored(case: Case, episodes: Episodes, recorded: Recorded, config: BenchCon
     if wrong := int((~np.isfinite(scores[test.mask])).sum()):
         raise ValueError(f"{wrong} scores of test episodes are not finite.")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CalibrationWarning)  # the remark says it
+        warnings.simplefilter("ignore", CalibrationWarning)  # the remark says so
         threshold = calibrate(
             _scores(detector, held),
             held.mask,

@@ -79,7 +79,7 @@ def text_table(rows: Sequence[Row]) -> str:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """One line a detector; each metric has a column for its value and two for its interval."""
+    """One line per detector; each metric has a column for its value and two for its interval."""
     metrics = [*RANKING, *_alarms(rows)]
     ends = {"": "value", "_low": "low", "_high": "high"}
     names = ["name", "status", "control", "reads"]

@@ -83,7 +83,7 @@ def conformal_quantile(
 
 
 class CoverageLaw(NamedTuple):
-    """Distribution over calibration sets of the coverage that one calibrated threshold really
+    """Distribution, over calibration sets, of the coverage that a calibrated threshold really
     has.
     """
 
@@ -179,9 +179,8 @@ def modulation(
     """Width of a band over time, up to scale.
 
     constant: 1/t everywhere. stdev: standard deviation. tfunc: largest deviation from the mean
-        among the curves whose own
-    largest deviation is within the ceil((n + 1)(1 - alpha))-th smallest (all curves when that rank
-    exceeds n).
+    among the curves whose own largest deviation is within the ceil((n + 1)(1 - alpha))-th smallest
+    (all curves if that rank exceeds n).
     """
     n, t = curves.shape
     if band == "constant":

@@ -1,6 +1,6 @@
 """Does a calibration still hold for what was recorded since?
 
-Every success gives one number, how far its score rose above the threshold at most; the test of
+Every success gives one number, the most that its score rose above the threshold; the test of
 `martingale` compares it with those of the calibration, in the order of recording. A threshold's
 promise is about the bare policy, so episodes in which a remedy acted say nothing about it.
 """

@@ -44,7 +44,7 @@ class Calibrated:
     """What `calibrate_detector` found.
 
     Attributes:
-        thresholds: stratum -> threshold; "" for one for all.
+        thresholds: stratum -> threshold; "" is one for all.
         metrics: of the detector on the calibration episodes.
         episodes, failures: those.
         assumed: what the promise rests on.
@@ -106,7 +106,7 @@ def calibrate_detector(
     mask, success = np.asarray(episodes.mask), np.asarray(episodes.success)
     _refuse_broken(recorded, scores)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CalibrationWarning)  # `describe` says it
+        warnings.simplefilter("ignore", CalibrationWarning)  # `describe` says so
         thresholds = calibrate_strata(
             scores, mask, success, labels, alpha, band=band, seed=seed, confidence=confidence
         )

@@ -1,1 +1,1 @@
-"""Failure detectors, one module or folder a family."""
+"""Failure detectors, one module or folder per family."""

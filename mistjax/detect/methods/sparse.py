@@ -25,8 +25,8 @@ class SparseCoder:
         encoder: [D,F].
         bias: of the features [F].
         decoder: what each feature writes, unit length [F,D].
-        mean: taken off before, added after [D].
-        k: features of a token (static).
+        mean: subtracted before, added after [D].
+        k: active features per token (static).
     """
 
     encoder: Float[Array, "d f"]

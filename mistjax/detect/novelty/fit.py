@@ -52,7 +52,7 @@ class Recorded:
         return jax.tree.map(lambda x: x[rows], self)
 
     def looks(self) -> tuple[Reading, np.ndarray]:
-        """All looks in a row, and the episode of each."""
+        """All looks one after the other, and the episode of each."""
         mask = np.asarray(self.mask)
         flat = jax.tree.map(lambda x: np.asarray(x)[mask], self.readings)
         return flat, np.nonzero(mask)[0]
@@ -201,7 +201,7 @@ def fit_novelty(
     ridge: float = 0.05,
     components: int = 96,
 ) -> Novelty:
-    """One Gaussian a camera; `ridge` is a share of the mean variance."""
+    """One Gaussian per camera; `ridge` is a share of the mean variance."""
     parts = [_fit_one(values[:, c], context, ridge, components) for c in range(values.shape[1])]
     return Novelty(
         *(jnp.asarray(np.stack(column), jnp.float32) for column in zip(*parts, strict=True))

@@ -9,8 +9,9 @@ reckoning is blamed only if the cameras agree with dead reckoning rather than wi
 otherwise none of the inputs is (a push, a broken actuator), and the drift so far counts no more.
 
 This is not a failure score: it says that an input is unsound, not that the episode will fail.
-Nothing is fitted to a fault. Memory of a row: tokens, grids and states of `LOOKS` looks. Cost
-without an alarm: two projections a camera; the cameras are asked only when a state is suspect.
+Nothing is fitted to a fault. Memory of a batch element: tokens, grids and states of `LOOKS` looks.
+Cost without an alarm: two projections per camera; the cameras are asked only when a state is
+suspect.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ class InputMemory:
 
 @flax.struct.dataclass
 class InputEvidence:
-    """What is said of one look. Inputs are the cameras in the model's order, the state, the text.
+    """What is said about one look. Inputs are the cameras in the model's order, the state, the
+    text.
 
     Attributes:
         ratios: each score over its size in clean episodes, see `STREAMS`.

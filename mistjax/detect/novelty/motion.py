@@ -19,7 +19,7 @@ class MotionModel:
     """Next state = features of state and command, times weights.
 
     Attributes:
-        weights: one column a state entry.
+        weights: one column per state entry.
         scale: residual of each entry in clean episodes: its 99% quantile over 2.58, so that an
             entry with rare large residuals (a finger gap) counts as noisy.
         low, high: bounds of a command in model units.

@@ -3,7 +3,7 @@
 A small network from a camera's tokens at both looks, and the state at the first, to the change of
 the state; fitted to pairs of looks of clean episodes. It settles who is right where the state
 disagrees with dead reckoning: a wrong sensor leaves the picture where the command led, a push moves
-it too. Cost of fitting: some 20 s a camera for 400 episodes on one core.
+it too. Cost of fitting: some 20 s per camera for 400 episodes on one core.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def fit_odometer(
         tokens: of every look of clean episodes, flat for each camera.
         states: normalised.
         episode: which episode a look is of, ascending.
-        components: principal components kept, at most.
+        components: largest number of principal components kept.
         hidden: widths of the network.
         steps: of training.
-        batch: pairs a step.
+        batch: pairs per step.
         noise: standard deviation of the noise on the components while training; their own mean
             square is 1.
         seed: of weights, pairs and noise.

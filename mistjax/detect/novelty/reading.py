@@ -32,7 +32,7 @@ class Reading:
     """Of each batch element (C cameras in the model's order).
 
     Attributes:
-        tokens: the vision tower's output, averaged to at most 4 by 4 patches a camera.
+        tokens: the vision tower's output, averaged to at most 4 by 4 patches per camera.
         grid: mean colour in [-1, 1] of 8 by 8 cells.
         detail: log of the mean difference between neighbouring pixels, by cell.
         state: normalised state, padding included.

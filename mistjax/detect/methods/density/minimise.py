@@ -41,7 +41,8 @@ def minimise(
         key: for shuffling and for the loss.
         optimizer: update rule with its schedule.
         epochs: passes over the frames.
-        batch_size: frames a step; the remainder of an epoch is left out (another one each epoch).
+        batch_size: frames per step; the remainder of an epoch is left out (a different one each
+            time).
         validation: frames of the same structure that choose the epoch.
 
     Returns:

@@ -54,7 +54,7 @@ class LossConfig:
             only).
         margin: distance of that hinge from 0.5.
         beta: sharpness of its soft maximum.
-        one_random_step: learn from one random valid step a sequence instead of all.
+        one_random_step: learn from one random valid step per sequence instead of all.
         seek: Hide-and-Seek's loss in place of SAFE's; class weights and the options between `l2`
             and this one then play no part.
     """

@@ -21,7 +21,7 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training set.
-        batch_size: episodes a step; the last batch of an epoch is smaller.
+        batch_size: episodes per step; the last batch of an epoch is smaller.
         group: on a CPU, episodes of a step whose gradient is taken at a time, see
             `loss_and_gradient`; other devices take them together, as None does.
         learning_rate: 1e-3 for SAFE-MLP, 3e-4 for SAFE-LSTM in the source.
