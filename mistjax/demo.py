@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from mistjax.recover.study import StudyConfig
-from mistjax.rollouts.plan import EpisodePlan
 from mistjax.studies.run import StudyPlan
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -47,37 +44,3 @@ def check_shipped() -> None:
     """FileNotFoundError where the installation has lost its checkpoints."""
     if not (SHIPPED / "board_mist").is_dir():
         raise FileNotFoundError(f"{SHIPPED} lacks the shipped checkpoints: install mistjax again.")
-
-
-PERTURBATION = {"table_texture": 0.4}
-
-
-def shipped_study(
-    *,
-    out: Path,
-    episodes: int,
-    first_seed: int,
-    title: str,
-    perturbation: Mapping[str, float | str] | None = None,
-    videos: int = 6,
-    retry_errors: bool = False,
-) -> StudyConfig:
-    """The shipped board policy in all four arms, under a perturbation that often makes it fail.
-
-    Raises:
-        FileNotFoundError: the installation has lost its checkpoints.
-    """
-    check_shipped()
-    return StudyConfig(
-        policy=POLICY,
-        mist=MIST,
-        out=out,
-        plan=EpisodePlan(
-            episodes=episodes,
-            first_seed=first_seed,
-            perturbation=PERTURBATION if perturbation is None else perturbation,
-            videos=videos,
-            retry_errors=retry_errors,
-        ),
-        title=title,
-    )

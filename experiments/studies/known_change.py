@@ -19,8 +19,10 @@ import tyro
 
 from experiments.record import write_results
 from mistjax.compilation import enable_cache
-from mistjax.demo import shipped_study
+from mistjax.demo import MIST, POLICY, check_shipped
+from mistjax.recover.study import StudyConfig
 from mistjax.report.study import run_study
+from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.summary import compare, table
 
 
@@ -33,7 +35,8 @@ class Config:
         results: where the table is kept.
         episodes: paired episodes of each arm.
         first_seed: unseen by training, calibration and tuning.
-        perturbation: what is changed in the environment, name -> strength; None takes the demo's.
+        perturbation: what is changed in the environment, name -> strength; a checkered table if
+            None.
     """
 
     out: Path = Path("runs/known_change")
@@ -45,20 +48,19 @@ class Config:
 
 def main(config: Config) -> list[dict[str, str]]:
     """Runs the study, writes report and results, returns the table."""
-    study = shipped_study(
-        out=config.out,
+    check_shipped()
+    plan = EpisodePlan(
         episodes=config.episodes,
         first_seed=config.first_seed,
-        perturbation=config.perturbation,
+        perturbation=config.perturbation or {"table_texture": 0.4},
         videos=3,
-        title="A known change of appearance",
     )
-    assert study.mist is not None
     with tempfile.TemporaryDirectory() as folder:
         steering = Path(folder) / "steering"
         inputs = shutil.ignore_patterns("inputs.*", "repairs.*")
-        shutil.copytree(study.mist, steering, ignore=inputs)
-        runs = run_study(dataclasses.replace(study, mist=steering))
+        shutil.copytree(MIST, steering, ignore=inputs)
+        title = "A known change of appearance"
+        runs = run_study(StudyConfig(POLICY, steering, config.out, plan=plan, title=title))
     rows, pair = table(runs), compare(runs["random"], runs["mist"])
     control = (
         f"mist against random: {pair.repaired} repaired, {pair.broken} broken of {pair.n} pairs, "

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mistjax.cli import main
-from mistjax.demo import SHIPPED, shipped_study
+from mistjax.demo import MIST, POLICY, SHIPPED
 from mistjax.policies.load import load_policy
 from mistjax.recover.artifact import load_mist
 from mistjax.recover.study import StudyConfig
@@ -19,8 +19,8 @@ from mistjax.rollouts.run import load_run
 def study(tmp_path_factory):
     """Three episodes of every arm of the shipped board policy."""
     out = tmp_path_factory.mktemp("study")
-    config = shipped_study(out=out, episodes=3, first_seed=5_000_000, title="test", videos=3)
-    return out, run_study(config)
+    plan = EpisodePlan(3, 5_000_000, perturbation={"table_texture": 0.4}, videos=3)
+    return out, run_study(StudyConfig(POLICY, MIST, out, plan=plan, title="test"))
 
 
 @pytest.mark.slow
