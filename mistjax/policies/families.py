@@ -71,8 +71,8 @@ def family_of(folder: Path, config: Mapping[str, Any] | None, preset: RobotPrese
     known = ", ".join(_FAMILIES)
     if config is None:
         raise FileNotFoundError(
-            f"{folder / 'config.json'} does not exist, which says what a checkpoint holds, "
-            f"nor does preset {preset.name!r} say it. Known are {known}."
+            f"{folder} has no config.json to say what it holds, and preset {preset.name!r} does "
+            f"not say it either. Known are {known}."
         )
     raise ValueError(
         f"{folder} (model_type {config.get('model_type')!r}) holds none of {known}: a package that "
