@@ -78,6 +78,11 @@ def sentence(
     return f"Unsound: {_title(inputs[named], kind[named])} ({why}){where}."
 
 
+def _range(noun: str, indices: np.ndarray) -> str:
+    first, last = indices.min() + 1, indices.max() + 1
+    return f"{noun} {first}" if first == last else f"{noun}s {first} to {last}"
+
+
 def _title(name: str, kind: str) -> str:
     return f"camera {name}" if kind == "camera" else f"the {input_name(name)}"
 
@@ -95,10 +100,8 @@ def _where(
         rows, columns = np.nonzero(cells >= max(cells.max() / 2, UNUSUAL))
         if not len(rows):
             return ""
-        return (
-            f", most in {len(rows)} of {cells.size} cells: rows {rows.min() + 1} to "
-            f"{rows.max() + 1}, columns {columns.min() + 1} to {columns.max() + 1}"
-        )
+        places = f"{_range('row', rows)}, {_range('column', columns)}"
+        return f", most in {len(rows)} of {cells.size} cells: {places}"
     if kind == "state":
         entry = int(np.argmax(np.abs(at["entries"])))
         name = state_names[entry] if entry < len(state_names) else f"entry {entry}"
