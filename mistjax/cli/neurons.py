@@ -123,6 +123,7 @@ def train_sae(
     from mistjax.policies.load import load_policy
     from mistjax.report.features import SparseConfig, train_features
     from mistjax.rollouts.run import load_run
+    from mistjax.steer.artifact import load_steering
 
     sizes = {"features": features, "k": k, "epochs": epochs, "batch": batch, "cards": cards}
     config = SparseConfig(
@@ -139,9 +140,10 @@ def train_sae(
     bare = load_policy(policy, preset, unnorm_key=unnorm_key)
     with track.open(out.name, {"run": str(run), "tap": tap, **sizes}) as log:
         print(train_features(bare, recorded, config, out, log))
+    feature = next(iter(load_steering(out, bare.spec).directions), "feature_N")
     print(
         f"{out}/features.html: a card for each of the {cards} most telling features. That a "
         f"feature tells failures apart does not say that it makes them.\n"
-        f"Next: mistjax collect {policy} --steer {out} feature_N 1.0 --out STEERED\n"
+        f"Next: mistjax collect {policy} --steer {out} {feature} 1.0 --out STEERED\n"
         f"      mistjax train-detector {run} --sae {out} --detector linear_probe --out DETECTOR"
     )

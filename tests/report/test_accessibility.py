@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mistjax.report import build_report
+from mistjax.report.blocks import Words
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 AXE = Path(os.environ.get("AXE_CORE", "/no/axe.min.js"))
@@ -35,6 +36,9 @@ def test_axe_finds_no_violation(size, theme, run_folder, tmp_path):
     }
     page = build_report(runs, tmp_path / "report.html", title="Trial").read_text()
     page = page.replace("<html ", f'<html data-theme="{theme}" ')
+    words = Words([(f"word{i}", i / 10) for i in range(-1, 11)]).html("words")  # of explanations
+    page = page.replace("</main>", words + "</main>")
+    assert words in page
     script = f"<script>{AXE.read_text()}</script>{RUN}"
     (tmp_path / "page.html").write_text(page.replace("</body>", script + "</body>"))
     done = subprocess.run(
