@@ -28,8 +28,9 @@ from pathlib import Path
 import jax
 import tyro
 
+from experiments.studies.known_change import PERTURBATION
 from mistjax.compilation import enable_cache
-from mistjax.demo import PERTURBATION, SHIPPED
+from mistjax.demo import SHIPPED
 from mistjax.detect.calibration.runs import calibrate_detector
 from mistjax.detect.training import train_detector
 from mistjax.envs.board.expert import expert_observations

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import tyro
 
+from experiments.studies.known_change import PERTURBATION
 from mistjax.compilation import enable_cache
-from mistjax.demo import PERTURBATION, SHIPPED
+from mistjax.demo import SHIPPED
 from mistjax.hooks import Tap
 from mistjax.policies.load import load_policy
 from mistjax.rollouts.collect import collect

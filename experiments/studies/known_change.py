@@ -25,6 +25,8 @@ from mistjax.report.study import run_study
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.summary import compare, table
 
+PERTURBATION = {"table_texture": 0.4}
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -52,7 +54,7 @@ def main(config: Config) -> list[dict[str, str]]:
     plan = EpisodePlan(
         episodes=config.episodes,
         first_seed=config.first_seed,
-        perturbation=config.perturbation or {"table_texture": 0.4},
+        perturbation=config.perturbation or PERTURBATION,
         videos=3,
     )
     with tempfile.TemporaryDirectory() as folder:

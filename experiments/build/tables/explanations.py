@@ -16,13 +16,14 @@ def fidelity(results: Mapping[str, Any]) -> str:
         return None if kind not in r else estimate(r[kind])
 
     rows = [
-        (name, r["by"], *(shown(r, kind) for kind in kinds))
+        (name, r["by"], r.get("moments", found["moments"]), *(shown(r, kind) for kind in kinds))
         for name, found in results["policies"].items()
         for r in found["rows"]
         if "refused" not in r
     ]
     published = [f"{results['published'][kind]:.2f}" for kind in kinds]
-    return markdown(["policy", "by", *kinds], [("the paper's", "iss", *published), *rows])
+    first = ("the paper's", "iss", None, *published)
+    return markdown(["policy", "map", "moments", *kinds], [first, *rows])
 
 
 def nuisance(results: Mapping[str, Any]) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mistjax.demo import PERTURBATION, SHIPPED
+from experiments.studies.known_change import PERTURBATION
+from mistjax.demo import SHIPPED
 from mistjax.detect.calibration.conformal import Threshold, calibrate
 from mistjax.detect.detector import score_episodes
 from mistjax.detect.from_runs import episodes_from_runs
