@@ -1,9 +1,11 @@
-"""How well the board's kinematic physics fit C MuJoCo's: the same seeds in both, side by side.
+"""How well the compiled board's physics fit C MuJoCo's: the same seeds in each, side by side.
 
     python -m experiments.build.fit_kinematic --results experiments/results/fit_kinematic.json
+    python -m experiments.build.fit_kinematic --physics kinematic mjx --conditions nominal --floors
+        --expert 12 --episodes 24 --out runs/fit_mjx --results experiments/results/fit_mjx.json
 
-Expert: what the scripted expert did in MuJoCo, replayed in the kinematic board. Policy: closed loop
-in both, without a change and under perturbations and faults. Floor: MuJoCo against itself, where
+Expert: what the scripted expert did in MuJoCo, replayed in the compiled board. Policy: closed loop
+in all, without a change and under perturbations and faults. Floor: MuJoCo against itself, where
 every action is moved by a little: no physics can agree with it more closely than it does with that.
 Interrupt it at will: what has been played is kept.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ import flax.struct
 import jax
 import numpy as np
 import tyro
+from jaxtyping import Bool, Float
 
 from experiments.record import write_results
 from mistjax.compilation import enable_cache
@@ -53,6 +57,9 @@ class Config:
         policy: what acts.
         episodes: seeds of each condition.
         expert: episodes of the expert.
+        physics: those of the compiled board.
+        conditions: of the policy's episodes, from `CONDITIONS`.
+        floors: how far actions are moved where MuJoCo plays against itself, nominal.
         first_seed: fresh ones: nothing was fitted or tuned on them.
         out: folder of the runs.
         results: JSON file to write.
@@ -61,6 +68,9 @@ class Config:
     policy: str = "checkpoints/board_pi0"
     episodes: int = 300
     expert: int = 100
+    physics: tuple[str, ...] = ("kinematic",)
+    conditions: tuple[str, ...] = tuple(CONDITIONS)
+    floors: tuple[float, ...] = FLOORS
     first_seed: int = 23_700_000
     out: Path = Path("runs/fit_kinematic")
     results: Path | None = None
@@ -117,24 +127,47 @@ def _counts(mujoco: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     }
 
 
-def expert(config: Config) -> dict[str, Any]:
-    """The expert's actions in both: outcomes, and how far apart the stone is (millimetres)."""
-    env, board = BoardEnv(image_size=16), FunctionalBoard(image_size=16)
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """What the expert did in MuJoCo.
+
+    Attributes:
+        seeds: of its episodes.
+        actions: of each step; zeros after the end.
+        stones: where the goal stone was after each step, in metres; NaN after the end.
+        success: how each ended.
+    """
+
+    seeds: range
+    actions: Float[np.ndarray, "steps e 4"]
+    stones: Float[np.ndarray, "steps e 3"]
+    success: Bool[np.ndarray, " e"]
+
+
+def expert(config: Config) -> Played:
+    """Lets the expert act in MuJoCo."""
+    env, steps = BoardEnv(image_size=16), FunctionalBoard().max_steps
     seeds = range(config.first_seed, config.first_seed + config.expert)
-    actions = np.zeros((board.max_steps, len(seeds), 4), np.float32)
-    stones = np.full((board.max_steps, len(seeds), 3), np.nan)
+    actions = np.zeros((steps, len(seeds), 4), np.float32)
+    stones = np.full((steps, len(seeds), 3), np.nan)
     success = np.zeros(len(seeds), bool)
     for i, seed in enumerate(seeds):
         env.reset(seed=seed)
         done = False
-        for t in range(board.max_steps):
+        for t in range(steps):
             actions[t, i] = expert_action(env.world, env.episode.task)
             *_, done, truncated, _ = env.step(actions[t, i])
             stones[t, i] = env.world.stones[env.goal]
             if done or truncated:
                 break
         success[i] = done
-    drawn = board.draw_starts(seeds)
+    return Played(seeds, actions, stones, success)
+
+
+def replayed(expert: Played, physics: str) -> dict[str, Any]:
+    """The expert's actions under other physics: outcomes, how far the stone is from where it was
+    in MuJoCo (millimetres), and what it costs."""
+    board = FunctionalBoard(image_size=16, physics=physics)
 
     @jax.jit
     def replay(start, actions):
@@ -145,14 +178,20 @@ def expert(config: Config) -> dict[str, Any]:
 
         return jax.lax.scan(step, jax.vmap(board.reset)(start), actions)
 
-    last, moved = replay(drawn.start, actions)
-    apart = 1e3 * np.linalg.norm(np.asarray(moved) - stones, axis=-1)
+    start, began = board.draw_starts(expert.seeds).start, time.perf_counter()
+    program = replay.lower(start, expert.actions).compile()
+    compiling, began = time.perf_counter() - began, time.process_time()
+    last, moved = jax.block_until_ready(program(start, expert.actions))
+    spent = time.process_time() - began
+    apart = 1e3 * np.linalg.norm(np.asarray(moved) - expert.stones, axis=-1)
     return {
-        **_counts(success, np.asarray(last.success)),
+        **_counts(expert.success, np.asarray(last.success)),
         "stone_mm": {
             "median": float(np.nanmedian(apart)),
             "p95": float(np.nanquantile(apart, 0.95)),
         },
+        "compiling_s": compiling,
+        "cpu_ms_a_step": 1e3 * spent / expert.actions[..., 0].size,
     }
 
 
@@ -174,17 +213,24 @@ def main(config: Config) -> None:
             report = {"config": {k: getattr(config, k) for k in played}, "rows": rows}
             write_results(config.results, report)
 
-    add("expert", "kinematic", expert(config))
+    expert_did = expert(config)
+    for physics in config.physics:
+        add("expert", physics, replayed(expert_did, physics))
     plan = EpisodePlan(config.episodes, config.first_seed)
-    for condition, options in CONDITIONS.items():
-        name = condition.replace(" ", "_")
-        host = collect(policy, config.out / name / "mujoco", plan, num_envs=16, **options)
-        fast = collect(policy, config.out / name / "kinematic", plan, compiled=True, **options)
-        add(condition, "kinematic", agreement(host, fast))
+    for condition in config.conditions:
+        options, folder = CONDITIONS[condition], config.out / condition.replace(" ", "_")
+        host = collect(policy, folder / "mujoco", plan, num_envs=16, **options)
+        for physics in config.physics:
+            settings = {**options, "compiled": True, "physics": physics}
+            add(
+                condition,
+                physics,
+                agreement(host, collect(policy, folder / physics, plan, **settings)),
+            )
         if condition == "nominal":
-            for size in FLOORS:
+            for size in config.floors:
                 moved = Jittered(policy, size)
-                again = collect(moved, config.out / name / f"moved_{size:g}", plan, num_envs=16)
+                again = collect(moved, folder / f"moved_{size:g}", plan, num_envs=16)
                 add(condition, f"MuJoCo, actions moved by {size:g}", agreement(host, again))
 
 

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from mistjax.cli.telling import tell
 from mistjax.files import refuse_file, refuse_folder
 from mistjax.ranges import whole
-from mistjax.rollouts.plan import EpisodePlan
+from mistjax.rollouts.plan import EpisodePlan, Physics
 from mistjax.tracking import Track, Trackers
 
 if TYPE_CHECKING:
@@ -314,6 +314,7 @@ def study(
     videos: int = 0,
     retry_errors: bool = False,
     compiled: bool = False,
+    physics: Physics = "kinematic",
     devices: int = 1,
     fsdp: int = 1,
     track: Track = Trackers(),
@@ -341,6 +342,7 @@ def study(
         videos: number of each arm's first episodes to film.
         retry_errors: rerun seeds that crashed in an earlier call.
         compiled: run each arm as one compiled program; faster, but the physics are not MuJoCo's.
+        physics: of compiled episodes: kinematic, or mjx, which is closer to MuJoCo and far slower.
         devices: number of devices that compiled episodes are spread over.
         fsdp: number of devices that share one copy of the policy; a divisor of devices.
     """
@@ -372,6 +374,7 @@ def study(
         videos=videos,
         retry_errors=retry_errors,
         compiled=compiled,
+        physics=physics,
         devices=devices,
         fsdp=fsdp,
     )

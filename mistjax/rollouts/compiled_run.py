@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -14,7 +16,7 @@ from mistjax.envs.board.functional import Drawn, FunctionalBoard
 from mistjax.envs.board.functional_faults import FaultyFunctionalBoard
 from mistjax.hooks.sites import Tap
 from mistjax.policies.protocol import Policy, PolicySpec
-from mistjax.rollouts.compiled import CompiledRollouts, Recording, Round
+from mistjax.rollouts.compiled import CompiledRollouts, Recording, Round, check_compiled
 from mistjax.rollouts.plan import EpisodePlan, check_seeds
 from mistjax.rollouts.recorder import Inference, Recorder
 from mistjax.rollouts.run import Run
@@ -23,6 +25,8 @@ from mistjax.rollouts.trace import Json, Trace
 
 NUM_ENVS = 64
 """Slots of the batch by default; on two cores more of them gain little."""
+SHARE = 4
+"""Episodes of each slot that a process on a cluster plays at a time, and that die with it."""
 
 
 def run_compiled(
@@ -37,16 +41,18 @@ def run_compiled(
     memory: float = 1e9,
     progress: bool = True,
 ) -> Run:
-    """Runs one episode per seed of the board with its kinematic physics (`envs.board.kinematic`).
+    """Runs one episode per seed of the board, with the physics that the plan names.
 
     An episode that has ended is on disk before the next rounds; after an interrupt the same call
-    goes on with the seeds that are missing.
+    goes on with the seeds that are missing. On a Ray cluster the seeds are dealt out to processes,
+    up to `SHARE` times the slots at a time; what one played is on disk when it has played all of
+    it, and is played again by another one if it dies before.
 
     Args:
         policy: what acts; a JAX policy, or `MistPolicy` around one.
         seeds: which episodes.
-        plan: how they are run; its perturbation, faults, `max_steps`, `num_envs`, `devices` and
-            `fsdp` count.
+        plan: how they are run; its perturbation, faults, `max_steps`, `num_envs`, `physics`,
+            `devices`, `fsdp`, `executor` and, with Ray, `workers` count.
         out: run folder, new or of the same configuration; None keeps everything in memory.
         taps: activations to record at each inference.
         aux: names in `Sample.aux` to record, besides the monitor's.
@@ -58,38 +64,84 @@ def run_compiled(
         ValueError: the policy cannot be traced, there are fewer devices, they do not divide the
             slots, one inference alone records more than `memory`, or `out` holds a run of another
             configuration.
+        ImportError: the physics or the executor need a package that is not installed.
+        RuntimeError: a process on the cluster died again and again.
     """
-    devices = jax.devices()[: plan.devices]
-    if len(devices) < plan.devices:
-        raise ValueError(
-            f"devices is {plan.devices}, and JAX sees {len(devices)}: ask for no more (a CPU is "
-            f"several with XLA_FLAGS=--xla_force_host_platform_device_count={plan.devices})."
-        )
+    check_compiled(policy)
     seeds, mixture, limit = check_seeds(seeds), plan.mixture(), plan.max_steps
-    board = FunctionalBoard() if limit is None else FunctionalBoard(max_steps=limit)
+    limited = {} if limit is None else {"max_steps": limit}
+    board = FunctionalBoard(physics=plan.physics, **limited)
     every = policy.spec.execute_steps
     env = board if mixture is None else FaultyFunctionalBoard(mixture, board, every)
-    recording = Recording(tuple(taps), tuple(aux), actions=True)
-    filled = -(-len(seeds) // len(devices)) * len(devices)
-    slots = min(plan.num_envs or NUM_ENVS, filled)
+    filled = -(-len(seeds) // plan.devices) * plan.devices
+    job = _Job(
+        policy,
+        env,
+        plan,
+        Recording(tuple(taps), tuple(aux), actions=True),
+        slots=min(plan.num_envs or NUM_ENVS, filled),
+        memory=memory,
+        progress=progress,
+    )
     settings = {"physics": env.physics, **(settings or {})}
     config = run_config(policy.spec, plan, env.env_id, taps, aux, settings=settings)
+    play = _spread if plan.executor == "ray" else _Job.play
+    return record_episodes(
+        functools.partial(play, job), seeds, config, plan, out=out, progress=progress
+    )
 
-    def play(todo: Sequence[int]) -> Iterator[Trace]:
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What `run_compiled` was asked for, but for the seeds; can be sent to another process."""
+
+    policy: Policy
+    env: FunctionalBoard | FaultyFunctionalBoard
+    plan: EpisodePlan
+    recording: Recording
+    slots: int
+    memory: float
+    progress: bool
+
+    def play(self, todo: Sequence[int]) -> Iterator[Trace]:
+        """The seeds' episodes, in this process, in the order in which they end."""
         if not todo:
             return
+        plan, env = self.plan, self.env
+        devices = jax.devices()[: plan.devices]
+        if len(devices) < plan.devices:
+            raise ValueError(
+                f"devices is {plan.devices}, and JAX sees {len(devices)}: ask for no more (a CPU "
+                f"is several with XLA_FLAGS=--xla_force_host_platform_device_count={plan.devices})."
+            )
         rollouts = CompiledRollouts(
-            policy, env, num_envs=slots, devices=devices, fsdp=plan.fsdp, recording=recording
+            self.policy,
+            env,
+            num_envs=self.slots,
+            devices=devices,
+            fsdp=plan.fsdp,
+            recording=self.recording,
         )
         drawn = env.draw_starts(todo, perturbation=plan.perturbation)  # type: ignore[arg-type]
-        run = rollouts.prepare(rollouts.table(todo, drawn.start, drawn.prompts), memory=memory)
-        if progress:
+        table = rollouts.table(todo, drawn.start, drawn.prompts)
+        run = rollouts.prepare(table, memory=self.memory)
+        if self.progress:
             tqdm.write(run.describe())
-        build = Recorders(policy.spec, env, todo, drawn, plan.perturbation)
+        build = Recorders(self.policy.spec, env, todo, drawn, plan.perturbation)
         while build.left:
             yield from build.add(run.advance())
 
-    return record_episodes(play, seeds, config, plan, out=out, progress=progress)
+
+def _spread(job: _Job, todo: Sequence[int]) -> Iterator[Trace]:
+    """What `job.play` yields, by the processes of a Ray cluster."""
+    from mistjax.rollouts.workers.ray import spread
+
+    workers = job.plan.workers
+    share = max(min(SHARE * job.slots, -(-len(todo) // workers)), 1)
+    chunks = [todo[first : first + share] for first in range(0, len(todo), share)]
+    quiet = dataclasses.replace(job, progress=False)
+    for traces in spread(quiet.play, chunks, workers, devices=job.plan.devices):
+        yield from traces
 
 
 class Recorders:

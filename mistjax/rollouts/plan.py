@@ -19,6 +19,7 @@ LIBERO_ENV = "mistjax/Libero-v0"
 SEEDS = 2**31
 
 Executor = Literal["process", "ray"]
+Physics = Literal["kinematic", "mjx"]
 
 
 class CrashedError(RuntimeError):
@@ -55,14 +56,17 @@ class EpisodePlan:
         tasks: which tasks of the suite; all by default.
         videos: how many of the first episodes to record as video.
         max_steps: steps after which an episode is cut off; by default the environment's limit.
-        workers: processes that step the environments; 0 is this one.
+        workers: processes that step the environments; 0 is this one. For compiled episodes on Ray:
+            number of programs that run at a time, each in a process of its own.
         num_envs: environments in lock-step; 8 by default, with LIBERO one per worker. Give it if
             runs with different numbers of workers are to agree bit for bit.
         executor: whether workers are processes of this machine or Ray actors.
         retry_errors: rerun seeds that crashed in an earlier call.
         compiled: the board as one compiled program, policy, pictures and physics in it; faster, but
             the physics are not MuJoCo's, see docs/compiled.md.
-        devices: number of devices that compiled episodes are spread over.
+        physics: of compiled episodes: kinematic, or mjx, MuJoCo's own solver in JAX, which is
+            closer to MuJoCo and thousands of times slower.
+        devices: number of devices that compiled episodes are spread over; with Ray, per process.
         fsdp: number of neighbouring devices that share one copy of the policy, where one device is
             too small for it; a divisor of devices.
 
@@ -89,6 +93,7 @@ class EpisodePlan:
     executor: Executor = "process"
     retry_errors: bool = False
     compiled: bool = False
+    physics: Physics = "kinematic"
     devices: int = 1
     fsdp: int = 1
 
@@ -116,12 +121,19 @@ class EpisodePlan:
             raise ValueError(f"tasks are {[*tasks]}, but no LIBERO suite is named.")
         if self.executor not in ("process", "ray"):
             raise ValueError(f"executor is {self.executor!r}: expected 'process' or 'ray'.")
+        if self.physics not in typing.get_args(Physics):
+            raise ValueError(f"physics is {self.physics!r}: expected 'kinematic' or 'mjx'.")
         if self.compiled:
             self._check_compiled()
         elif (self.devices, self.fsdp) != (1, 1):
             raise ValueError(
                 f"devices is {self.devices} and fsdp is {self.fsdp}: only compiled episodes are "
                 "spread over devices; ask for compiled, or leave them out."
+            )
+        elif self.physics != "kinematic":
+            raise ValueError(
+                f"physics is {self.physics!r}: only compiled episodes have other physics than "
+                "MuJoCo's; ask for compiled, or leave it out."
             )
         object.__setattr__(self, "tasks", tasks)
         object.__setattr__(self, "perturbation", _plain(self.perturbation))
@@ -137,11 +149,16 @@ class EpisodePlan:
                 "compiled program; leave compiled out."
             )
         for name in ("videos", "workers"):
-            if getattr(self, name):
+            if getattr(self, name) and (name, self.executor) != ("workers", "ray"):
                 raise ValueError(
                     f"{name} is {getattr(self, name)}, but compiled episodes have none: give 0, or "
                     "leave compiled out."
                 )
+        if self.executor == "ray" and not self.workers:
+            raise ValueError(
+                "workers is 0: compiled episodes that Ray plays need at least 1, the number of "
+                "programs that run at a time."
+            )
         if self.devices % self.fsdp:
             raise ValueError(
                 f"fsdp is {self.fsdp}: expected a divisor of devices, {self.devices}, since that "

@@ -78,6 +78,8 @@ def stand_ins(run: Run) -> str:
         said.append("some meshes or textures; success is not comparable to published scores")
     if any(row["info"].get("physics") == "kinematic" for row in run.rows):
         said.append("kinematic physics, not MuJoCo's, which are somewhat less kind to a policy")
+    if any(row["info"].get("physics") == "mjx" for row in run.rows):
+        said.append("physics of MuJoCo's solver in JAX (MJX), not of MuJoCo itself")
     return "; ".join(said)
 
 

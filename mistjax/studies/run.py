@@ -29,7 +29,7 @@ from mistjax.report.explanation import raw_observation
 from mistjax.report.html import Section
 from mistjax.rollouts.collect import collect
 from mistjax.rollouts.compiled import check_compiled
-from mistjax.rollouts.plan import EpisodePlan
+from mistjax.rollouts.plan import EpisodePlan, Physics
 from mistjax.rollouts.run import Run, load_run
 from mistjax.studies.arms import Subject, find_arm, make_arm
 from mistjax.studies.conditions import Condition, condition
@@ -68,7 +68,8 @@ class StudyPlan:
         num_envs: environments in lock-step, the same in all arms; None is 16, and 1 with `suite`.
         videos: of each arm's first episodes.
         retry_errors: rerun seeds that crashed in an earlier call.
-        compiled, devices, fsdp: see `EpisodePlan`; the physics of all arms are then not MuJoCo's.
+        compiled, physics, devices, fsdp: see `EpisodePlan`; the physics of all arms are then not
+            MuJoCo's.
         title: of the page.
 
     Raises:
@@ -94,6 +95,7 @@ class StudyPlan:
     videos: int = 0
     retry_errors: bool = False
     compiled: bool = False
+    physics: Physics = "kinematic"
     devices: int = 1
     fsdp: int = 1
     title: str = ""
@@ -158,6 +160,7 @@ class StudyPlan:
             videos=self.videos,
             retry_errors=self.retry_errors,
             compiled=self.compiled,
+            physics=self.physics,
             devices=self.devices,
             fsdp=self.fsdp,
             **where.plan,
@@ -367,7 +370,7 @@ def _write(
         "first_seed": config.first,
         "tuning_seeds": [config.first_tuning, config.tuning] if best else None,
         "num_envs": config.plan(condition("nominal")).batch_size,
-        "physics": "kinematic" if config.compiled else "mujoco",
+        "physics": config.physics if config.compiled else "mujoco",
     }
     about = {key: value for key, value in result.to_json().items() if key != "rows"}
     for name, document in (

@@ -4,7 +4,7 @@ What an episode is (task, layout, appearance, cameras, fault) is a `Start` of ar
 compiled program runs any of them, and a table of starts is a whole study. `draw_starts` draws what
 `BoardEnv.reset` draws: a seed is the same episode in both. What counts as success and as the cause
 of a failure is `outcome`, for both. Physics are those of `kinematic`, which follow C MuJoCo closely
-but are not it.
+but are not it, or MJX's (`mjx_physics`), which are closer and thousands of times slower.
 
     board = FunctionalBoard()
     start, prompt = board.draw_starts([0])
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +39,49 @@ STATE_KEY = "observation/state"
 ACTION_DIM = 4
 _LATEST = 10  # steps that `late_grasp` looks back at most
 _TRIGGERS = ("start", "close", "held")
+PHYSICS = ("kinematic", "mjx")
 
 Numbers = Any  # jax.Array | np.ndarray
+
+
+class Body(Protocol):
+    """Where everything is, in metres, as a pytree; `kinematic.Body` says what these are. Stones
+    have axes of their own (`rotation` [n,3,3], as columns), or None where all are upright."""
+
+    gripper: Any
+    opening: Any
+    shift: Any
+    command: Any
+    stones: Any
+    rotation: Any
+
+
+class Mechanics(Protocol):
+    """How the board's world moves: two functions of one world, and how many stones there can be.
+    See `kinematic`, which is one."""
+
+    STONES: int
+
+    def at_rest(self, gripper: kinematic.Triple, stones: kinematic.Triple) -> Any: ...
+
+    def control_step(self, body: Any, action: Array, present: Array) -> Any: ...
+
+
+def mechanics(physics: str) -> Mechanics:
+    """The physics of a name in `PHYSICS`.
+
+    Raises:
+        ValueError: no physics are called so.
+        ImportError: those of MJX, and mujoco-mjx is not installed.
+    """
+    if physics == "kinematic":
+        return kinematic
+    if physics == "mjx":
+        from mistjax.envs.board import mjx_physics
+
+        mjx_physics.load()
+        return mjx_physics
+    raise ValueError(f"physics are {physics!r}: expected {' or '.join(PHYSICS)}.")
 
 
 class FaultArrays(NamedTuple):
@@ -102,7 +143,7 @@ class State(NamedTuple):
     """
 
     start: Start
-    body: kinematic.Body
+    body: Body
     progress: outcome.Progress
     moment: outcome.Moment
     done: Numbers
@@ -137,15 +178,22 @@ class FunctionalBoard:
         image_size: pixels per side of both pictures.
         max_steps: control steps before truncation.
         tolerance: largest placement error per axis, as a share of the grid spacing.
+        physics: of `PHYSICS`.
+
+    Raises:
+        ValueError, ImportError: see `mechanics`.
     """
 
     image_size: int = 64
     max_steps: int = 120
     tolerance: float = 0.4
+    physics: str = "kinematic"
 
     env_id = "mistjax/Board-v0"
-    physics = "kinematic"
     causes = outcome.CAUSES
+
+    def __post_init__(self) -> None:
+        mechanics(self.physics)
 
     def draw_starts(
         self,
@@ -191,7 +239,16 @@ class FunctionalBoard:
         fault: Fault | None,
         noise: np.random.Generator,
     ) -> Start:
-        """The same as arrays; `noise` is of the fault."""
+        """The same as arrays; `noise` is of the fault.
+
+        Raises:
+            ValueError: more stones than the physics hold.
+        """
+        if len(begin.stones) > (most := mechanics(self.physics).STONES):
+            raise ValueError(
+                f"seed {seed} has {len(begin.stones)} stones, and {self.physics} physics hold "
+                f"{most}: take the kinematic ones, or a smaller stone_count."
+            )
         stones = np.tile(PARKED, (s.MAX_STONES, 1))
         stones[: len(begin.stones)] = begin.positions
         task, scene = episode.task, episode.scene
@@ -215,7 +272,7 @@ class FunctionalBoard:
 
     def reset(self, start: Start) -> State:
         """The first moment of an episode."""
-        body = kinematic.at_rest(
+        body = mechanics(self.physics).at_rest(
             tuple(jnp.asarray(v) for v in start.gripper),
             tuple(jnp.asarray(v) for v in start.stones),
         )
@@ -238,7 +295,7 @@ class FunctionalBoard:
         """One 0.1 s step; an episode that is over stays as it is."""
         start, fault = state.start, state.start.fault
         action, gripper_asked, triggered, active = _corrupt(fault, state, action)
-        body = kinematic.control_step(state.body, action, start.present)
+        body = mechanics(self.physics).control_step(state.body, action, start.present)
         moment = self._moment(start, body)
         progress = outcome.advance(state.progress, start.task, state.moment, moment)
         late = progress.steps >= self.max_steps
@@ -286,7 +343,7 @@ class FunctionalBoard:
 
         return jax.lax.cond(state.start.shadow.any(), both, lambda: draw(False))
 
-    def _moment(self, start: Start, body: kinematic.Body) -> outcome.Moment:
+    def _moment(self, start: Start, body: Body) -> outcome.Moment:
         return outcome.observe(
             start.task,
             body.gripper,
@@ -299,7 +356,7 @@ class FunctionalBoard:
 
 
 def board_poses(state: State) -> Poses:
-    """Where everything is, for the ray-caster; every solid is upright."""
+    """Where everything is, for the ray-caster."""
     start, body = state.start, state.body
     gripper = jnp.stack(body.gripper)
 
@@ -312,9 +369,13 @@ def board_poses(state: State) -> Poses:
     stones = jnp.where(start.present[:, None], jnp.stack(body.stones, axis=1), PARKED)
     gantry = jnp.stack([at(z=s.PALM_Z), left, right])
     position = jnp.concatenate([board, gantry, stones, at(z=s.ROD_Z)[None]])
+    rotation = body.rotation
+    if rotation is not None:
+        upright = jnp.tile(jnp.eye(3), (len(position), 1, 1))
+        rotation = jax.lax.dynamic_update_slice(upright, rotation, (1 + len(gantry), 0, 0))
     return Poses(
         position,
-        None,
+        rotation,
         jnp.stack([start.front_position, gripper + start.wrist_position]),
         jnp.stack([start.front_rotation, start.wrist_rotation]),
     )

@@ -25,6 +25,7 @@ from mistjax.envs.board import scene as s
 Numbers = Any  # jax.Array, or what becomes one
 Triple = tuple[Numbers, ...]  # x, y, z
 
+STONES = s.MAX_STONES
 STEP = 0.020
 ROUNDS = 5
 SUBSTEPS = s.CONTROL_STEPS // ROUNDS
@@ -72,6 +73,8 @@ class Body(NamedTuple):
     speeds: Triple
     held: Numbers
     grip: tuple[Numbers, Numbers]
+
+    rotation = None  # stones are upright
 
 
 def at_rest(gripper: Triple, stones: Triple) -> Body:

@@ -125,7 +125,7 @@ def build_model(scene: BoardScene, stones: tuple[str, ...]) -> mujoco.MjModel:
         )
     if len(stones) > MAX_STONES:
         raise ValueError(f"{len(stones)} stones asked for, at most {MAX_STONES} fit the scene")
-    return mujoco.MjModel.from_xml_string(_xml(scene, stones))
+    return mujoco.MjModel.from_xml_string(scene_xml(scene, stones))
 
 
 def _numbers(values) -> str:
@@ -196,7 +196,8 @@ def _materials(scene: BoardScene) -> str:
     )
 
 
-def _xml(scene: BoardScene, stones: tuple[str, ...]) -> str:
+def scene_xml(scene: BoardScene, stones: tuple[str, ...]) -> str:
+    """What `build_model` compiles, in MuJoCo's language."""
     slides = "".join(
         f'<joint name="{name}" type="slide" axis="{axis}" range="{low} {high}" damping="5"/>'
         for name, axis, low, high in zip(

@@ -1,4 +1,5 @@
-"""`RayWorker`: a host of environments in a Ray actor, on this machine or another of the cluster.
+"""`RayWorker`: a host of environments in a Ray actor, on this machine or another of the cluster;
+`spread`: compiled episodes in processes of the cluster.
 
 Needs the extra `mistjax[ray]`. A cluster is joined when Ray finds one (`RAY_ADDRESS`), else Ray is
 started on this machine for as long as this process lives.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import collections
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from mistjax.rollouts.workers import worker as workers
@@ -17,6 +18,8 @@ from mistjax.rollouts.workers.host import Host, MakeEnv, Request
 from mistjax.rollouts.workers.worker import WorkerLost
 
 START_ATTEMPTS = 4
+RETRIES = 3
+"""Times that seeds are played again whose process or machine has died."""
 
 
 def connect(count: int) -> None:
@@ -90,6 +93,58 @@ class RayWorker:
     def close(self) -> None:
         if _ray().is_initialized():
             _ray().kill(self._actor)
+
+
+def spread(
+    play: Callable[[Sequence[int]], Iterable[Any]],
+    chunks: Sequence[Sequence[int]],
+    workers: int,
+    *,
+    devices: int = 1,
+) -> Iterator[list[Any]]:
+    """What `play` yields of each chunk of seeds, as soon as one has been played.
+
+    Args:
+        play: can be sent to another process; its answer depends on the seeds alone.
+        chunks: seeds that are played in one piece. Those that a process or a machine takes down
+            with it are played again from their beginning, so that each is handed on once.
+        workers: how many are played at a time.
+        devices: GPUs of each, where the cluster has any.
+
+    Raises:
+        ImportError, ValueError: see `connect`.
+        RuntimeError: the processes that played a chunk died `RETRIES` + 1 times.
+        Exception: whatever `play` raises.
+    """
+    ray = _ray()
+    connect(workers)
+    gpus = devices if ray.cluster_resources().get("GPU", 0) else 0
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_played)
+    shared, waiting, running = ray.put(play), collections.deque(chunks), []
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(task.remote(shared, waiting.popleft()))
+            (done,), running = ray.wait(running)
+            try:
+                yield ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise (error.cause or error) from None
+            except ray.exceptions.RayError as error:
+                raise RuntimeError(
+                    f"a process on the Ray cluster died {RETRIES + 1} times "
+                    f"({str(error).splitlines()[0]}): the same call goes on with what is missing."
+                ) from None
+    finally:
+        for left in running:
+            ray.cancel(left, force=True)
+
+
+def _played(play: Callable[[Sequence[int]], Iterable[Any]], seeds: Sequence[int]) -> list[Any]:
+    from mistjax.compilation import enable_cache
+
+    enable_cache()
+    return list(play(seeds))
 
 
 def _ray() -> Any:
