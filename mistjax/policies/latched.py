@@ -20,7 +20,7 @@ from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy, Sample
-from mistjax.policies.wrapper import Wrapper, erase_state, with_words
+from mistjax.policies.wrapper import Briefed, erase_state, with_words
 
 
 @flax.struct.dataclass
@@ -34,7 +34,7 @@ class LatchedState:
 
 
 @flax.struct.dataclass
-class LatchedPrompt(Wrapper):
+class LatchedPrompt(Briefed):
     """See the module.
 
     Attributes:
@@ -56,14 +56,7 @@ class LatchedPrompt(Wrapper):
         return cls(policy, bare.spec.prompt_length)
 
     def initial_state(self, batch: int) -> LatchedState:
-        return self._fresh(self.policy.initial_state(batch), batch)
-
-    def begin(self, seeds: Sequence[int]) -> LatchedState:
-        """See `Policy.begin`."""
-        return self._fresh(self.policy.begin(seeds), len(seeds))
-
-    def _fresh(self, state: Any, batch: int) -> LatchedState:
-        words = jnp.zeros((batch, self.length), jnp.int32)
+        state, words = self.policy.initial_state(batch), jnp.zeros((batch, self.length), jnp.int32)
         return LatchedState(state, words, words > 0, jnp.zeros(batch, bool))
 
     def sample(

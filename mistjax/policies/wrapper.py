@@ -86,6 +86,43 @@ class Wrapper(Policy):
         return self.policy.objective(obs, key, readout, taps=taps, edits=edits)
 
 
+class Briefed(Wrapper):
+    """Base of policies with a state of their own, in whose field `policy` is that of the one inside,
+    and which pass on to it what it is told of an episode.
+
+    What is told lies between host and program: `brief` runs on the host, `told` may be traced.
+    """
+
+    def begin(self, seeds: Sequence[int]) -> Any:
+        """See `Policy.begin`."""
+        return self.told(self.initial_state(len(seeds)), self.brief(seeds))
+
+    def brief(self, seeds: Sequence[int]) -> Any:
+        """What is told of the episodes with these seeds, as arrays [episodes, ...]; see `brief`."""
+        return brief(self.policy, seeds)
+
+    def told(self, state: Any, brief: Any) -> Any:
+        """An initial state that has been told; one element of `brief` for each of the batch."""
+        return dataclasses.replace(state, policy=told(self.policy, state.policy, brief))
+
+
+def brief(policy: Policy, seeds: Sequence[int]) -> Any:
+    """What a policy is told of the episodes with these seeds, for `told`: () where that is nothing,
+    and the whole of `Policy.begin` where a policy has its own and does not say more.
+    """
+    if isinstance(policy, Briefed):
+        return policy.brief(seeds)
+    alike = type(policy).begin in (Policy.begin, Wrapper.begin)
+    return () if alike else policy.begin(seeds)
+
+
+def told(policy: Policy, state: Any, brief: Any) -> Any:
+    """`policy.begin(seeds)` out of `policy.initial_state(len(seeds))` and `brief(policy, seeds)`."""
+    if isinstance(policy, Briefed):
+        return policy.told(state, brief)
+    return state if isinstance(brief, tuple) and not brief else brief
+
+
 class Reporting(Wrapper):
     """Base of policies that act as the one inside, bit for bit, and say more of it: a subclass
     names what it `adds` to `Sample.aux`, and finds it in `report`.

@@ -28,7 +28,7 @@ from mistjax.models.observation import Observation
 from mistjax.models.transforms import flat_batch
 from mistjax.policies.pi import PiPolicy
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample
-from mistjax.policies.wrapper import Wrapper, flow_of, innermost, traceable
+from mistjax.policies.wrapper import Briefed, flow_of, innermost, traceable
 from mistjax.realtime.strategies import Strategy
 from mistjax.recover.watched import Watched
 
@@ -59,7 +59,7 @@ class DelayedState:
 
 
 @flax.struct.dataclass
-class Delayed(Wrapper):
+class Delayed(Briefed):
     """See the module. `Sample.actions` is the plan of one round in model units, `aux["planned"]`
     where it has an entry.
 
@@ -105,14 +105,7 @@ class Delayed(Wrapper):
         return dataclasses.replace(spec, action_horizon=length, execute_steps=length)
 
     def initial_state(self, batch: int) -> DelayedState:
-        return self._begun(self.policy.initial_state(batch), batch)
-
-    def begin(self, seeds: Sequence[int]) -> DelayedState:
-        """See `Policy.begin`: the policy inside is told the seeds."""
-        return self._begun(self.policy.begin(seeds), len(seeds))
-
-    def _begun(self, state: Any, batch: int) -> DelayedState:
-        s = self.strategy
+        state, s = self.policy.initial_state(batch), self.strategy
         chunks = jnp.zeros((batch, s.history, s.horizon, self.policy.chunk_width), jnp.float32)
         known = jnp.zeros((batch, s.history, s.horizon), bool)
         rest = jnp.zeros((batch, self.state_width), jnp.float32)

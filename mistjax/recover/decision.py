@@ -22,7 +22,7 @@ from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Sample
-from mistjax.policies.wrapper import Wrapper
+from mistjax.policies.wrapper import Briefed
 
 NEVER = 2**30
 """An inference that no episode reaches."""
@@ -130,36 +130,37 @@ Told = Callable[[int], tuple[str | None, int]]
 """Seed of an episode -> (input or None, from which inference on)."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Scripted(Wrapper):
+@flax.struct.dataclass
+class Scripted(Briefed):
     """A `Repaired` policy that is told about each episode what its decision needs.
 
     Attributes:
         policy: a `Repaired`.
-        told: the script of a seed; inputs by the names of `policy.spec.inputs` ("front") or of the
-            monitor.
+        script: of a seed; inputs by the names of `policy.spec.inputs` ("front") or of the monitor.
     """
 
     policy: Any
-    told: Told
+    script: Told = flax.struct.field(pytree_node=False)
 
-    def begin(self, seeds: Sequence[int]) -> Any:
-        """See `Policy.begin`.
+    def brief(self, seeds: Sequence[int]) -> Script:
+        """See `Briefed`.
 
         Raises:
             ValueError: an input that the policy does not have.
         """
         places = {name: i for i, name in enumerate(self.policy.inputs.inputs)}
         places |= {name: i for i, name in enumerate(self.policy.spec.inputs)}
-        told = [self.told(int(seed)) for seed in seeds]
-        if unknown := sorted({name for name, _ in told if name not in (None, *places)}):
+        scripts = [self.script(int(seed)) for seed in seeds]
+        if unknown := sorted({name for name, _ in scripts if name not in (None, *places)}):
             raise ValueError(f"no inputs are called {unknown}: the policy has {[*places]}.")
-        script = Script(
-            jnp.asarray(np.array([places.get(name, -1) for name, _ in told], np.int32)),
-            jnp.asarray(np.array([min(at, NEVER) for _, at in told], np.int32)),
+        return Script(
+            jnp.asarray(np.array([places.get(name, -1) for name, _ in scripts], np.int32)),
+            jnp.asarray(np.array([min(at, NEVER) for _, at in scripts], np.int32)),
         )
-        state = self.policy.begin(seeds)
-        return dataclasses.replace(state, repair=dataclasses.replace(state.repair, script=script))
+
+    def told(self, state: Any, brief: Script) -> Any:
+        """See `Briefed`."""
+        return dataclasses.replace(state, repair=dataclasses.replace(state.repair, script=brief))
 
     def sample(
         self,

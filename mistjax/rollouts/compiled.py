@@ -34,9 +34,8 @@ from jaxtyping import Array, Bool, Float, Int
 from mistjax.batches import choose
 from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
-from mistjax.policies.latched import LatchedPrompt
 from mistjax.policies.protocol import Policy, Sample
-from mistjax.policies.wrapper import Wrapper, traceable
+from mistjax.policies.wrapper import brief, told, traceable
 from mistjax.rollouts.loop import episode_keys
 from mistjax.rollouts.recorder import MONITOR
 
@@ -78,11 +77,13 @@ class Table:
         seed: names the episode, and its policy's noise.
         start: for the environment's `reset`.
         words: of `Policy.encode_prompts`, of each of an episode's prompts.
+        brief: what the policy is told of the episode, see `wrapper.brief`.
     """
 
     seed: Int[AnyArray, " e"]
     start: Any
     words: tuple[Int[AnyArray, "e p l"], Bool[AnyArray, "e p l"]]
+    brief: Any = ()
 
 
 @flax.struct.dataclass
@@ -196,8 +197,8 @@ def _refill(
     waiting = slots.next[0] + jnp.cumsum(free) - 1
     fresh = free & (waiting < count[0])
     episode = jnp.where(fresh, waiting, slots.episode)
-    start = jax.tree.map(lambda leaf: leaf[episode], table.start)
-    first = policy.initial_state(len(free))
+    start, given = jax.tree.map(lambda leaf: leaf[episode], (table.start, table.brief))
+    first = told(policy, policy.initial_state(len(free)), given)
     return Slots(
         episode=episode,
         busy=slots.busy | fresh,
@@ -438,25 +439,6 @@ class Run:
         return reported._replace(episode=np.where(reported.episode < 0, -1, episode))
 
 
-def check_compiled(policy: Policy) -> None:
-    """ValueError for a policy that cannot act inside a compiled program; says why."""
-    traceable(policy)
-    if told := _told(policy):
-        raise ValueError(
-            f"{told} is told something of each episode when it begins, which a compiled program "
-            "cannot be: leave compiled out, or take other arms."
-        )
-
-
-def _told(policy: Policy) -> str | None:
-    """What of a policy is told something of an episode, by name."""
-    if isinstance(policy, LatchedPrompt):  # passes on what it is told
-        return _told(policy.policy)
-    if type(policy).begin not in (Policy.begin, Wrapper.begin):
-        return type(policy).__name__
-    return _told(policy.policy) if isinstance(policy, Wrapper) else None
-
-
 def _whole(array: Array) -> np.ndarray:
     """An array on the host, in every process that has a part of it."""
     if array.is_fully_addressable:
@@ -513,7 +495,7 @@ class CompiledRollouts:
             raise ValueError(
                 f"num_envs is {num_envs}: expected a multiple of the {len(devices)} devices."
             )
-        check_compiled(policy)
+        traceable(policy)
         self.policy, self.num_envs = policy, num_envs
         mesh = Mesh(np.array(devices).reshape(-1, fsdp), (AXIS, FSDP))
         self._program = _Program(env, policy.spec.execute_steps, rounds, recording, mesh)
@@ -524,10 +506,10 @@ class CompiledRollouts:
         """Episodes for `reports`: their starts and what the policy is told, one prompt or as many
         as the environment chooses from.
         """
-        told = [(text,) if isinstance(text, str) else tuple(text) for text in prompts]
-        flat = traceable(self.policy).encode_prompts([text for texts in told for text in texts])
-        words = jax.tree.map(lambda w: w.reshape(len(told), -1, w.shape[-1]), flat)
-        return Table(np.asarray(seeds, np.int32), start, words)
+        said = [(text,) if isinstance(text, str) else tuple(text) for text in prompts]
+        flat = traceable(self.policy).encode_prompts([text for texts in said for text in texts])
+        words = jax.tree.map(lambda w: w.reshape(len(said), -1, w.shape[-1]), flat)
+        return Table(np.asarray(seeds, np.int32), start, words, brief(self.policy, seeds))
 
     def prepare(self, table: Table, edits: Sequence[Edit] = (), *, memory: float = math.inf) -> Run:
         """Puts the table's episodes on the devices and compiles the program, if it is new.

@@ -16,7 +16,8 @@ from mistjax.envs.board.functional import Drawn, FunctionalBoard
 from mistjax.envs.board.functional_faults import FaultyFunctionalBoard
 from mistjax.hooks.sites import Tap
 from mistjax.policies.protocol import Policy, PolicySpec
-from mistjax.rollouts.compiled import CompiledRollouts, Recording, Round, check_compiled
+from mistjax.policies.wrapper import traceable
+from mistjax.rollouts.compiled import CompiledRollouts, Recording, Round
 from mistjax.rollouts.plan import EpisodePlan, check_seeds
 from mistjax.rollouts.recorder import Inference, Recorder
 from mistjax.rollouts.run import Run
@@ -67,7 +68,7 @@ def run_compiled(
         ImportError: the physics or the executor need a package that is not installed.
         RuntimeError: a process on the cluster died again and again.
     """
-    check_compiled(policy)
+    traceable(policy)
     seeds, mixture, limit = check_seeds(seeds), plan.mixture(), plan.max_steps
     limited = {} if limit is None else {"max_steps": limit}
     board = FunctionalBoard(physics=plan.physics, **limited)

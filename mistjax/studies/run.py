@@ -23,12 +23,12 @@ from mistjax.envs.faults.splits import SEEDS
 from mistjax.files import atomic
 from mistjax.policies.latched import LatchedPrompt
 from mistjax.policies.load import load_policy
+from mistjax.policies.wrapper import traceable
 from mistjax.recover.decision import DECISIONS
 from mistjax.report.build import episodes, filmed
 from mistjax.report.explanation import raw_observation
 from mistjax.report.html import Section
 from mistjax.rollouts.collect import collect
-from mistjax.rollouts.compiled import check_compiled
 from mistjax.rollouts.plan import EpisodePlan, Physics
 from mistjax.rollouts.run import Run, load_run
 from mistjax.studies.arms import Subject, find_arm, make_arm
@@ -210,7 +210,7 @@ def run_study(config: StudyPlan, log: Log = silent) -> Found:
         if arm != BEST:
             made = make_arm(arm, subject, where[0].faults)
             if config.compiled:
-                check_compiled(made)
+                traceable(made)
     best = find_best(config, subject) if BEST in config.chosen_arms else None
     found: dict[str, dict[str, Outcomes]] = {}
     crashed: dict[str, dict[str, int]] = {}

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,7 @@ PHYSICS = ("kinematic", "mjx")
 Numbers = Any  # jax.Array | np.ndarray
 
 
+@runtime_checkable
 class Body(Protocol):
     """Where everything is, in metres, as a pytree; `kinematic.Body` says what these are. Stones
     have axes of their own (`rotation` [n,3,3], as columns), or None where all are upright."""
@@ -56,6 +57,7 @@ class Body(Protocol):
     rotation: Any
 
 
+@runtime_checkable
 class Mechanics(Protocol):
     """How the board's world moves: two functions of one world, and how many stones there can be.
     See `kinematic`, which is one."""
