@@ -87,7 +87,7 @@ class Wrapper(Policy):
 
 
 class Briefed(Wrapper):
-    """Base of policies with a state of their own, in whose field `policy` is that of the one inside,
+    """Base of policies with a state of their own, whose field `policy` is that of the one inside,
     and which pass on to it what it is told of an episode.
 
     What is told lies between host and program: `brief` runs on the host, `told` may be traced.
@@ -117,7 +117,7 @@ def brief(policy: Policy, seeds: Sequence[int]) -> Any:
 
 
 def told(policy: Policy, state: Any, brief: Any) -> Any:
-    """`policy.begin(seeds)` out of `policy.initial_state(len(seeds))` and `brief(policy, seeds)`."""
+    """`policy.begin(seeds)`, made of `policy.initial_state(len(seeds))` and what `brief` says."""
     if isinstance(policy, Briefed):
         return policy.told(state, brief)
     return state if isinstance(brief, tuple) and not brief else brief

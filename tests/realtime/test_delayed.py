@@ -8,6 +8,7 @@ import pytest
 from mistjax.demo import MIST, POLICY
 from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.policies import load_policy
+from mistjax.policies.wrapper import Wrapper
 from mistjax.realtime.delayed import Delayed
 from mistjax.realtime.strategies import NAMES
 from mistjax.recover.artifact import load_mist
@@ -48,14 +49,11 @@ def test_the_old_chunk_is_executed_until_the_new_one_is_there(policy, raw):
 
 
 @dataclasses.dataclass(frozen=True)
-class Alarming:
+class Alarming(Wrapper):
     """What a monitored policy says; `lost` elements fall back."""
 
     policy: object
     lost: bool
-
-    def __getattr__(self, name):
-        return getattr(self.policy, name)
 
     def sample(self, obs, key, **options):
         options.pop("state")

@@ -228,7 +228,7 @@ def test_a_name_is_taken_back_when_the_sensor_agrees_and_a_budget_ends_every_rep
 def test_a_script_names_inputs_that_there_are(make):
     mist = make(SCRIPT)
     with pytest.raises(ValueError, match="rear"):
-        dataclasses.replace(mist, told=lambda seed: ("rear", 1)).begin([0])
+        dataclasses.replace(mist, script=lambda seed: ("rear", 1)).begin([0])
     with pytest.raises(ValueError, match="alarm only"):
         Decision("start", "named")
 

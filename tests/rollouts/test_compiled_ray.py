@@ -72,7 +72,7 @@ def test_a_machine_that_dies_takes_no_episode_with_it(cluster, tmp_path):
             time.sleep(0.05)
         cluster.remove_node(cluster.victim, allow_graceful=False)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     there = collect(policy, folder, dataclasses.replace(PLAN, executor="ray", workers=2))
     killer.join()

@@ -98,6 +98,8 @@ def test_eval_compiled_says_that_its_physics_are_not_mujocos(tmp_path, capsys):
         ({"suite": "libero_object"}, "compiled is asked for with libero_object"),
         ({"fsdp": 2}, "fsdp is 2: expected a divisor of devices, 1"),
         ({"devices": 0}, "devices is 0: expected"),
+        ({"executor": "ray"}, "workers is 0: compiled episodes that Ray plays need at least 1"),
+        ({"physics": "newton"}, "physics is 'newton': expected 'kinematic' or 'mjx'"),
     ],
 )
 def test_what_no_compiled_run_has_is_refused(options, message):
@@ -109,6 +111,8 @@ def test_what_no_compiled_run_has_is_refused(options, message):
 def test_devices_are_of_compiled_episodes_and_there():
     with pytest.raises(ValueError, match="devices is 2 and fsdp is 1: only compiled episodes"):
         EpisodePlan(devices=2)
+    with pytest.raises(ValueError, match="physics is 'mjx': only compiled episodes"):
+        EpisodePlan(physics="mjx")
     plan = EpisodePlan(4, compiled=True, devices=999)
     with pytest.raises(ValueError, match="devices is 999, and JAX sees 2: ask for no more"):
         run_compiled(load_policy(SHIPPED), plan.seeds(), plan, progress=False)

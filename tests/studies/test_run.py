@@ -13,6 +13,7 @@ from mistjax.demo import MIST, POLICY, shipped_demo
 from mistjax.envs.faults.battery import Mixture
 from mistjax.policies.load import load_policy
 from mistjax.recover.decision import NEVER
+from mistjax.rollouts.collect import collect
 from mistjax.rollouts.run import load_run
 from mistjax.studies.arms import ARMS, Subject, find_arm, make_arm, truth
 from mistjax.studies.conditions import CHOSEN, condition
@@ -64,10 +65,31 @@ def test_an_arm_that_cannot_be_made_is_known_before_anything_is_played(tmp_path)
     assert not (tmp_path / "study").exists()
 
 
-def test_a_compiled_study_refuses_a_scripted_arm_before_anything_is_played(tmp_path):
-    with pytest.raises(ValueError, match="Scripted is told something of each episode"):
-        run_study(plan(tmp_path, arms=("bare", "oracle"), compiled=True))
-    assert not (tmp_path / "study").exists()
+@pytest.mark.slow
+def test_a_compiled_arm_is_told_of_each_episode_what_the_host_loop_tells_it(subject, tmp_path):
+    faults = condition("mixture").faults
+    seeds = [s for s in range(9_000_000, 9_000_060) if truth(s, subject, faults)[0]][:8]
+    arm = make_arm("oracle", subject, faults)
+    names, runs = arm.spec.inputs, {}
+    for compiled in (True, False):
+        settings = {
+            "num_envs": 3,
+            "max_steps": 60,
+            "compiled": compiled,
+            **condition("mixture").plan,
+        }
+        runs[compiled] = collect(arm, tmp_path / str(compiled), seeds=seeds, **settings)
+    places = set()
+    for seed in seeds:
+        where, onset = truth(seed, subject, faults)
+        here, there = (runs[compiled].trace(seed).aux["repaired"] for compiled in (True, False))
+        both = min(len(here), len(there))
+        np.testing.assert_array_equal(here[:both], there[:both])
+        assert not here[:onset].any()
+        if onset < both:
+            assert set(np.flatnonzero(here.any(axis=0))) <= {names.index(where)}
+            places |= set(np.flatnonzero(here.any(axis=0)))
+    assert len(places) > 1  # more than one input was repaired
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from mistjax.envs.board import scene as s
 Numbers = Any  # jax.Array, or what becomes one
 Triple = tuple[Numbers, ...]  # x, y, z
 
-STONES = s.MAX_STONES
+STONES: int = s.MAX_STONES
 STEP = 0.020
 ROUNDS = 5
 SUBSTEPS = s.CONTROL_STEPS // ROUNDS

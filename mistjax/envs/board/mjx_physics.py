@@ -33,7 +33,7 @@ from mistjax.envs.board.kinematic import CLOSED, OPEN, SINK, STEP, Numbers, Trip
 GRIP = ((0, 12), (40, 8), (70, 4))
 FOOT = ((0, 8), (70, 4))
 """Rings of a stone's vertices: latitude in degrees, how many."""
-STONES = 6
+STONES: int = 6
 """How many there can be: those of an unperturbed board. Cost grows with their square."""
 PAIRS, CONTACTS = STONES, 4 * STONES
 """How many of the nearest pairs of geoms MJX looks at, and of the deepest contacts it solves, of

@@ -228,9 +228,8 @@ class RobotPreset:
         xp = jnp if isinstance(actions, jax.Array) else np
         still = self.fallback(state)[:, None]
         actions = xp.where(broken[:, None, None], still, actions)
-        return xp.clip(actions, xp.array(self.action_low), xp.array(self.action_high)).astype(
-            xp.float32
-        )
+        low, high = (xp.array(ends)[None, None] for ends in (self.action_low, self.action_high))
+        return xp.clip(actions, low, high).astype(xp.float32)
 
     def still(self, state: Float[AnyArray, "b s"]) -> Float[AnyArray, "b a"]:
         """The action that holds the robot still in a state of its own units, within the bounds; for
