@@ -28,8 +28,9 @@ PLAN = EpisodePlan(24, 22_500_000, compiled=True, num_envs=4, max_steps=60)
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     """Two machines of one CPU each; the second is the one to kill."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's processes are as busy as this one
     rays = pytest.importorskip("ray", reason="needs Ray")
     from ray.cluster_utils import Cluster
 

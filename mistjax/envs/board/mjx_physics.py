@@ -43,7 +43,8 @@ _FAR = 5.0  # metres from the board to stones that are not there
 
 
 class Body(NamedTuple):
-    """Everything that moves, in MuJoCo's coordinates; the rest is what `kinematic.Body` says.
+    """Everything that moves, in MuJoCo's coordinates; the rest is what `kinematic.Body` says. Of
+    one world, or of a batch.
 
     Attributes:
         qpos, qvel: positions and speeds.
@@ -51,50 +52,54 @@ class Body(NamedTuple):
         command: 1 open, -1 closed.
     """
 
-    qpos: Float[Array, " q"]
-    qvel: Float[Array, " v"]
-    warmstart: Float[Array, " v"]
+    qpos: Float[Array, "*b q"]
+    qvel: Float[Array, "*b v"]
+    warmstart: Float[Array, "*b v"]
     command: Numbers
 
     @property
     def gripper(self) -> Triple:
-        return tuple(self.qpos[i] for i in range(3))
+        return tuple(self.qpos[..., i] for i in range(3))
 
     @property
     def opening(self) -> Numbers:
-        return (self.qpos[3] + self.qpos[4]) / 2
+        return (self.qpos[..., 3] + self.qpos[..., 4]) / 2
 
     @property
     def shift(self) -> Numbers:
-        return (self.qpos[3] - self.qpos[4]) / 2
+        return (self.qpos[..., 3] - self.qpos[..., 4]) / 2
 
     @property
     def stones(self) -> Triple:
-        place = self._free[:, :3]
-        nowhere = jnp.tile(jnp.asarray(PARKED), (s.MAX_STONES - STONES, 1))
-        x, y, z = jnp.concatenate([place, nowhere]).T
-        return x, y, z
+        free = self._free
+
+        def padded(axis: int) -> Array:
+            nowhere = jnp.full((*free.shape[:-2], s.MAX_STONES - STONES), PARKED[axis])
+            return jnp.concatenate([free[..., axis], nowhere], axis=-1)
+
+        return tuple(map(padded, range(3)))
 
     @property
-    def rotation(self) -> Float[Array, "n 3 3"]:
+    def rotation(self) -> Float[Array, "*b n 3 3"]:
         """Axes of each stone, as columns."""
-        upright = jnp.tile(jnp.eye(3), (s.MAX_STONES - STONES, 1, 1))
-        return jnp.concatenate([_axes(self._free[:, 3:]), upright])
+        axes = _axes(self._free[..., 3:])
+        rest = (*axes.shape[:-3], s.MAX_STONES - STONES, 3, 3)
+        return jnp.concatenate([axes, jnp.broadcast_to(jnp.eye(3), rest)], axis=-3)
 
     @property
-    def _free(self) -> Float[Array, "stones 7"]:
+    def _free(self) -> Float[Array, "*b stones 7"]:
         """Position and quaternion of each stone."""
-        return self.qpos[_ARM:].reshape(STONES, 7)
+        return self.qpos[..., _ARM:].reshape(*self.qpos.shape[:-1], STONES, 7)
 
 
 def at_rest(gripper: Triple, stones: Triple) -> Body:
     """See `kinematic.at_rest`; stones under the table are laid far away from the board."""
     model, _ = load()
     x, y, z = (along[:STONES] for along in stones)
-    there, row = z > 0, jnp.arange(STONES)
+    there, row = z > 0, jnp.arange(STONES, dtype=jnp.float32)
     place = (
         jnp.where(there, x, _FAR),
-        jnp.where(there, y, row * 4 * s.STONE_RADIUS),
+        jnp.where(there, y, row * (4 * s.STONE_RADIUS)),
         jnp.where(there, z, s.STONE_HALF_HEIGHT) - SINK,
     )
     one, zero = jnp.ones(STONES), jnp.zeros(STONES)
@@ -133,7 +138,7 @@ def _control_step(body: Body, action: jax.Array) -> Body:
         qacc_warmstart=body.warmstart,
         ctrl=jnp.stack([*target, fingers, fingers]),
     )
-    with _quiet():
+    with _as_mjx_likes():
         data, _ = jax.lax.scan(
             lambda data, _: (mjx.step(model, data), None), data, None, length=s.CONTROL_STEPS
         )
@@ -155,15 +160,20 @@ def load() -> tuple[Any, Any]:
         raise ImportError(
             "physics 'mjx' need mujoco-mjx: pip install 'mistjax[mjx]', or take the kinematic ones."
         ) from error
-    with _quiet(), jax.ensure_compile_time_eval():
+    with _as_mjx_likes(), jax.ensure_compile_time_eval():
         model = mjx.put_model(_scene().compile())
         return model, mjx.make_data(model)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warning of MJX's largest 64-bit number, which no 32-bit one is."""
-    with warnings.catch_warnings():
+def _as_mjx_likes() -> Iterator[None]:
+    """With JAX's default rules of promotion, and without a warning about MJX's largest 64-bit
+    number, which no 32-bit one is."""
+    with (
+        warnings.catch_warnings(),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
         yield
 
@@ -209,11 +219,11 @@ def stone_vertices(rings: Sequence[tuple[int, int]]) -> Float[np.ndarray, "n 3"]
     return vertices * np.array(s.STONE_SIZE)
 
 
-def _axes(quaternion: Float[Array, "n 4"]) -> Float[Array, "n 3 3"]:
-    w, x, y, z = (quaternion / jnp.linalg.norm(quaternion, axis=1, keepdims=True)).T
+def _axes(quaternion: Float[Array, "*b 4"]) -> Float[Array, "*b 3 3"]:
+    w, x, y, z = jnp.moveaxis(quaternion, -1, 0) / jnp.linalg.norm(quaternion, axis=-1)[None]
     rows = (
         (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
         (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
         (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
     )
-    return jnp.moveaxis(jnp.array(rows), -1, 0)
+    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
