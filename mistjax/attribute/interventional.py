@@ -184,6 +184,52 @@ def iss(
     return Attribution.unsigned(per_element(unravel, scores), value, start, patch)
 
 
+@compiled
+def equal_area(
+    policy: Policy,
+    obs: Observation,
+    key: Array,
+    readout: Readout,
+    attribution: Attribution,
+    *,
+    baseline: Baseline = Baseline(),
+    chunk: int = 8,
+    share: float = 0.1,
+    draws: int = 16,
+    seed: int = 0,
+) -> tuple[Float[Array, " b"], Float[Array, "n b"]]:
+    """What any map is to be held against: how much the readout changes where its strongest patches
+    are replaced, and where as many random ones are.
+
+    Cost: draws + 2 inferences of the batch.
+
+    Args:
+        policy, obs, key, readout, baseline, chunk: as for `effects`.
+        attribution: of the same batch, by any method.
+        share: of the patches of all cameras, at least one.
+        draws: random sets of patches.
+        seed: of these.
+
+    Returns:
+        Absolute changes: of the strongest patches, and of each random set.
+    """
+    patch, grids = attribution.patch, jax.tree.leaves(attribution.images)
+    strength = jnp.concatenate([jnp.abs(g).reshape(len(g), -1) for g in grids], axis=1)
+    count = max(1, round(share * strength.shape[1]))
+    drawn = jax.random.uniform(jax.random.key(seed), (draws, *strength.shape))
+    order = jnp.concatenate([-strength[None], drawn])
+    chosen = jnp.argsort(jnp.argsort(order, axis=-1), axis=-1) < count
+    unravel, size = each_region(policy, obs, patch)
+    masks = jnp.zeros((draws + 2, len(strength), size), jnp.float32)  # the first replaces nothing
+    masks = masks.at[1:, :, : strength.shape[1]].set(chosen.astype(jnp.float32))
+    regions = jax.vmap(lambda vectors: per_element(unravel, vectors))(masks)
+    values = effects(
+        policy, obs, key, readout, regions, patch=patch, baseline=baseline, chunk=chunk
+    )
+    change = jnp.abs(values[1:] - values[:1])
+    return change[0], change[1:]
+
+
 def nuisance_regions(
     segmentation: Int[Array, "b h w"], relevant: Int[Array, " n"], patch: PatchSize
 ) -> Float[Array, "b gy gx"]:

@@ -19,7 +19,7 @@ from mistjax.attribute.gradients import gradient_x_input, integrated_gradients, 
 from mistjax.attribute.inputs import PatchSize
 from mistjax.attribute.interventional import iss, occlusion
 from mistjax.attribute.readouts import Readout
-from mistjax.attribute.tokens import attention_mass, cache_ablation, token_norm
+from mistjax.attribute.tokens import attention_mass, cache_ablation, camera_masking, token_norm
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy
 
@@ -38,6 +38,7 @@ OF_TOKENS: dict[str, Callable[..., Attribution]] = {
     "attention_mass": attention_mass,
     "token_norm": token_norm,
     "cache_ablation": cache_ablation,
+    "camera_masking": camera_masking,
 }
 """Those that look inside: at the tokens of the policies that they name."""
 ATTRIBUTIONS = OF_ANY_POLICY | OF_TOKENS

@@ -1,5 +1,5 @@
 """What a policy makes of each token: how much its actions attend to it, how long its vector is, and
-what the action expert does without it.
+what the action expert does without it, or without all tokens of a camera.
 
 The first two are read off one inference, and know nothing of what is explained. Cache ablation is
 an intervention that leaves the prefix as it is: the keys of a token stay, so it draws the same
@@ -247,3 +247,38 @@ def _unsigned(
     dims = obs.state.shape[1]
     parts = Regions(images, tokens[:, start:], jnp.repeat(state[:, None] / dims, dims, axis=1))
     return Attribution.unsigned(parts, value, jnp.full_like(value, jnp.nan), patch)
+
+
+@compiled
+def camera_masking(
+    policy: Policy,
+    obs: Observation,
+    key: Array,
+    readout: Readout,
+    *,
+    patch: PatchSize,
+    chunk: int = 8,
+) -> Attribution:
+    """Readout minus the readout where no token may look at those of a camera, shared evenly by the
+    camera's patches; words and state are not masked and get 0. Arguments as for `cache_ablation`;
+    the baseline is all cameras masked.
+
+    Cost: two inferences, and one a camera.
+    """
+    names = list(obs.images)
+    seen = ~jnp.eye(len(names) + 2, len(names), dtype=bool)  # one camera masked each; then all
+    seen = seen.at[-1].set(False)
+
+    def run(row):
+        there = {name: jnp.asarray(obs.image_masks[name]) & row[i] for i, name in enumerate(names)}
+        masked = dataclasses.replace(obs, image_masks={**obs.image_masks, **there})
+        return policy.objective(masked, key, readout, taps=readout.taps)
+
+    values = in_chunks(run, seen, chunk)
+    value, images = values[-2], {}
+    for i, name in enumerate(names):
+        rows, columns = obs.images[name].shape[1] // patch[0], obs.images[name].shape[2] // patch[1]
+        each = (value - values[i]) / (rows * columns)
+        images[name] = jnp.broadcast_to(each[:, None, None], (len(each), rows, columns))
+    rest = (jnp.zeros(jnp.shape(x), jnp.float32) for x in (obs.tokenized_prompt, obs.state))
+    return Attribution.signed(Regions(images, *rest), value, values[-1], patch)

@@ -39,7 +39,8 @@ def explain(
         inference: which inference, or all; by default the first alarm, else the highest score
             (without a detector, the first inference).
         method: one or several, side by side: integrated_gradients, gradient_x_input, saliency,
-            occlusion, iss, iss_masked_mean, attention_mass, token_norm or cache_ablation.
+            occlusion, iss, iss_masked_mean, attention_mass, token_norm, cache_ablation or
+            camera_masking.
         of: what is explained: score; action (how far it moves); an action dimension, such as dz;
             prompt (the difference from the action under another prompt); or tokens (how likely they
             are, where a policy writes its action as tokens).

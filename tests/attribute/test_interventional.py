@@ -9,7 +9,12 @@ import pytest
 
 from mistjax.attribute import ActionValue, Baseline, attribute
 from mistjax.attribute.inputs import Inputs, Regions
-from mistjax.attribute.interventional import effects, nuisance_mass_ratio, nuisance_regions
+from mistjax.attribute.interventional import (
+    effects,
+    equal_area,
+    nuisance_mass_ratio,
+    nuisance_regions,
+)
 
 READOUT = ActionValue(jnp.array([[1.0, 0.0]]))
 
@@ -67,3 +72,16 @@ def test_the_nuisance_mass_ratio_is_a_share(explained):
 def test_a_camera_without_attribution_is_refused(explained):
     with pytest.raises(ValueError, match=r"no attribution on cameras \['top'\]"):
         nuisance_mass_ratio(explained, {"top": jnp.ones((2, 2, 2))})
+
+
+def test_a_true_map_is_told_from_random_patches_of_equal_area(linear, linear_obs, key):
+    found = attribute("occlusion", linear, linear_obs, key, READOUT)
+    changes = jnp.concatenate([jnp.abs(x).reshape(2, -1) for x in found.images.values()], axis=1)
+    strongest, random = equal_area(
+        linear, linear_obs, key, READOUT, found, share=1 / changes.shape[1], draws=40
+    )
+    np.testing.assert_allclose(strongest, changes.max(1), rtol=1e-4, atol=1e-5)
+    assert random.shape == (40, 2) and (random <= strongest[None] + 1e-5).all()
+    for row in range(2):  # each draw is one patch, and every patch is drawn
+        each = np.abs(np.subtract.outer(np.asarray(random[:, row]), np.asarray(changes[row])))
+        assert (each.min(1) < 1e-4).all() and len(set(each.argmin(1).tolist())) > 4

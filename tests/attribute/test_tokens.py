@@ -81,6 +81,17 @@ def test_ablating_nothing_changes_nothing_and_an_absent_camera_neither(pi, pi_ob
     assert found.state.any()
 
 
+def test_a_masked_camera_is_one_that_is_absent(pi, pi_obs, key, readout):
+    found = attribute("camera_masking", pi, pi_obs, key, readout)
+    name, other = pi_obs.images
+    there = {**pi_obs.image_masks, name: jnp.zeros(2, bool)}
+    without = readout(pi.sample(dataclasses.replace(pi_obs, image_masks=there), key))
+    lost = found.images[name].reshape(2, -1)
+    np.testing.assert_allclose(lost.sum(1), found.value - without, rtol=1e-3, atol=1e-5)
+    assert lost[0, 0] and (lost == lost[:, :1]).all()
+    assert not found.images[other][1].any()  # it was absent already
+
+
 def test_what_has_no_tokens_to_look_at_is_refused(linear, linear_obs, pi, pi_obs, key, readout):
     action = ActionValue(jnp.array([[1.0, 0.0]]))
     with pytest.raises(ValueError, match="choose another method"):
