@@ -64,7 +64,14 @@ PARTS = {
         ),
         100,
     ),
-    "robust": Part(("mixture",), ("bare", "monitor", "mist", "robust", "robust_mist"), 600),
+    "robust": Part(
+        ("mixture",),
+        ("bare", "mist", "robust", "robust_mist", "robust_masks", "robust_random"),
+        600,
+    ),
+    "robust_nominal": Part(
+        ("nominal",), ("bare", "mist", "robust", "robust_mist", "robust_masks"), 200
+    ),
     "loop": Part(
         ("mixture",),
         (

@@ -11,7 +11,7 @@ shipped one, on 1,200 demonstrations (1) and labels in its own states (3, with `
 checkpoints/board_pi0 --first-seed 320000 --shards 15`):
 
     python -m experiments.train.board_pi0 --demos data/board_demos data/board_dagger --start
-       checkpoints/board_pi0 --camera-dropout 0.25 --steps 900 --batch-size 32 --learning-rate 5e-4
+       checkpoints/board_pi0 --camera-dropout 0.25 --steps 3600 --batch-size 32 --learning-rate 5e-4
        --warmup 50 --ema 0.99 --out checkpoints/board_pi0_dropout
 
 Cloning alone (2) leaves a policy that small errors bring where no demonstration has been; expert

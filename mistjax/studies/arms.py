@@ -363,6 +363,14 @@ ARMS: dict[str, Arm] = {
         ),
         robust=True,
     ),
+    "robust_random": Arm(
+        "the same for a random input, from the alarm on",
+        lambda subject, faults: Scripted(
+            subject.robust_kit.masking().repaired(DECISIONS["random_input"], "robust_random"),
+            _random_input(subject, faults),
+        ),
+        robust=True,
+    ),
     "level_only": _ablated(
         "level_only",
         "the loop without changes: only how unusual each input is decides",

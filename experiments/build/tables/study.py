@@ -53,6 +53,7 @@ def study_conditions(results: Mapping[str, Any]) -> str:
     rows = [
         row
         for part in results["tables"]
+        if not part.startswith("robust")
         for row in study_rows(results, part)
         if row.arm != "monitor" and row.condition != "mixture"
     ]
@@ -173,6 +174,7 @@ TABLES: Tables = {
     "study_summary": ("full_mist", study_summary),
     "study_controls": ("full_mist", study_part("controls")),
     "study_robust": ("full_mist", study_part("robust")),
+    "study_robust_nominal": ("full_mist", study_part("robust_nominal")),
     "study_loop": ("full_mist", study_part("loop")),
     "study_failures": ("full_mist", study_part("failure_monitor")),
     "study_conditions": ("full_mist", study_conditions),
