@@ -159,7 +159,8 @@ class Policy(Protocol):
 
     def begin(self, seeds: Sequence[int]) -> Any:
         """`initial_state` of the episodes with these seeds: the same for all, unless the policy is
-        told something of an episode.
+        told something about an episode. A wrapper that tells, or passes on what is told, inherits
+        from `wrapper.Briefed`: in a compiled rollout the whole of `begin` is kept of each episode.
         """
         return self.initial_state(len(seeds))
 

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -122,6 +123,7 @@ def test_devices_are_of_compiled_episodes_and_there():
 def test_the_environment_that_the_page_shows_runs(capsys):
     page = Path("docs/your_environment.md").read_text()
     (source,) = re.findall(r"^```python run\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    exec(compile(source, "docs/your_environment.md", "exec"), {"__name__": "page"})
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as a reader's
+        exec(compile(source, "docs/your_environment.md", "exec"), {"__name__": "page"})
     reached, _, episodes = capsys.readouterr().out.split()[:3]
     assert 0 <= int(reached) <= int(episodes) == 12
