@@ -192,12 +192,13 @@ def chance(policy: Policy, moment: Moment) -> Naming:
 
 
 NAMERS: Mapping[str, Namer] = {
-    **{method: by_share(method) for method in ATTRIBUTIONS},
+    **{method: by_share(method) for method in ATTRIBUTIONS if method != "camera_masking"},
     "whole_occlusion": whole_occlusion,
     "whole_ablation": whole_ablation,
     "chance": chance,
 }
-"""All that need no monitor of the inputs; that one is `novelty(monitor)`."""
+"""All that need no monitor of the inputs; that one is `novelty(monitor)`. Camera masking is
+not among them: it could accuse nothing but a camera."""
 
 
 @flax.struct.dataclass
