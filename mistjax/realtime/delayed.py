@@ -44,8 +44,8 @@ class Flight:
         begun: whether there has been an inference.
     """
 
-    chunks: Float[Array, "b k h a"]
-    known: Bool[Array, "b k h"]
+    chunks: Float[Array, "b k p a"]
+    known: Bool[Array, "b k p"]
     state: Float[Array, "b s"]
     begun: Bool[Array, " b"]
 
@@ -106,8 +106,8 @@ class Delayed(Briefed):
 
     def initial_state(self, batch: int) -> DelayedState:
         state, s = self.policy.initial_state(batch), self.strategy
-        chunks = jnp.zeros((batch, s.history, s.horizon, self.policy.chunk_width), jnp.float32)
-        known = jnp.zeros((batch, s.history, s.horizon), bool)
+        chunks = jnp.zeros((batch, s.history, s.reach, self.policy.chunk_width), jnp.float32)
+        known = jnp.zeros((batch, s.history, s.reach), bool)
         rest = jnp.zeros((batch, self.state_width), jnp.float32)
         return DelayedState(state, Flight(chunks, known, rest, jnp.zeros(batch, bool)))
 
@@ -164,7 +164,7 @@ class Delayed(Briefed):
             known = jnp.concatenate([said[:, None], flight.known[:, :-1]], axis=1)
         else:
             chunks, known = plan[:, None], there[:, None]
-        gone = min(length, self.strategy.horizon)
+        gone = min(length, self.strategy.reach)
         pad = ((0, 0), (0, 0), (0, gone))
         return (
             jnp.pad(chunks[:, :, gone:], (*pad, (0, 0))),
@@ -175,12 +175,12 @@ class Delayed(Briefed):
         """The observation with the state as it will be when the chunk is there."""
         motion, state = self.motion, jnp.asarray(obs.state)
         assert motion is not None
-        width, delay = motion.scale.shape[0], min(self.strategy.delay, self.strategy.horizon)
+        width, delay = motion.scale.shape[0], self.strategy.delay
         now = state[:, :width]
         each = motion.weights.shape[0] - 1 - width - motion.low.shape[0]
         each = each - width if motion.gripper is not None else self.strategy.executed
         old = old[..., : motion.low.shape[0]]
-        steps = jnp.arange(self.strategy.horizon)
+        steps = jnp.arange(self.strategy.reach)
         on = known & (steps < delay)
         still = jnp.zeros_like(old)
         if motion.gripper is not None:  # it keeps its last command

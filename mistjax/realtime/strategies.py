@@ -76,6 +76,16 @@ class Strategy:
         return max(self.executed, self.delay, 1)
 
     @property
+    def late(self) -> bool:
+        """Whether a chunk begins when it is there, and not at its observation."""
+        return self.name in ("wait", "vlash")
+
+    @property
+    def reach(self) -> int:
+        """Entries of a plan: as far as a chunk lasts."""
+        return self.horizon + self.delay * self.late
+
+    @property
     def history(self) -> int:
         """Chunks to remember."""
         return -(-self.horizon // self.round) if self.name == "ensemble" else 1
@@ -91,13 +101,13 @@ class Strategy:
 
     def plan(
         self,
-        chunks: Float[Array, "b k h a"],
-        known: Bool[Array, "b k h"],
+        chunks: Float[Array, "b k p a"],
+        known: Bool[Array, "b k p"],
         new: Float[Array, "b h a"],
         sound: Bool[Array, " b"],
         begun: Bool[Array, " b"],
-    ) -> tuple[Float[Array, "b h a"], Bool[Array, "b h"]]:
-        """What is executed from this observation on, and where there is something.
+    ) -> tuple[Float[Array, "b p a"], Bool[Array, "b p"]]:
+        """What is executed from this observation on, and where there is something; p is `reach`.
 
         Args:
             chunks: the chunks before, the newest first; of `ensemble` as they were sampled, else
@@ -108,9 +118,8 @@ class Strategy:
             begun: False in an episode's first round: the robot then stands still until the chunk
                 is there, which begins where it stands.
         """
-        steps = jnp.arange(self.horizon)[None]
-        late = self.name in ("wait", "vlash")
-        shift = jnp.where(begun & (not late), 0, self.delay)[:, None]
+        steps = jnp.arange(self.reach)[None]
+        shift = jnp.where(begun & (not self.late), 0, self.delay)[:, None]
         taken = steps - shift
         there = (taken >= 0) & (steps >= self.delay) & sound[:, None]
         moved = jnp.take_along_axis(new, jnp.maximum(taken, 0)[..., None], axis=1)

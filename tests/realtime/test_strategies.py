@@ -13,6 +13,8 @@ OLD, NEW = (np.arange(H, dtype=np.float32) + base for base in (100, 200))
 def planned(name, delay, *, begun=True, sound=True, old=OLD, known=None, executed=4, history=None):
     strategy = Strategy(name, delay, executed, H)
     known = np.arange(H) < H - strategy.round if known is None else known
+    beyond = strategy.reach - H
+    known, old = np.pad(known, (0, beyond)), np.pad(old, (0, beyond))
     chunks = jnp.asarray(old, jnp.float32)[None, None, :, None]
     plan, there = strategy.plan(
         chunks,
@@ -34,16 +36,23 @@ def test_naive_without_delay_is_the_chunk():
 
 @pytest.mark.parametrize("name", ["naive", "rtc", "rtc_closed", "rail", "vlash"])
 def test_an_episode_begins_by_standing_still(name):
-    assert planned(name, 2, begun=False, known=np.zeros(H, bool)) == [None, None, *NEW[:6]]
+    plan = planned(name, 2, begun=False, known=np.zeros(H, bool))
+    assert plan[:H] == [None, None, *NEW[:6]]
 
 
 def test_waiting_is_standing_still_in_every_round():
-    assert planned("wait", 3) == [None] * 3 + [*NEW[:5]]
+    assert planned("wait", 3) == [None] * 3 + [*NEW]
     assert Strategy("wait", 3, 4, H).round == 7
 
 
 def test_vlash_begins_its_chunk_when_it_is_there():
-    assert planned("vlash", 2) == [100, 101, *NEW[:6]]
+    assert planned("vlash", 2) == [100, 101, *NEW]
+
+
+@pytest.mark.parametrize("delay", [6, 9])
+def test_a_chunk_that_begins_late_is_executed_as_far_as_the_others(delay):
+    assert planned("wait", delay)[: delay + 4] == [None] * delay + [*NEW[:4]]
+    assert planned("vlash", delay)[delay:] == [*NEW]
 
 
 def test_what_ran_out_is_standing_still():
@@ -52,7 +61,7 @@ def test_what_ran_out_is_standing_still():
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("wait", "ensemble")])
 def test_after_a_chunk_that_is_none_the_old_one_goes_on_and_then_nothing(name):
-    assert planned(name, 2, sound=False) == [100, 101] + [None] * 6
+    assert planned(name, 2, sound=False)[:H] == [100, 101] + [None] * 6
 
 
 def test_the_ensemble_is_act_s():
