@@ -183,7 +183,7 @@ def load_mist(
     monitor of its inputs. With that alone, the arm `monitor` watches the inputs only.
 
     With remedies of the inputs, the arm is also one of `DECISIONS` that need no script; `random` is
-    then `random_direction`.
+    then `random_direction`, and a monitor of failures without a remedy of its own only watches.
 
     Args:
         folder: see the module.
@@ -212,7 +212,9 @@ def load_mist(
     inputs = load_inputs(folder, policy.spec.fingerprint)
     inside = policy
     if (folder / "detector.json").exists():
-        inside = _failure_mist(folder, policy, arm if arm in ARMS else "mist", seed, stratum)
+        steers = not repairs or any((folder / n).exists() for n in (_REMEDY, "steering.json"))
+        failing = "monitor" if not steers else arm if arm in ARMS else "mist"
+        inside = _failure_mist(folder, policy, failing, seed, stratum)
     elif not repairs and arm != "monitor":
         raise FileNotFoundError(f"no detector.json in {folder}, which arm {arm!r} needs.")
     if arm == "monitor" or not repairs:

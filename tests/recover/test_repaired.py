@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.detect.novelty.monitor import InputEvidence
 from mistjax.policies import load_policy
+from mistjax.recover.artifact import load_mist
 from mistjax.recover.decision import (
     DECISIONS,
     NEVER,
@@ -21,6 +23,7 @@ from mistjax.recover.decision import (
     begins,
 )
 from mistjax.recover.fusion import FusionLimits
+from mistjax.recover.mist import MistPolicy
 from mistjax.recover.recovery import RepairMemory, recovered
 from mistjax.recover.repaired import Repaired, _sample
 from mistjax.rollouts.loop import beside
@@ -261,3 +264,16 @@ def test_a_mask_takes_the_input_away_and_nothing_else(obs, name, field):
     assert not (proposal.residual <= 1).any()
     others = {f.name for f in dataclasses.fields(obs)} - {field}
     assert all(getattr(proposal.obs, other) is getattr(obs, other) for other in others)
+
+
+def test_a_monitor_of_failures_without_directions_only_watches(policy, tmp_path):
+    """Its folder's remedies are the inputs'."""
+    shutil.copytree("checkpoints/board_mist", tmp_path, dirs_exist_ok=True)
+    for name in ("steering.json", "steering.safetensors", "remedy.json"):
+        (tmp_path / name).unlink()
+    found = load_mist(tmp_path, policy)
+    assert isinstance(found, Repaired) and isinstance(found.policy, MistPolicy)
+    assert found.policy.remedy is None
+    shutil.copy("checkpoints/board_mist/remedy.json", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no steering\.json"):
+        load_mist(tmp_path, policy)
