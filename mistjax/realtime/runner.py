@@ -115,7 +115,7 @@ class Runner:
 
     @property
     def latency_s(self) -> tuple[float, float]:
-        """Median and 99% quantile of the last round trips; NaN before the first."""
+        """Median and 99% quantile of the last 256 round trips, s; NaN before the first."""
         if not self._latency:
             return float("nan"), float("nan")
         low, high = np.quantile(list(self._latency), (0.5, 0.99))

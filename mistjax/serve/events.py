@@ -15,13 +15,13 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mistjax.files import refuse_file
 from mistjax.rollouts.lock import FolderLock
-from mistjax.rollouts.store import EVENTS, RunWriter
+from mistjax.rollouts.store import RunWriter
 from mistjax.rollouts.trace import Json, Trace
 
 _BEHIND = 256  # episodes
@@ -102,15 +102,6 @@ class Events:
             except Exception as error:
                 self.lost += 1
                 self.add({"event": "lost", "episode": trace.seed, "why": str(error)[:300]})
-
-
-def read_events(folder: Path) -> Iterator[dict[str, Json]]:
-    """The events in a folder, in order; a line that a crash cut off is left out."""
-    for path in sorted(folder.glob(EVENTS)):
-        for line in path.read_bytes().split(b"\n"):
-            with contextlib.suppress(ValueError):
-                if line:
-                    yield json.loads(line)
 
 
 def _finite(event: Mapping[str, Any]) -> dict[str, Any]:
