@@ -52,6 +52,7 @@ def test_a_source_distribution_holds_what_the_wheel_is_built_from(sdist):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_an_installation_plays_the_demo_in_an_empty_folder(kind, request, tmp_path):
     """Its dependencies come from the environment of the tests; mistjax itself does not."""
