@@ -46,7 +46,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 def ask(server):
     """`ask(what, observation)`: what the stock client says."""
-    script = Path(__file__).with_name("stock_client.py")
+    script = Path(__file__).parents[2] / "experiments/studies/stock_client.py"
     process = subprocess.Popen(
         [PYTHON, str(script), str(server[1]), "4"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -1,8 +1,8 @@
 """openpi's client, unchanged, on the other side of a pipe: run by a Python that has openpi-client.
 
 Requests come in on standard input, replies go out on standard output, each packed by openpi's own
-msgpack_numpy and preceded by its length in 4 bytes. `what` is metadata, infer (one inference) or
-act (one step of openpi's chunk broker).
+msgpack_numpy and preceded by its length in 4 bytes. `what` is metadata, infer (one inference),
+act (one step of openpi's chunk broker) or reset (the rest of its chunk is dropped).
 """
 
 import struct
@@ -20,6 +20,9 @@ def main(port: int, steps: int) -> None:
         try:
             if request["what"] == "metadata":
                 reply = client.get_server_metadata()
+            elif request["what"] == "reset":
+                reply = {}
+                broker.reset()
             else:
                 reply = ask[request["what"]](request["observation"])
         except RuntimeError as error:
