@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.build.tables.cells import Tables, estimate, markdown, rate
@@ -52,8 +52,28 @@ def libero_named(results: Mapping[str, Any]) -> str:
     return markdown(["unsound", *(f"named: {name}" for name in said)], rows)
 
 
+def libero_served(results: Mapping[str, Any]) -> str:
+    """What openpi's client saw of each fault, episode by episode."""
+    head = ["fault", "episodes", "succeeded", "alarmed", "alarm at step", "named then"]
+
+    def row(fault: str, episodes: Sequence[Mapping[str, Any]]) -> tuple:
+        alarms = [episode["alarm"] for episode in episodes if episode["alarm"]]
+        named = dict.fromkeys(alarm["input"] for alarm in alarms)
+        return (
+            fault,
+            len(episodes),
+            sum(episode["success"] for episode in episodes),
+            len(alarms),
+            ", ".join(str(alarm["step"]) for alarm in alarms),
+            ", ".join(named),
+        )
+
+    return markdown(head, (row(*found) for found in results["conditions"].items()))
+
+
 TABLES: Tables = {
     "libero": ("libero_policy", libero),
     "libero_detectors": ("libero_policy", libero_detectors),
+    "libero_served": ("served_libero", libero_served),
     "libero_named": ("libero_loop", libero_named),
 }
