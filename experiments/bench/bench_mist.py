@@ -153,7 +153,7 @@ def arms(
     }
     if not failure:
         return found
-    mist = load_mist(SHIPPED / "board_mist", policy)
+    mist: Any = load_mist(SHIPPED / "board_mist", policy)
     mist = mist.policy if isinstance(mist, Watched) else mist
 
     def at(limit: float) -> Any:

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 
 def sinusoidal_embedding(step: Float[Array, " n"], dim: int) -> Float[Array, "n e"]:
     """sin then cos of `step` at dim / 2 frequencies from 1 to 1/10000."""
-    rate = jnp.exp(-jnp.log(10000.0) / (dim // 2 - 1) * jnp.arange(dim // 2))
-    angle = step[:, None] * rate
+    rate = jnp.exp(-jnp.log(10000.0) / (dim // 2 - 1) * jnp.arange(dim // 2, dtype=jnp.float32))
+    angle = step[:, None] * rate[None]
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
