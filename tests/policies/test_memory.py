@@ -50,7 +50,7 @@ def test_a_published_checkpoint_is_known_by_its_name():
 
 @pytest.mark.parametrize(
     ("source", "said"),
-    [("somewhere", "names none of"), (str(SHIPPED / "board_openvla"), "no pi0")],
+    [("somewhere", "names none of"), (str(SHIPPED / "board_openvla"), "not a pi0")],
 )
 def test_what_cannot_be_measured_is_said(source, said):
     with pytest.raises(ValueError, match=said):

@@ -200,7 +200,7 @@ def test_padding_and_cutting_hide_no_other_robot():
         ({"action_dim": 6}, "has 6 numbers of an action, and preset 'libero_tiny' needs 7"),
         ({"action_dim": 7}, "has 7 numbers of a state, and preset 'libero_tiny' needs 8"),
         ({"action_horizon": 4}, "has 4 actions at a time, and preset 'libero_tiny' needs 5"),
-        ({"image_keys": ("base_0_rgb", "wrist_0_rgb")}, r"through \['wrist_0_rgb'\], of which"),
+        ({"image_keys": ("base_0_rgb", "wrist_0_rgb")}, r"cameras \['wrist_0_rgb'\], which preset"),
     ):
         with pytest.raises(ValueError, match=message):
             check_sizes("x", preset, dataclasses.replace(config, **change))

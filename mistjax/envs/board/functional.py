@@ -36,7 +36,6 @@ from mistjax.envs.board.raycast import Appearance, Poses, picture_batch
 
 IMAGE_KEYS = ("observation/image", "observation/wrist_image")
 STATE_KEY = "observation/state"
-ACTION_DIM = 4
 _LATEST = 10  # steps that `late_grasp` looks back at most
 _TRIGGERS = ("start", "close", "held")
 PHYSICS = ("kinematic", "mjx")

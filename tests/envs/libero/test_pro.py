@@ -86,7 +86,9 @@ def test_another_file_than_the_published_one_is_refused(wheel, capsys):
 def test_what_no_suite_is_called_is_refused():
     with pytest.raises(ValueError, match="unknown suite 'libero_spatial_turn'"):
         EpisodePlan(suite="libero_spatial_turn")
-    with pytest.raises(ValueError, match="prompts is 'name': expected name or text, and a suite"):
+    with pytest.raises(
+        ValueError, match="prompts is 'name': expected name or text, together with a suite"
+    ):
         EpisodePlan(prompts="name")
     assert EpisodePlan(suite="libero_spatial_swap").suite == "libero_spatial_swap"
 
