@@ -57,6 +57,24 @@ def kinematic_agreement(results: Mapping[str, Any]) -> str:
     return markdown(head, map(row, results["rows"]))
 
 
+def mjx_cost(results: Mapping[str, Any]) -> str:
+    """What replaying the expert took under each physics."""
+
+    def row(r: Mapping[str, Any]) -> tuple:
+        apart, cost = r["stone_mm"], r["cpu_ms_a_step"]
+        off = f"{apart['median']:.2f}", f"{apart['p95']:.2f}"
+        return r["against"], *off, f"{r['compiling_s']:.0f}", f"{cost:.3g}"
+
+    head = [
+        "physics",
+        "stone off, mm",
+        "95% of steps",
+        "compiling, s",
+        "CPU ms a step",
+    ]
+    return markdown(head, (row(r) for r in results["rows"] if r["condition"] == "expert"))
+
+
 def compiled_cpu(results: Mapping[str, Any]) -> str:
     wall, cpu = results["steps_per_second"], results["steps_per_cpu_second"]
     n, host = results["n"], "host loop"
@@ -107,6 +125,8 @@ TABLES: Tables = {
     "gpu_rollouts_h100": ("bench_gpu_h100", gpu_rollouts),
     "gpu_models": ("bench_gpu", gpu_models),
     "kinematic_agreement": ("fit_kinematic", kinematic_agreement),
+    "mjx_agreement": ("fit_mjx", kinematic_agreement),
+    "mjx_cost": ("fit_mjx", mjx_cost),
     "compiled_cpu": ("bench_jit", compiled_cpu),
     "spread_memory": ("spread_memory", spread_memory),
 }
