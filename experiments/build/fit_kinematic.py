@@ -2,7 +2,7 @@
 
     python -m experiments.build.fit_kinematic --results experiments/results/fit_kinematic.json
     python -m experiments.build.fit_kinematic --physics kinematic mjx --conditions nominal --floors
-        --expert 12 --episodes 24 --out runs/fit_mjx --results experiments/results/fit_mjx.json
+        --expert 8 --episodes 16 --out runs/fit_mjx --results experiments/results/fit_mjx.json
 
 Expert: what the scripted expert did in MuJoCo, replayed in the compiled board. Policy: closed loop
 in all, without a change and under perturbations and faults. Floor: MuJoCo against itself, where

@@ -29,21 +29,19 @@ from typing import Any
 import tyro
 
 from experiments.record import command, write_results
+from experiments.studies.clean import record_clean
 from mistjax.compilation import enable_cache
 from mistjax.demo import SHIPPED
 from mistjax.detect.artifact import read_card
 from mistjax.detect.calibration.runs import calibrate_detector
 from mistjax.detect.inputs import DEFAULT_TAPS
 from mistjax.detect.novelty.build import build_inputs
-from mistjax.detect.novelty.reading import FIELDS, Reads
 from mistjax.detect.training import train_detector
 from mistjax.envs.faults.splits import mixtures
 from mistjax.files import atomic
 from mistjax.hooks.sites import Tap
 from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
-from mistjax.policies.resampled import Resampled
-from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import Run
 from mistjax.steer.remedies.build import TAP, build_imputer
@@ -90,17 +88,11 @@ class Config:
 def record(
     config: Config, policy: Policy, name: str, first: int, episodes: int, taps: Sequence[Tap] = ()
 ) -> Run:
-    """Clean episodes, as `mistjax collect --inputs` records them."""
-    return collect(
-        Reads(Resampled(policy, samples=1)),
-        config.out / name,
-        EpisodePlan(
-            suite=config.suite, tasks=config.tasks, first_seed=first, episodes=episodes, num_envs=1
-        ),
-        env_options=policy.preset.env_options,
-        taps=(*DEFAULT_TAPS, *taps),
-        aux=FIELDS,
+    """Clean episodes of every task."""
+    plan = EpisodePlan(
+        suite=config.suite, tasks=config.tasks, first_seed=first, episodes=episodes, num_envs=1
     )
+    return record_clean(policy, config.out / name, plan, (*DEFAULT_TAPS, *taps))
 
 
 def fit(

@@ -19,18 +19,16 @@ from typing import Any
 import tyro
 
 from experiments.record import command, write_results
+from experiments.studies.clean import record_clean
 from mistjax.compilation import enable_cache
 from mistjax.demo import SHIPPED
 from mistjax.detect.inputs import DEFAULT_TAPS
 from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.detect.novelty.build import build_inputs
-from mistjax.detect.novelty.reading import FIELDS, Reads
 from mistjax.envs.faults.splits import SEEDS
 from mistjax.policies.load import load_policy
 from mistjax.policies.pi import PiPolicy
 from mistjax.policies.protocol import Policy
-from mistjax.policies.resampled import Resampled
-from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import Run
 from mistjax.steer.remedies.artifact import CARD
@@ -74,22 +72,18 @@ class Config:
 
 
 def record(config: Config, policy: Policy, purpose: str, episodes: int) -> Run:
-    """Clean episodes, as `mistjax collect --inputs` records them; for an imputer with the image
-    tokens, where what is read does not give them.
+    """Clean episodes; for an imputer with the image tokens, where what is read does not give
+    them.
     """
     name, tokens = policy.spec.name, purpose == "fitting" and not isinstance(policy, PiPolicy)
-    return collect(
-        Reads(Resampled(policy, samples=1)),
-        config.work / name / purpose,
-        EpisodePlan(
-            first_seed=SEEDS[purpose].start,
-            episodes=episodes,
-            sensor_noise=True,
-            num_envs=LOCKSTEP[name],
-        ),
-        taps=(TAP,) if tokens else DEFAULT_TAPS,
-        aux=FIELDS,
+    plan = EpisodePlan(
+        first_seed=SEEDS[purpose].start,
+        episodes=episodes,
+        sensor_noise=True,
+        num_envs=LOCKSTEP[name],
     )
+    taps = (TAP,) if tokens else DEFAULT_TAPS
+    return record_clean(policy, config.work / name / purpose, plan, taps)
 
 
 def fit(config: Config, policy: Policy, folder: Path) -> None:
