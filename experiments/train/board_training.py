@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,6 +37,7 @@ class Training(Schedule):
 
     Attributes:
         layout_weight: weight of the regression of stone and target positions.
+        keep_every: steps between policies that are kept, as `<out>_<step>`; 0 keeps none.
         eval_every: steps between evaluations in the simulator.
         eval_episodes: episodes of each of those; 0 evaluates nothing.
     """
@@ -47,8 +49,13 @@ class Training(Schedule):
     ema: float = 0.995
     checkpoint_every: int = 200
     layout_weight: float = 1.0
+    keep_every: int = 0
     eval_every: int = 1500
     eval_episodes: int = 40
+
+    def kept(self, step: int) -> Path:
+        """Where the policy of a step is kept."""
+        return self.out.with_name(f"{self.out.name}_{step:05d}")
 
 
 def optimizer(config: Training) -> optax.GradientTransformation:
@@ -162,12 +169,19 @@ def train(
                 if held is not None:
                     parts = judge({**state["params"], "model": state["average"]})
                     log({"step": i + 1, **{f"held_{k}": float(v) for k, v in parts.items()}})
+            if config.keep_every and (i + 1) % config.keep_every == 0:
+                keep(policy(jax.device_get(state["average"])), config.kept(i + 1))
             if config.eval_episodes and ((i + 1) % config.eval_every == 0 or i + 1 == config.steps):
                 success = evaluate(policy(jax.device_get(state["average"])), config.eval_episodes)
                 log({"step": i + 1, "success": success, "n": config.eval_episodes})
                 bar.write(f"step {i + 1}: success {success:.0%} of {config.eval_episodes}")
     trained = policy(jax.device_get(state["average"]))
-    if (config.out / "params").exists():
-        shutil.rmtree(config.out / "params")
-    trained.save(config.out)
+    keep(trained, config.out)
     return trained
+
+
+def keep(policy: Any, folder: Path) -> None:
+    """Saves a policy in place of what an earlier or interrupted call left there."""
+    if (folder / "params").exists():
+        shutil.rmtree(folder / "params")
+    policy.save(folder)

@@ -47,7 +47,7 @@ def run(tmp_path, monkeypatch):
     def go(name, batch=noise):
         config = Training(
             out=tmp_path / name, steps=60, batch_size=4, learning_rate=0.2, warmup=5, ema=0.9,
-            checkpoint_every=20, eval_every=40,
+            checkpoint_every=20, keep_every=25, eval_every=40,
         )  # fmt: skip
         params = {"model": {"w": jnp.zeros(3)}, "head": {"b": jnp.zeros(3)}}
         return train(config, params, loss, batch, lambda p: Point(p)), evaluated
@@ -91,7 +91,8 @@ def test_the_averaged_weights_are_evaluated_saved_and_returned(run, tmp_path):
     policy, evaluated = run("run")
     assert len(evaluated) == 2 and (evaluated[-1].params["w"] == policy.params["w"]).all()
     np.testing.assert_allclose(policy.params["w"], TARGET / 2, atol=0.1)
-    assert (tmp_path / "run" / "params").is_dir()
+    folders = {path.parent.name for path in tmp_path.glob("*/params")}
+    assert folders == {"run", "run_00025", "run_00050"}
     log = (tmp_path / "run.training" / "log.jsonl").read_text().splitlines()
     log = [json.loads(line) for line in log]
     assert [(r["step"], r["success"]) for r in log if "success" in r] == [(40, 0.25), (60, 0.25)]
