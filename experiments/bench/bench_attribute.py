@@ -47,8 +47,8 @@ from mistjax.policies.protocol import Policy, WritingPolicy
 from mistjax.rollouts.collect import make_env
 from mistjax.rollouts.plan import BOARD_ENV
 
-TARGETS = {"saliency": 3.5, "integrated_gradients": 3.5, "iss": 0.5}
-_SEED, _ENDS = 6_900_000, 2
+TARGETS = {"saliency": 3.5, "integrated_gradients": 3.5, "iss": 0.5, "iss_regression": 0.5}
+ISS, _SEED = ("iss", "iss_regression"), 6_900_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Config:
     policies: tuple[str, ...] = ("board_pi0", "board_fast", "board_openvla")
     turns: int = 7
     steps: int = 32
-    samples: int = 256
+    samples: int = 100
     repeats: int = 16
     seed: int = 0
     results: Path | None = None
@@ -103,13 +103,13 @@ def arms(
     unravel, regions = each_region(policy, obs, policy.patch)
     runs = {
         "integrated_gradients": config.steps,
-        "iss": config.samples,
+        **dict.fromkeys(ISS, config.samples),
         "occlusion": regions,
         "cache_ablation": regions,
     }
     options: dict[str, dict[str, Any]] = {
         "integrated_gradients": {"steps": config.steps},
-        "iss": {"samples": config.samples},
+        **{name: {"samples": config.samples} for name in ISS},
     }
 
     def explain(name: str) -> Any:
@@ -125,14 +125,14 @@ def arms(
         each = [_gradient(policy, obs, key, readout, start, alpha[None][0]) for alpha in alphas]
         return jax.tree.map(lambda *g: sum(g) / len(g), *each)
 
-    masks = np.random.default_rng(0).random((config.samples, regions)) < 0.5
+    masks = np.random.default_rng(0).random((config.samples, regions)) < 0.3
     each_mask = [unravel(jnp.asarray(mask, jnp.float32)) for mask in masks]
 
     def loop_of_interventions() -> Any:
         return [_intervention(policy, obs, key, readout, start, region) for region in each_mask]
 
     found = {"bare": repeated(lambda: policy.sample(obs, key))}
-    for name in (name for name in ATTRIBUTIONS if name != "iss_masked_mean"):  # ISS, fewer samples
+    for name in ATTRIBUTIONS:
         try:
             explain(name)
         except ValueError:

@@ -48,10 +48,7 @@ KINDS, REGIONS = ("geometry", "patch", "texture"), ("critical", "support", "nuis
 PUBLISHED = {"geometry": 0.78, "patch": 0.64, "texture": 0.72}
 INTERVENTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "iss": ("iss", {}),
-    "iss, masked mean (100, 0.3)": (
-        "iss",
-        {"estimator": "masked_mean", "samples": 100, "probability": 0.3},
-    ),
+    "iss_regression": ("iss_regression", {}),
     "occlusion": ("occlusion", {}),
     "cache_ablation": ("cache_ablation", {}),
     "attention_mass": ("attention_mass", {}),

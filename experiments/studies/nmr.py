@@ -9,6 +9,16 @@ knows nothing would have. Words that a prompt swaps or lacks leave the pictures 
 correlation is also given without them, for each policy alone, and within the policies (the means of
 each taken off), as policies differ in more than where they look.
 
+Along a training, policies are kept as it goes on:
+
+    python -m mistjax.envs.board.demos --episodes 1200 --out data/board_demos
+    python -m experiments.train.board_pi0 --steps 3600 --batch-size 32 --learning-rate 1e-3
+        --warmup 100 --ema 0.99 --keep-every 300 --eval-episodes 0 --out runs/board_along
+    python -m experiments.studies.nmr --training runs/board_along
+
+Each is played on the plain board, on the same seeds, and asked about the same moments, those of the
+shipped policy.
+
 Source: Zhang et al., arXiv 2605.00321, who find -0.77 over policies and changes of the scene.
 """
 
@@ -34,6 +44,9 @@ from mistjax.attribute.registry import attribute
 from mistjax.compilation import enable_cache
 from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
+from mistjax.rollouts.collect import collect
+from mistjax.rollouts.plan import EpisodePlan
+from mistjax.rollouts.summary import summarize
 from mistjax.stats import bootstrap, pearson
 
 PUBLISHED, TOP, _BATCH = -0.77, 0.1, 8
@@ -47,63 +60,114 @@ class Config:
 
     Attributes:
         policies: names of shipped policies that the other study has played.
+        training: `--out` of a training whose policies were kept; they are asked instead.
         moments: of each condition.
         each: moments of an episode.
-        samples: masks of ISS.
+        methods: attributions.
+        samples: masks of each.
+        episodes: of each policy along a training.
+        out: folder of their runs.
         played: results of the other study.
         results: file for the numbers; what an earlier call found is kept.
     """
 
     policies: tuple[str, ...] = ("board_pi0", "board_pi0_dropout")
+    training: Path | None = None
     moments: int = 24
     each: int = 3
+    methods: tuple[str, ...] = ("iss", "iss_regression")
     samples: int = 100
+    episodes: int = 100
+    out: Path = Path("runs/nmr_training")
     played: Path = Path("experiments/results/perturbations.json")
     results: Path = Path("experiments/results/nmr.json")
 
 
 def main(config: Config) -> dict[str, Any]:
     """Asks about what is missing; writes the file after every condition."""
-    played = json.loads(config.played.read_text())["policies"]
-    rows: list[dict[str, Any]] = []
+    found: dict[str, list[dict[str, Any]]] = {"conditions": [], "training": []}
     if config.results.exists():
-        rows = json.loads(config.results.read_text())["conditions"]
-    done = {(row["policy"], row["perturbation"], row["strength"]) for row in rows}
+        found |= {k: json.loads(config.results.read_text()).get(k, []) for k in found}
+    if config.training is not None:
+        along(config, config.training, found)
+    else:
+        conditions(config, found)
+    return write(found, config.results)
+
+
+def conditions(config: Config, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Adds the conditions that the other study has played."""
+    played, rows = json.loads(config.played.read_text())["policies"], found["conditions"]
+    done = {
+        tuple(row[key] for key in ("map", "policy", "perturbation", "strength")) for row in rows
+    }
     for name in config.policies:
         policy = load_policy(f"checkpoints/{name}")
         k, n = played[name]["clean"]
         plain = {"perturbation": None, "kind": "none", "strength": 0.0, "k": k, "n": n}
         for row in (plain, *played[name]["rows"]):
-            if (name, row["perturbation"], row["strength"]) in done:
+            at = (name, row["perturbation"], row["strength"])
+            left = [method for method in config.methods if (method, *at) not in done]
+            if not left:
                 continue
             change = {row["perturbation"]: row["strength"]} if row["perturbation"] else None
             moments = list(board_moments(policy, config.moments, config.each, change))
-            found = ratios(policy, moments, config.samples)
             fields = ("perturbation", "kind", "strength", "k", "n")
-            rows.append({"policy": name, **{key: row[key] for key in fields}, **found})
-            write(rows, config.results)
-    return write(rows, config.results)
+            for method in left:
+                ratio = ratios(policy, moments, method, config.samples)
+                rows.append({"map": method, "policy": name} | {k: row[k] for k in fields} | ratio)
+            write(found, config.results)
 
 
-def write(rows: Sequence[dict[str, Any]], path: Path) -> dict[str, Any]:
-    """The conditions and what they correlate to."""
-    seen = [row for row in rows if row["kind"] != "language"]
-    names = sorted({row["policy"] for row in rows})
-    groups: dict[str, tuple[Sequence[dict[str, Any]], Callable]] = {
-        "all conditions": (rows, raw),
-        "without words": (seen, raw),
-        **{f"without words, {n}": ([r for r in seen if r["policy"] == n], raw) for n in names},
-        "without words, within policies": (seen, within),
-    }
+def along(config: Config, training: Path, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Plays and asks the policies of a training, in place of those of an earlier one."""
+    folders = sorted(training.parent.glob(f"{training.name}_[0-9]*"))
+    if not folders:
+        raise FileNotFoundError(f"no {training}_STEP: train with --keep-every.")
+    shipped = load_policy("checkpoints/board_pi0")
+    moments = list(board_moments(shipped, config.moments, config.each))
+    plan = EpisodePlan(episodes=config.episodes, first_seed=6_700_000, compiled=True, num_envs=25)
+    found["training"] = []
+    for folder in folders:
+        policy = load_policy(folder)
+        rate = summarize(collect(policy, config.out / folder.name, plan)).success
+        step = int(folder.name.rpartition("_")[2])
+        for method in config.methods:
+            ratio = ratios(policy, moments, method, config.samples)
+            row = {"map": method, "step": step, "k": rate.k, "n": rate.n} | ratio
+            found["training"].append(row)
+            print(json.dumps(row), flush=True)
+        write(found, config.results)
+
+
+def write(found: dict[str, list[dict[str, Any]]], path: Path) -> dict[str, Any]:
+    """The conditions and what they correlate to, for each map."""
+    maps = dict.fromkeys(row["map"] for row in (*found["conditions"], *found["training"]))
+    correlations = []
+    for name in maps:
+        rows, steps = ([r for r in found[k] if r["map"] == name] for k in found)
+        seen = [row for row in rows if row["kind"] != "language"]
+        policies = sorted({row["policy"] for row in rows})
+        groups: dict[str, tuple[Sequence[dict[str, Any]], Callable]] = {
+            "all conditions": (rows, raw),
+            "without words": (seen, raw),
+            **{
+                f"without words, {n}": ([r for r in seen if r["policy"] == n], raw)
+                for n in policies
+            },
+            "without words, within policies": (seen, within),
+            "along a training": (steps, raw),
+        }
+        correlations += [
+            {"map": name, "over": group, "n": len(some), **correlated(*points(some))}
+            for group, (some, points) in groups.items()
+            if len(some) > 3
+        ]
     result = {
         "command": "python -m experiments.studies.nmr",
         "published": PUBLISHED,
-        "correlations": [
-            {"over": name, "n": len(some), **correlated(*points(some))}
-            for name, (some, points) in groups.items()
-            if len(some) > 3
-        ],
-        "conditions": list(rows),
+        "correlations": correlations,
+        **found,
     }
     write_results(path, result)
     return result
@@ -138,7 +202,7 @@ def correlated(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     }
 
 
-def ratios(policy: Policy, moments: Sequence[Seen], samples: int) -> dict[str, float]:
+def ratios(policy: Policy, moments: Sequence[Seen], method: str, samples: int) -> dict[str, float]:
     """Mean NMR@10 of some moments, its standard error, and what a map that knows nothing has."""
     values, chance = [], []
     for first in range(0, len(moments), _BATCH):
@@ -147,7 +211,7 @@ def ratios(policy: Policy, moments: Sequence[Seen], samples: int) -> dict[str, f
         obs = policy.prepare([seen.raw for seen in filled])
         key = jnp.stack([jax.random.key(0)] * _BATCH)
         readout = ActionKept(policy.sample(obs, key).actions)
-        found = attribute("iss", policy, obs, key, readout, samples=samples)
+        found = attribute(method, policy, obs, key, readout, samples=samples)
         shares = {
             camera: nuisance_regions(
                 jnp.stack([jnp.asarray(seen.parts[name]) for seen in filled]),

@@ -5,14 +5,15 @@ score (ISS) replaces many at random and so also sees regions that stand in for e
 nuisance mass ratio (NMR) says which share of any attribution lies where it should not matter.
 
 Source: Zeiler and Fergus, arXiv 1311.2901 (occlusion). ISS and NMR: Zhang et al., arXiv 2605.00321,
-who mask at random, blur what is masked and compare actions; as estimator we take the least-squares
-slope, see `iss`.
+who mask at random, blur what is masked and compare actions. Regression on random masks: Ribeiro et
+al., arXiv 1602.04938 (LIME).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,20 +125,16 @@ def iss(
     patch: PatchSize,
     baseline: Baseline = Baseline(),
     chunk: int = 8,
-    samples: int = 256,
-    probability: float = 0.5,
+    samples: int = 100,
+    probability: float = 0.3,
     seed: int = 0,
-    estimator: str = "slope",
 ) -> Attribution:
-    """Interventional significance: how much replacing a region changes the readout, averaged over
-    what else is replaced.
+    """The interventional significance score as published: with r the absolute change of the readout
+    in a sample and m = 0 where a region was replaced, the mean over samples of r (1 - m).
 
-    In each sample every region is replaced on its own with `probability`. With r the absolute
-    change of the readout and m whether region j was replaced, the score of j is cov(m, r) / var(m):
-    an unbiased estimate of E[r | j replaced] - E[r | j kept]. A region that never matters scores 0
-    up to noise of order std(r) / sqrt(samples), on either side of 0. The paper's own estimator is
-    `masked_mean`, E[r m]: the mean of what the region had a part in, which is above 0 for every
-    region.
+    In each sample every region is replaced on its own with `probability`, under the same sampling
+    noise. A region that never matters scores `probability` times the mean of r, not 0, since
+    whatever else was replaced counts as its own; `iss_regression` takes that off.
 
     With `ActionChange(actions of the same observation)` as readout, r is the action error.
 
@@ -146,42 +143,82 @@ def iss(
         samples: random masks, each one inference of the batch.
         probability: of a region to be replaced.
         seed: of the masks.
-        estimator: `slope`, or the paper's `masked_mean` (there with 100 samples and probability
-            0.3).
 
     Raises:
-        ValueError: fewer than 2 samples, a probability outside (0, 1), or another estimator.
+        ValueError: fewer than 2 samples, or a probability outside (0, 1).
     """
-    if estimator not in ("slope", "masked_mean"):
-        raise ValueError(f"estimator is {estimator!r}: expected slope or masked_mean.")
-    if samples < 2 or not 0 < probability < 1:
-        raise ValueError(
-            f"samples={samples}, probability={probability}: expected at least 2 samples and a "
-            "probability between 0 and 1."
-        )
-    unravel, size = each_region(policy, obs, patch)
-    drawn = jax.random.bernoulli(jax.random.key(seed), jnp.float32(probability), (samples, size))
-    masks = drawn.astype(jnp.float32)
-    ends = jnp.stack([jnp.zeros_like(masks[0]), jnp.ones_like(masks[0])])
-    values = effects(
-        policy,
-        obs,
-        key,
-        readout,
-        jax.vmap(unravel)(jnp.concatenate([masks, ends])),
-        patch=patch,
-        baseline=baseline,
-        chunk=chunk,
+    drawn = _Drawn.of(policy, obs, patch, samples, probability, seed)
+    change, value, start = drawn.changes(
+        policy, obs, key, readout, patch=patch, baseline=baseline, chunk=chunk
     )
-    value, start = values[samples], values[samples + 1]
-    change = jnp.abs(values[:samples] - value[None])
-    if estimator == "masked_mean":
-        scores = change.T @ masks / samples
-    else:
-        centred = change - change.mean(axis=0, keepdims=True)
-        covariance = centred.T @ (masks - probability) / (samples - 1)
-        scores = covariance / (probability * (1 - probability))
-    return Attribution.unsigned(per_element(unravel, scores), value, start, patch)
+    scores = change.T @ drawn.replaced / samples
+    return Attribution.unsigned(per_element(drawn.unravel, scores), value, start, patch)
+
+
+@compiled
+def iss_regression(
+    policy: Policy,
+    obs: Observation,
+    key: Array,
+    readout: Readout,
+    *,
+    patch: PatchSize,
+    baseline: Baseline = Baseline(),
+    chunk: int = 8,
+    samples: int = 256,
+    probability: float = 0.5,
+    seed: int = 0,
+) -> Attribution:
+    """The slope of r in 1 - m, as in LIME, on the draws of `iss`: cov(1 - m, r) / var(m).
+
+    It is an unbiased estimate of E[r | region replaced] - E[r | region kept]. A region that never
+    matters scores 0, up to noise of order std(r) / sqrt(samples) on either side. Arguments and
+    errors as for `iss`; masks are independent, so no system of equations is solved.
+    """
+    drawn = _Drawn.of(policy, obs, patch, samples, probability, seed)
+    change, value, start = drawn.changes(
+        policy, obs, key, readout, patch=patch, baseline=baseline, chunk=chunk
+    )
+    centred = change - change.mean(axis=0, keepdims=True)
+    covariance = centred.T @ (drawn.replaced - probability) / (samples - 1)
+    scores = covariance / (probability * (1 - probability))
+    return Attribution.unsigned(per_element(drawn.unravel, scores), value, start, patch)
+
+
+class _Drawn(NamedTuple):
+    """Random masks [n, regions], 1 where a region is replaced, and how to read one."""
+
+    replaced: Float[Array, "n r"]
+    unravel: Callable[[Array], Regions]
+
+    @classmethod
+    def of(
+        cls,
+        policy: Policy,
+        obs: Observation,
+        patch: PatchSize,
+        samples: int,
+        probability: float,
+        seed: int,
+    ) -> _Drawn:
+        if samples < 2 or not 0 < probability < 1:
+            raise ValueError(
+                f"samples={samples}, probability={probability}: expected at least 2 samples and a "
+                "probability between 0 and 1."
+            )
+        unravel, size = each_region(policy, obs, patch)
+        key, shape = jax.random.key(seed), (samples, size)
+        drawn = jax.random.bernoulli(key, jnp.float32(probability), shape)
+        return cls(drawn.astype(jnp.float32), unravel)
+
+    def changes(
+        self, policy: Policy, obs: Observation, key: Array, readout: Readout, **options: Any
+    ) -> tuple[Float[Array, "n b"], Float[Array, " b"], Float[Array, " b"]]:
+        """(absolute change of the readout in each sample, the readout, that of the baseline)."""
+        ends = jnp.stack([jnp.zeros_like(self.replaced[0]), jnp.ones_like(self.replaced[0])])
+        masks = jax.vmap(self.unravel)(jnp.concatenate([self.replaced, ends]))
+        values = effects(policy, obs, key, readout, masks, **options)
+        return jnp.abs(values[:-2] - values[-2:-1]), values[-2], values[-1]
 
 
 @compiled

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from mistjax.attribute.attribution import Attribution
 from mistjax.attribute.batching import largest_chunk
 from mistjax.attribute.gradients import gradient_x_input, integrated_gradients, saliency
 from mistjax.attribute.inputs import PatchSize
-from mistjax.attribute.interventional import iss, occlusion
+from mistjax.attribute.interventional import iss, iss_regression, occlusion
 from mistjax.attribute.readouts import Readout
 from mistjax.attribute.tokens import attention_mass, cache_ablation, camera_masking, token_norm
 from mistjax.models.observation import Observation
@@ -29,11 +30,8 @@ OF_ANY_POLICY: dict[str, Callable[..., Attribution]] = {
     "saliency": saliency,
     "occlusion": occlusion,
     "iss": iss,
-    "iss_masked_mean": functools.partial(
-        iss, samples=100, probability=0.3, estimator="masked_mean"
-    ),
+    "iss_regression": iss_regression,
 }
-"""`iss_masked_mean` is ISS with the estimator and the numbers of its paper; `iss` is ours."""
 OF_TOKENS: dict[str, Callable[..., Attribution]] = {
     "attention_mass": attention_mass,
     "token_norm": token_norm,
@@ -42,6 +40,17 @@ OF_TOKENS: dict[str, Callable[..., Attribution]] = {
 }
 """Those that look inside: at the tokens of the policies that they name."""
 ATTRIBUTIONS = OF_ANY_POLICY | OF_TOKENS
+RENAMED = {"iss_masked_mean": "iss"}
+"""Names of the release before this one."""
+
+
+def current(name: str) -> str:
+    """Today's name of a method; an old one works with a DeprecationWarning."""
+    if name not in RENAMED:
+        return name
+    message = f"attribution {name!r} is now called {RENAMED[name]!r}."
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
+    return RENAMED[name]
 
 
 def attribute(
@@ -72,6 +81,7 @@ def attribute(
         ValueError: unknown name or option, a patch larger than a picture, not even one run fits the
             memory, or what the method refuses.
     """
+    name = current(name)
     if name not in ATTRIBUTIONS:
         raise ValueError(
             f"no attribution is called {name!r}; choose one of {', '.join(ATTRIBUTIONS)}."

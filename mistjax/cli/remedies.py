@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -39,8 +40,8 @@ def explain(
         inference: which inference, or all; by default the first alarm, else the highest score
             (without a detector, the first inference).
         method: one or several, side by side: integrated_gradients, gradient_x_input, saliency,
-            occlusion, iss, iss_masked_mean, attention_mass, token_norm, cache_ablation or
-            camera_masking.
+            occlusion, iss (as published), iss_regression (its changes regressed on the masks),
+            attention_mass, token_norm, cache_ablation or camera_masking.
         of: what is explained: score; action (how far it moves); an action dimension, such as dz;
             prompt (the difference from the action under another prompt); or tokens (how likely they
             are, where a policy writes its action as tokens).
@@ -63,6 +64,7 @@ def explain(
     if isinstance(inference, int):
         whole("inference", inference, 0)
     budget = None if memory is None else whole("memory", memory, 1) * 2**20
+    method = tuple(map(_current, method))
     unknown = [name for name in method if name not in ATTRIBUTIONS]
     if unknown or not method or len(set(method)) < len(method):
         raise ValueError(f"methods are {method}: choose some of {', '.join(ATTRIBUTIONS)}.")
@@ -201,6 +203,7 @@ def nmr(
 
     if not runs:
         raise ValueError("no run: give at least one run folder.")
+    method = _current(method)
     if method not in ATTRIBUTIONS:
         raise ValueError(
             f"no method is called {method!r}; choose one of {', '.join(ATTRIBUTIONS)}."
@@ -305,7 +308,7 @@ def remedy(
     """
     from mistjax.recover.artifact import RemedyConfig, save_remedy
 
-    save_remedy(folder, RemedyConfig(strengths, cap, weight, method))
+    save_remedy(folder, RemedyConfig(strengths, cap, weight, _current(method)))
     shares = ", ".join(f"{strength:.0%}" for strength in strengths)
     print(
         f"{folder}/remedy.json: after an alarm, steer at {shares} of each direction's own "
@@ -375,6 +378,15 @@ def fit_imputer(
         f"is another matter.\nNext: mistjax eval {policy} --mist {out} --arms bare monitor mist "
         "--faults MIXTURE --out STUDY"
     )
+
+
+def _current(method: str) -> str:
+    """Today's name of an attribution; an old one works, and says what to write instead."""
+    from mistjax.attribute.registry import RENAMED
+
+    if method in RENAMED:
+        print(f"mistjax: --method {method} is now --method {RENAMED[method]}", file=sys.stderr)
+    return RENAMED.get(method, method)
 
 
 def _few(seeds: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mistjax.attribute.registry import ATTRIBUTIONS
+from mistjax.attribute.registry import ATTRIBUTIONS, current
 from mistjax.detect.artifact import load_calibrated
 from mistjax.detect.monitor import Monitor
 from mistjax.detect.novelty.artifact import CARD as INPUTS
@@ -68,7 +68,7 @@ class RemedyConfig:
                 f"strengths are {self.strengths}: expected at least one, each a share of the "
                 "recommended strength, 0 or more."
             )
-        if self.method not in ATTRIBUTIONS:
+        if current(self.method) not in ATTRIBUTIONS:
             raise ValueError(
                 f"method is {self.method!r}: expected one of {', '.join(ATTRIBUTIONS)}."
             )

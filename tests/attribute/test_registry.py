@@ -7,7 +7,7 @@ import pytest
 
 from mistjax.attribute import ATTRIBUTIONS, ActionChange, ActionValue, Baseline, attribute
 from mistjax.attribute.inputs import Inputs, patch_sums
-from mistjax.attribute.interventional import iss
+from mistjax.attribute.interventional import iss, iss_regression
 from mistjax.attribute.registry import OF_ANY_POLICY
 
 SIGNED = ("integrated_gradients", "gradient_x_input", "occlusion")
@@ -85,35 +85,37 @@ def test_a_gradient_runs_the_model_once_and_its_baseline_once_more(linear, linea
     assert runs == {"saliency": 1, "gradient_x_input": 2, "integrated_gradients": 2}
 
 
-def test_iss_of_the_action_finds_what_changes_it(linear, linear_obs, key):
+def test_a_regression_on_the_masks_finds_what_changes_it(linear, linear_obs, key):
     """Of z, the first action, |change| is linear in the masks when all parts have one sign."""
     policy = linear.replace(
         pixels=0 * linear.pixels, table=0 * linear.table, joints=jnp.array([2.0, 0.0, 0.5])
     )
     obs = linear_obs.replace(state=jnp.ones_like(linear_obs.state))
-    result = iss(policy, obs, key, LINEAR, patch=(4, 4), samples=4000, chunk=500)
+    result = iss_regression(policy, obs, key, LINEAR, patch=(4, 4), samples=4000, chunk=500)
     np.testing.assert_allclose(result.state, [[2.0, 0.0, 0.5]] * 2, atol=0.15)
     change = ActionChange(policy.sample(obs, key).actions)
-    result = iss(policy, obs, key, change, patch=(4, 4), samples=400, chunk=100)
+    result = iss_regression(policy, obs, key, change, patch=(4, 4), samples=400, chunk=100)
     assert (jnp.argmax(result.state, axis=1) == 0).all()
 
 
-def test_the_masked_mean_counts_what_else_was_replaced_too(linear, linear_obs, key):
+def test_iss_as_published_counts_what_else_was_replaced_too(linear, linear_obs, key):
     """r = 2 a + c / 2 for masks a and c of probability p: E[r a] = 2 p + p^2 / 2."""
     policy = linear.replace(
         pixels=0 * linear.pixels, table=0 * linear.table, joints=jnp.array([2.0, 0.0, 0.5])
     )
     obs = linear_obs.replace(state=jnp.ones_like(linear_obs.state))
-    options = {"probability": 0.3, "samples": 4000, "chunk": 500, "estimator": "masked_mean"}
-    result = iss(policy, obs, key, LINEAR, patch=(4, 4), **options)
+    result = iss(policy, obs, key, LINEAR, patch=(4, 4), samples=4000, chunk=500)
     np.testing.assert_allclose(result.state, [[0.645, 0.225, 0.33]] * 2, atol=0.05)
-    named = attribute("iss_masked_mean", policy, obs, key, LINEAR)
-    options |= {"samples": 100, "chunk": 8}
-    np.testing.assert_array_equal(
-        named.state, iss(policy, obs, key, LINEAR, patch=(4, 4), **options).state
-    )
-    with pytest.raises(ValueError, match="expected slope or masked_mean"):
-        iss(policy, obs, key, LINEAR, patch=(4, 4), estimator="mean")
+    named = attribute("iss", policy, obs, key, LINEAR)
+    published = iss(policy, obs, key, LINEAR, patch=(4, 4), samples=100, probability=0.3)
+    np.testing.assert_array_equal(named.state, published.state)
+
+
+def test_the_old_name_of_iss_as_published_works_and_says_so(linear, linear_obs, key):
+    with pytest.warns(DeprecationWarning, match="'iss_masked_mean' is now called 'iss'"):
+        old = attribute("iss_masked_mean", linear, linear_obs, key, LINEAR)
+    new = attribute("iss", linear, linear_obs, key, LINEAR)
+    np.testing.assert_array_equal(old.state, new.state)
 
 
 @pytest.mark.parametrize("name", ["integrated_gradients", "occlusion"])

@@ -41,3 +41,22 @@ def test_conditions_are_compared_within_policies():
     rows = [row("a", 0.1, 2), row("a", 0.2, 1), row("b", 0.8, 9), row("b", 0.9, 8)]
     assert nmr.correlated(*nmr.raw(rows))["pearson"] > 0.9
     assert nmr.correlated(*nmr.within(rows))["pearson"] == pytest.approx(-1)
+
+
+def test_each_map_has_correlations_of_its_own_over_conditions_and_along_a_training(tmp_path):
+    def row(name, ratio, k, **at):
+        return {"map": name, "nmr": ratio, "k": k, "n": 10, **at}
+
+    numbers = [(0.1, 1), (0.2, 3), (0.3, 4), (0.4, 8)]
+    plain = {"policy": "a", "kind": "visual"}
+    found = {
+        "conditions": [row("iss", *pair, **plain) for pair in numbers],
+        "training": [row("iss", 1 - ratio, k, step=k) for ratio, k in numbers],
+    }
+    found["training"] += [row("other", ratio, k, step=k) for ratio, k in numbers]
+    written = nmr.write(found, tmp_path / "nmr.json")["correlations"]
+    signs = {(c["map"], c["over"]): c["pearson"] > 0 for c in written}
+    assert signs["iss", "all conditions"] and signs["other", "along a training"]
+    assert not signs["iss", "along a training"] and ("other", "all conditions") not in signs
+    with pytest.raises(FileNotFoundError, match="train with --keep-every"):
+        nmr.along(nmr.Config(), tmp_path / "none", found)

@@ -6,6 +6,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
+from mistjax.cli import main
 from mistjax.recover.artifact import RemedyConfig, load_remedy, make_remedy, save_remedy
 from mistjax.steer import Provenance, SteeringArtifact, SteeringVector, save_steering
 
@@ -33,6 +34,14 @@ def folder(steering, tmp_path):
 
 def test_a_remedy_comes_back_as_it_was(folder):
     assert load_remedy(folder) == RemedyConfig(strengths=(1.0, 0.0), cap=0.5)
+
+
+def test_an_attribution_by_its_old_name_still_finds_the_cause(folder, capsys):
+    with pytest.warns(DeprecationWarning, match="'iss_masked_mean' is now called 'iss'"):
+        RemedyConfig(method="iss_masked_mean")
+    assert main(["remedy", str(folder), "--method", "iss_masked_mean"]) == 0
+    assert "--method iss_masked_mean is now --method iss" in capsys.readouterr().err
+    assert load_remedy(folder).method == "iss"
 
 
 def test_a_save_that_dies_leaves_the_old_remedy_or_the_new_one(folder, kill_at_every_call):

@@ -61,7 +61,7 @@ SCORE = (
     "chance",
 )
 """Asked about the failure score."""
-ACTION = ("iss", "cache_ablation", "whole_ablation")
+ACTION = ("iss_regression", "cache_ablation", "whole_ablation")
 """Asked about the action, of which a gradient is 0 where it has not moved."""
 NOVELTY = "novelty"
 KINDS = (
@@ -104,7 +104,7 @@ class Config:
         mist: its monitors.
         episodes: of each fault.
         clean: moments of clean episodes that explanations are measured against.
-        samples: random masks of ISS.
+        samples: random masks of `iss_regression`.
         steps: of integrated gradients.
         kinds: of `FAULTS`.
         moments: what is kept of each kind.
@@ -188,7 +188,7 @@ def asked(config: Config, watched: Any) -> dict[str, tuple[str, Namer]]:
     namers = {
         **NAMERS,
         "integrated_gradients": by_share("integrated_gradients", steps=config.steps),
-        "iss": by_share("iss", samples=config.samples),
+        "iss_regression": by_share("iss_regression", samples=config.samples),
     }
     found: dict[str, tuple[str, Namer]] = {NOVELTY: ("score", novelty(watched.inputs))}
     found |= {name: ("score", namers[name]) for name in SCORE}
