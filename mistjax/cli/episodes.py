@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from mistjax.cli.telling import tell
 from mistjax.files import refuse_file, refuse_folder
 from mistjax.ranges import whole
-from mistjax.rollouts.plan import EpisodePlan, Physics
+from mistjax.rollouts.plan import EpisodePlan, RunOptions
 from mistjax.tracking import Track, Trackers
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from mistjax.studies.run import Found
 
 
-Plan = Annotated[EpisodePlan, tyro.conf.arg(name="")]  # its options have no prefix
+Plan = Annotated[EpisodePlan, tyro.conf.arg(name="")]  # their options have no prefix
+Options = Annotated[RunOptions, tyro.conf.arg(name="")]
 
 
 def demo(
@@ -308,15 +309,7 @@ def study(
     robust_mist: Path | None = None,
     tuning: int = 100,
     preset: str | None = None,
-    suite: str | None = None,
-    tasks: tuple[int, ...] = (),
-    num_envs: int | None = None,
-    videos: int = 0,
-    retry_errors: bool = False,
-    compiled: bool = False,
-    physics: Physics = "kinematic",
-    devices: int = 1,
-    fsdp: int = 1,
+    options: Options = RunOptions(),
     track: Track = Trackers(),
 ) -> int:
     """Play a study by name: paired arms under faults, table.json and a page.
@@ -336,15 +329,6 @@ def study(
         tuning: episodes of each remedy, on seeds of their own, to find the best one always on; with
             --suite, of each task.
         preset: robot preset; the checkpoint's own by default.
-        suite: a LIBERO suite, or a folder of .bddl files, in place of the board.
-        tasks: which tasks of the suite; all by default.
-        num_envs: environments in lock-step; by default 16, and 1 with --suite.
-        videos: number of each arm's first episodes to film.
-        retry_errors: rerun seeds that crashed in an earlier call.
-        compiled: run each arm as one compiled program; faster, but the physics are not MuJoCo's.
-        physics: of compiled episodes: kinematic, or mjx, which is closer to MuJoCo and far slower.
-        devices: number of devices that compiled episodes are spread over.
-        fsdp: number of devices that share one copy of the policy; a divisor of devices.
     """
     from mistjax.demo import MIST, POLICY
     from mistjax.studies.run import StudyPlan, run_study
@@ -368,15 +352,7 @@ def study(
         conditions=conditions or None,
         tuning=tuning,
         preset=preset,
-        suite=suite,
-        tasks=tasks,
-        num_envs=num_envs,
-        videos=videos,
-        retry_errors=retry_errors,
-        compiled=compiled,
-        physics=physics,
-        devices=devices,
-        fsdp=fsdp,
+        **vars(options),
     )
     with track.open(out.name, {"study": name, "episodes": episodes}) as log:
         found = run_study(plan, log)

@@ -1,4 +1,7 @@
-"""`EpisodePlan`: which episodes are run, where, and how; checked before anything is started."""
+"""`EpisodePlan`: which episodes are run, where, and how; checked before anything is started.
+
+`RunOptions` is the part of it that a study shares, which has its own episodes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numbers
 import operator
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from mistjax.envs.faults.battery import Mixture, read_mixture
 from mistjax.ranges import whole
@@ -33,23 +36,12 @@ class CrashedError(RuntimeError):
         self.add_note(error)
 
 
-@dataclasses.dataclass(frozen=True)
-class EpisodePlan:
-    """Which episodes are run, where, and how. Numbers may be NumPy's; they become Python's.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where and how episodes are run; not which. Numbers may be NumPy's; they become Python's.
 
     Attributes:
-        episodes: how many, of consecutive seeds; with `suite`, of each task.
-        first_seed: the first seed; with `suite`, the first fixed start of each task.
-        perturbation: what is changed in the environment, e.g. `camera_angle 0.5`; LIBERO has kinds
-            too, e.g. `position swap`.
-        fault: a fault that begins in every episode, and its strength, e.g. `front_dimmed 0.8`; see
-            `mistjax.envs.faults`.
-        faults: a mixture in its place, one fault drawn for each seed: the name of a shipped one,
-            e.g. board, or a JSON file.
-        fault_onset: first and last step at which a fault begins; the mixture's own by default.
-        sensor_noise: whether cameras and state have ordinary noise; by default as the mixture says.
-        env: gymnasium id; None where the environment is made elsewhere (see `run_episodes`).
-        suite: in place of `env`, a LIBERO suite, e.g. libero_spatial, one of LIBERO-PRO's, e.g.
+        suite: in place of the board, a LIBERO suite, e.g. libero_spatial, one of LIBERO-PRO's, e.g.
             libero_object_swap, or a folder of .bddl files.
         prompts: whether instructions are those in the tasks' file name or in their text; by default
             the name for LIBERO's own suites and the text for others, as in published evaluations.
@@ -58,8 +50,8 @@ class EpisodePlan:
         max_steps: steps after which an episode is cut off; by default the environment's limit.
         workers: processes that step the environments; 0 is this one. For compiled episodes on Ray:
             number of programs that run at a time, each in a process of its own.
-        num_envs: environments in lock-step; 8 by default, with LIBERO one per worker. Give it if
-            runs with different numbers of workers are to agree bit for bit.
+        num_envs: environments in lock-step; 8 by default, 16 in a study, with LIBERO one per
+            worker. Give it if runs with different numbers of workers are to agree bit for bit.
         executor: whether workers are processes of this machine or Ray actors.
         retry_errors: rerun seeds that crashed in an earlier call.
         compiled: the board as one compiled program, policy, pictures and physics in it; faster, but
@@ -71,18 +63,10 @@ class EpisodePlan:
             too small for it; a divisor of devices.
 
     Raises:
-        ValueError: a number out of its range, an unknown environment or perturbation, or tasks
-            without a suite; says which and what was expected.
+        ValueError: a number out of its range, an unknown suite, tasks without one, or options of
+            compiled episodes for others; says which and what was expected.
     """
 
-    episodes: int = 50
-    first_seed: int = 0
-    perturbation: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
-    fault: tuple[str, float] | None = None
-    faults: str | None = None
-    fault_onset: tuple[int, int] | None = None
-    sensor_noise: bool | None = None
-    env: str | None = BOARD_ENV
     suite: str | None = None
     prompts: Literal["name", "text"] | None = None
     tasks: tuple[int, ...] = ()
@@ -102,10 +86,6 @@ class EpisodePlan:
             value = getattr(self, name)
             if value is not None or name not in ("max_steps", "num_envs"):
                 object.__setattr__(self, name, whole(name, value, least))
-        if self.suite is None and self.first_seed + self.episodes > SEEDS:
-            raise ValueError(
-                f"{self.episodes} episodes from seed {self.first_seed} on: seeds end at 2**31 - 1."
-            )
         if self.suite is not None:
             _check_suite(self.suite)
         tasks = tuple(whole("a task", task, 0) for task in self.tasks)
@@ -136,18 +116,10 @@ class EpisodePlan:
                 "MuJoCo's; ask for compiled, or leave it out."
             )
         object.__setattr__(self, "tasks", tasks)
-        object.__setattr__(self, "perturbation", _plain(self.perturbation))
-        self.mixture()
-        env = LIBERO_ENV if self.suite is not None else self.env
-        if env is not None and (self.perturbation or env not in (BOARD_ENV, LIBERO_ENV)):
-            check_perturbation(_environment(env), self.perturbation)
 
     def _check_compiled(self) -> None:
-        if self.suite is not None or self.env != BOARD_ENV:
-            raise ValueError(
-                f"compiled is asked for with {self.suite or self.env}: only {BOARD_ENV} is a "
-                "compiled program; leave compiled out."
-            )
+        if self.suite is not None:
+            _refuse_compiled(self.suite)
         for name in ("videos", "workers"):
             if getattr(self, name) and (name, self.executor) != ("workers", "ray"):
                 raise ValueError(
@@ -164,6 +136,53 @@ class EpisodePlan:
                 f"fsdp is {self.fsdp}: expected a divisor of devices, {self.devices}, since that "
                 "many devices share one copy of the policy."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodePlan(RunOptions):
+    """Which episodes are run, where, and how.
+
+    Attributes:
+        episodes: how many, of consecutive seeds; with `suite`, of each task.
+        first_seed: the first seed; with `suite`, the first fixed start of each task.
+        perturbation: what is changed in the environment, e.g. `camera_angle 0.5`; LIBERO has kinds
+            too, e.g. `position swap`.
+        fault: a fault that begins in every episode, and its strength, e.g. `front_dimmed 0.8`; see
+            `mistjax.envs.faults`.
+        faults: a mixture in its place, one fault drawn for each seed: the name of a shipped one,
+            e.g. board, or a JSON file.
+        fault_onset: first and last step at which a fault begins; the mixture's own by default.
+        sensor_noise: whether cameras and state have ordinary noise; by default as the mixture says.
+        env: gymnasium id; None where the environment is made elsewhere (see `run_episodes`).
+
+    Raises:
+        ValueError: see `RunOptions`; an unknown environment or perturbation, or too many seeds.
+    """
+
+    episodes: int = 50
+    first_seed: int = 0
+    perturbation: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
+    fault: tuple[str, float] | None = None
+    faults: str | None = None
+    fault_onset: tuple[int, int] | None = None
+    sensor_noise: bool | None = None
+    env: str | None = BOARD_ENV
+
+    def __post_init__(self) -> None:
+        for name, least in (("episodes", 1), ("first_seed", 0)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        super().__post_init__()
+        if self.suite is None and self.first_seed + self.episodes > SEEDS:
+            raise ValueError(
+                f"{self.episodes} episodes from seed {self.first_seed} on: seeds end at 2**31 - 1."
+            )
+        if self.compiled and self.env != BOARD_ENV:
+            _refuse_compiled(self.env)
+        object.__setattr__(self, "perturbation", _plain(self.perturbation))
+        self.mixture()
+        env = LIBERO_ENV if self.suite is not None else self.env
+        if env is not None and (self.perturbation or env not in (BOARD_ENV, LIBERO_ENV)):
+            check_perturbation(_environment(env), self.perturbation)
 
     @property
     def batch_size(self) -> int:
@@ -204,11 +223,10 @@ class EpisodePlan:
         return tuple(range(self.first_seed, self.first_seed + self.episodes))
 
 
-typing.no_type_check(EpisodePlan.__init__)  # it says itself, in words, what is wrong with a number
+for plan in (RunOptions, EpisodePlan):
+    typing.no_type_check(plan.__init__)  # it says itself, in words, what is wrong with a number
 
 _LEAST = {
-    "episodes": 1,
-    "first_seed": 0,
     "videos": 0,
     "max_steps": 1,
     "workers": 0,
@@ -216,6 +234,13 @@ _LEAST = {
     "devices": 1,
     "fsdp": 1,
 }
+
+
+def _refuse_compiled(where: str | None) -> NoReturn:
+    raise ValueError(
+        f"compiled is asked for with {where}: only {BOARD_ENV} is a compiled program; leave "
+        "compiled out."
+    )
 
 
 def _check_suite(suite: str) -> None:

@@ -29,7 +29,7 @@ from mistjax.report.build import episodes, filmed
 from mistjax.report.explanation import raw_observation
 from mistjax.report.html import Section
 from mistjax.rollouts.collect import collect
-from mistjax.rollouts.plan import EpisodePlan, Physics
+from mistjax.rollouts.plan import EpisodePlan, RunOptions
 from mistjax.rollouts.run import Run, load_run
 from mistjax.studies.arms import Subject, find_arm, make_arm
 from mistjax.studies.conditions import Condition, condition
@@ -42,12 +42,14 @@ from mistjax.tracking import Log, silent
 BEST, PAGE = "always_best", "report.html"
 SHOWN = 3
 """Repairs on the page of a filmed study."""
+LOCKSTEP = 16
+"""Environments in lock-step, the same in all arms, where nothing else is asked for on the board."""
 FIRST, TUNING = SEEDS["test"].start + 200_000, SEEDS["tuning"].start + 500_000
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyPlan:
-    """What is asked.
+class StudyPlan(RunOptions):
+    """What is asked; where and how it is played is said by `RunOptions`.
 
     Attributes:
         name: key of `STUDIES`.
@@ -64,12 +66,6 @@ class StudyPlan:
         tuning: episodes of each remedy, to find the best single one; with `suite`, of each task,
             from the starts that follow those of the study.
         preset: robot preset; None is the checkpoint's own.
-        suite, tasks: in place of the board, see `EpisodePlan`.
-        num_envs: environments in lock-step, the same in all arms; None is 16, and 1 with `suite`.
-        videos: of each arm's first episodes.
-        retry_errors: rerun seeds that crashed in an earlier call.
-        compiled, physics, devices, fsdp: see `EpisodePlan`; the physics of all arms are then not
-            MuJoCo's.
         title: of the page.
 
     Raises:
@@ -89,18 +85,10 @@ class StudyPlan:
     robust_mist: Path | None = None
     tuning: int = 100
     preset: str | None = None
-    suite: str | None = None
-    tasks: tuple[int, ...] = ()
-    num_envs: int | None = None
-    videos: int = 0
-    retry_errors: bool = False
-    compiled: bool = False
-    physics: Physics = "kinematic"
-    devices: int = 1
-    fsdp: int = 1
     title: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.name not in STUDIES:
             raise ValueError(
                 f"no study is called {self.name!r}: expected one of {', '.join(STUDIES)}."
@@ -150,21 +138,13 @@ class StudyPlan:
 
     def plan(self, where: Condition) -> EpisodePlan:
         """The episodes under a condition."""
-        batch = 16 if self.num_envs is None and self.suite is None else self.num_envs
-        return EpisodePlan(
-            episodes=self.sizes.get(where.name, self.episodes),
-            first_seed=self.first,
-            suite=self.suite,
-            tasks=self.tasks,
-            num_envs=batch,
-            videos=self.videos,
-            retry_errors=self.retry_errors,
-            compiled=self.compiled,
-            physics=self.physics,
-            devices=self.devices,
-            fsdp=self.fsdp,
-            **where.plan,
-        )
+        options = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(RunOptions)
+        }
+        if self.num_envs is None and self.suite is None:
+            options["num_envs"] = LOCKSTEP
+        episodes = self.sizes.get(where.name, self.episodes)
+        return EpisodePlan(episodes=episodes, first_seed=self.first, **options, **where.plan)
 
 
 @dataclasses.dataclass(frozen=True)
