@@ -1,6 +1,6 @@
 """Short descriptions of a coming motion, the text that co-trains a board policy's language head.
 
-A caption has at most `MAX_WORDS` words: what moves ("move" with open, "carry" with closed fingers)
+A caption has at most six words: what moves ("move" with open, "carry" with closed fingers)
 and where, up to two directions, how high a carried stone is and how fast ("carry left high
 slowly"); or a motion and what the fingers do, in their order ("lower and close", "open and raise").
 Left, right, back and forward are those of the front camera's picture: forward is towards the camera
@@ -29,7 +29,6 @@ CAPTION_WORDS = (
     "slowly",
     "wait",
 )
-MAX_WORDS = 6
 _STILL, _SLOW, _FAST, _SHARE = 0.08, 0.45, 0.80, 0.45
 _LOW, _HIGH = 0.062, 0.095
 

@@ -1,12 +1,7 @@
-"""Tasks and the sentences that ask for them.
-
-`instruct` writes a prompt, `parse` reads it back: `parse(instruct(task, phrasing)) == task` for
-every task and phrasing.
-"""
+"""Tasks and the sentences that ask for them: no two tasks share one."""
 
 import dataclasses
 import itertools
-import re
 
 COLOURS = ("black", "white")
 SPEEDS = ("", "slowly", "quickly")
@@ -54,36 +49,6 @@ def instruct(task: Task, phrasing: int = 0) -> str:
     if task.height:
         words.append(f", carry it {task.height}")
     return " ".join(words)
-
-
-def parse(prompt: str) -> Task:
-    """The task a prompt asks for.
-
-    Raises:
-        ValueError: the prompt is not one that `instruct` writes.
-    """
-    for phrase in _PHRASES:
-        core = phrase.format(
-            colour=f"(?P<colour>{'|'.join(COLOURS)})",
-            row="(?P<row>[1-5])",
-            column="(?P<column>[1-5])",
-        )
-        speed = "slowly|quickly"
-        match = re.fullmatch(
-            rf"(?:(?P<before>{speed}) )?{core}(?: (?P<after>{speed}))?"
-            r"(?: , carry it (?P<height>low|high))?",
-            prompt,
-        )
-        if match and not (match["before"] and match["after"]):
-            return Task(
-                match["colour"],
-                int(match["row"]),
-                int(match["column"]),
-                match["before"] or match["after"] or "",
-                match["height"] or "",
-            )
-    example = instruct(Task("black", 2, 3))
-    raise ValueError(f"cannot read the prompt {prompt!r}; expected for example {example!r}")
 
 
 def _vocabulary() -> tuple[str, ...]:

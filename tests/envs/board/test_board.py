@@ -10,7 +10,7 @@ from mistjax.envs.board import scene as s
 from mistjax.envs.board.drawing import GlCamera
 from mistjax.envs.board.env import BoardEnv
 from mistjax.envs.board.expert import recovery_action
-from mistjax.envs.board.instructions import Task, parse
+from mistjax.envs.board.instructions import PHRASINGS, Task, instruct
 from mistjax.envs.board.raycast import pictures
 
 
@@ -31,7 +31,8 @@ def play(env, seed, **options):
 def test_observations_fit_the_declared_space(board):
     observation, info = board.reset(seed=1)
     assert board.observation_space.contains(observation)
-    assert parse(observation["prompt"]) == info["task"]
+    prompts = [instruct(info["task"], phrasing) for phrasing in range(PHRASINGS)]
+    assert observation["prompt"] in prompts
     observation, reward, *_ = board.step(board.action_space.sample())
     assert board.observation_space.contains(observation)
     assert reward == 0
