@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from mistjax.attribute.batching import check_shares, compiled, in_chunks
 from mistjax.attribute.readouts import Readout
+from mistjax.attribute.sharing import NOTHING, PICTURES, PREFIX, Runs
 from mistjax.hooks.edits import Patch
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
@@ -108,10 +109,11 @@ def _patch_sweep(policy, clean, corrupted, key, readout, site, masks, *, chunk):
             f"expected [n,{layers},{tokens},...]."
         )
 
+    shared = {"vlm": PICTURES, "action": PREFIX}.get(tap.stack, NOTHING)
+    runs = Runs.sharing(shared, policy, corrupted, key, readout)
+
     def run(mask):
-        return policy.objective(
-            corrupted, key, readout, taps=readout.taps, edits=_edits(site, values, mask)
-        )
+        return runs(runs.obs, _edits(site, values, mask))
 
     masks = jnp.concatenate([masks, jnp.zeros_like(masks[:1])])
     patched = in_chunks(run, masks, chunk)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mistjax.attribute.batching import compiled, in_chunks
 from mistjax.attribute.readouts import Readout
+from mistjax.attribute.sharing import PICTURES, Runs
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Pieces, Policy
 
@@ -87,11 +88,11 @@ def leave_one_out(
     """
     spans = jnp.asarray(spans, bool)
     spans = jnp.concatenate([spans, jnp.zeros_like(spans[:1])])
+    runs = Runs.sharing(PICTURES, policy, obs, key, readout)
 
     def without(span):
         kept = jnp.asarray(obs.tokenized_prompt_mask) & ~span
-        shorter = dataclasses.replace(obs, tokenized_prompt_mask=kept)
-        return policy.objective(shorter, key, readout, taps=readout.taps)
+        return runs(dataclasses.replace(runs.obs, tokenized_prompt_mask=kept))
 
     values = in_chunks(without, spans, chunk)
     return values[-1:] - values[:-1]

@@ -23,6 +23,7 @@ from mistjax.attribute.attribution import Attribution
 from mistjax.attribute.batching import compiled, in_chunks
 from mistjax.attribute.inputs import PatchSize, Regions, each_region, per_element
 from mistjax.attribute.readouts import Readout
+from mistjax.attribute.sharing import PICTURES, Runs
 from mistjax.hooks.sites import Tap
 from mistjax.models.gemma import MASKED_LOGIT, HeadsIn, RMSNorm, apply_rope
 from mistjax.models.observation import Observation
@@ -269,10 +270,11 @@ def camera_masking(
     seen = ~jnp.eye(len(names) + 2, len(names), dtype=bool)  # one camera masked each; then all
     seen = seen.at[-1].set(False)
 
+    runs = Runs.sharing(PICTURES, policy, obs, key, readout)
+
     def run(row):
         there = {name: jnp.asarray(obs.image_masks[name]) & row[i] for i, name in enumerate(names)}
-        masked = dataclasses.replace(obs, image_masks={**obs.image_masks, **there})
-        return policy.objective(masked, key, readout, taps=readout.taps)
+        return runs(dataclasses.replace(runs.obs, image_masks={**obs.image_masks, **there}))
 
     values = in_chunks(run, seen, chunk)
     value, images = values[-2], {}
