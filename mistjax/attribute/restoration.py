@@ -41,10 +41,13 @@ class Corruption:
     Attributes:
         obs: the corrupted observation.
         said: the same in words.
+        without: each word, and how far the chunk moves without it: the square of the distance, or
+            by how many nats its tokens are less likely. Of the corruption `word` alone.
     """
 
     obs: Observation
     said: str
+    without: tuple[tuple[str, float], ...] = ()
 
 
 def corruptions(policy: Policy) -> tuple[str, ...]:
@@ -98,7 +101,9 @@ def corrupt(
         strongest = int(np.argmax(effect))
         left = jnp.asarray(obs.tokenized_prompt_mask) & ~jnp.asarray(spans[strongest])
         shorter = dataclasses.replace(obs, tokenized_prompt_mask=left)
-        return Corruption(shorter, f"the word “{words[strongest].text}” is left out")
+        each = [(word.text, float(e)) for word, e in zip(words, effect, strict=True)]
+        said = f"the word “{words[strongest].text}” is left out"
+        return Corruption(shorter, said, tuple(each))
     inputs = Inputs.of(policy, obs)
     region = Regions.full(inputs, policy.patch, 0.0)
     names = {input_name(key): name for name, key in policy.spec.cameras.items()}

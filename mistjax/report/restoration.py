@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mistjax.attribute.questions import raw_observation
-from mistjax.attribute.restoration import UNITS, Restoration, corrupt, restore
+from mistjax.attribute.restoration import UNITS, Corruption, Restoration, corrupt, restore
 from mistjax.attribute.text import words_of
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy, WritingPolicy
 from mistjax.policies.wrapper import language
 from mistjax.report import plots
-from mistjax.report.blocks import Block, Picture, Plot, Quote, Row, Table, Text
+from mistjax.report.blocks import Block, Picture, Plot, Quote, Row, Table, Text, Words
 from mistjax.report.html import Section, write_report
 from mistjax.rollouts.run import Run
 
@@ -74,6 +74,7 @@ def patch_run(
         [
             Quote(told, f"Episode {seed}, step {step}: “{trace.prompt}”."),
             *_pictures(policy, clean, changed.obs),
+            *_words(changed, writes),
             Text(
                 f"R(u) is the share of the way {way} when the clean run's activations are put back "
                 "at one unit: 0 is the corrupted run, 1 the clean one. R(u) does not add up over "
@@ -137,6 +138,19 @@ def _pictures(policy: Policy, clean: Observation, corrupted: Observation) -> lis
                 factor = max(1, 384 // pixels.shape[0])
                 shown.append(Picture(pixels.repeat(factor, 0).repeat(factor, 1), title=title))
     return [Row(shown, least=210)] if shown else []
+
+
+def _words(changed: Corruption, writes: bool) -> list[Block]:
+    """What leaving out each word does, where one was chosen by that."""
+    if not changed.without:
+        return []
+    what = (
+        "by how many nats the tokens of the action are less likely"
+        if writes
+        else "the mean squared distance that the chunk moves, in model units"
+    )
+    said = f"Each word left out of the instruction by itself: {what}."
+    return [Text(said), Words(changed.without)]
 
 
 def _maps(policy: Policy, clean: Observation, found: Restoration) -> list[Block]:

@@ -105,6 +105,18 @@ def test_a_corrupted_moment_is_restored_by_the_vlm(what, least, run, tmp_path, c
     assert "Heads of action" in html
 
 
+def test_each_word_is_left_out_by_itself(run, tmp_path):
+    page = tmp_path / "page.html"
+    command = ["patch", run, "--policy", POLICY, "--seed", "0", "--inference", "2"]
+    assert main([*command, "--restore", "stacks", "--out", str(page)]) == 0
+    html = page.read_text()
+    left_out = re.search(r"the word “(\S+)” is left out", html)
+    listed = re.search(r'<ul class="words">(.*?)</ul>', html)
+    assert left_out and listed
+    each = re.findall(r"<li[^>]*>(.*?)<small>([+-]\d+\.\d\d)</small>", listed[1])
+    assert len(each) > 4 and max(each, key=lambda pair: float(pair[1]))[0] == left_out[1]
+
+
 def test_tokens_are_restored_one_by_one(run, tmp_path):
     page = tmp_path / "page.html"
     command = ["patch", run, "--policy", POLICY, "--seed", "0", "--out", str(page)]
