@@ -9,11 +9,13 @@ knows nothing would have. Words that a prompt swaps or lacks leave the pictures 
 correlation is also given without them, for each policy alone, and within the policies (the means of
 each taken off), as policies differ in more than where they look.
 
-Along a training, policies are kept as it goes on:
+Along a training, policies are kept as it goes on, here of a fresh action expert on the shipped
+policy's vision tower and VLM:
 
     python -m mistjax.envs.board.demos --episodes 1200 --out data/board_demos
-    python -m experiments.train.board_pi0 --steps 3600 --batch-size 32 --learning-rate 1e-3
-        --warmup 100 --ema 0.99 --keep-every 300 --eval-episodes 0 --out runs/board_along
+    python -m experiments.train.board_pi0 --start checkpoints/board_pi0 --fresh-expert --steps 1200
+        --batch-size 32 --learning-rate 1e-3 --warmup 50 --ema 0.98 --keep-every 100
+        --eval-episodes 0 --out runs/board_along
     python -m experiments.studies.nmr --training runs/board_along
 
 Each is played on the plain board, on the same seeds, and asked about the same moments, those of the

@@ -24,10 +24,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import tyro
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.train.board_data import BoardData, board_tokenizer
 from experiments.train.board_model import Batch, board_config, board_loss, init_layout_head
@@ -45,16 +47,19 @@ class Config(Training):
     Attributes:
         demos: folders of demonstrations.
         start: checkpoint to start from; its statistics are kept. None starts at random.
+        fresh_expert: the action expert alone is trained, from random weights, on the vision tower
+            and the VLM of `start`.
         flow_samples: noise draws of each example, sharing one prefix.
         caption_weight: weight of the next-token loss on motion captions.
         camera_dropout: chance of each camera to be the one that an example does without.
 
     Raises:
-        ValueError: a chance below 0, or above a half.
+        ValueError: a chance below 0, or above a half; a fresh expert without a start.
     """
 
     demos: tuple[Path, ...] = (Path("data/board_demos"),)
     start: Path | None = None
+    fresh_expert: bool = False
     out: Path = Path("checkpoints/board_pi0")
     flow_samples: int = 4
     caption_weight: float = 0.1
@@ -66,6 +71,8 @@ class Config(Training):
                 f"camera_dropout is {self.camera_dropout}: expected the chance of each of the two "
                 "cameras, from 0 to 0.5."
             )
+        if self.fresh_expert and self.start is None:
+            raise ValueError("a fresh expert needs a policy to stand on: give --start.")
 
 
 def without_cameras(batch: Batch, chance: float, rng: np.random.Generator) -> Batch:
@@ -79,14 +86,29 @@ def without_cameras(batch: Batch, chance: float, rng: np.random.Generator) -> Ba
     return dataclasses.replace(batch, obs=dataclasses.replace(batch.obs, image_masks=masks))
 
 
+def of_expert(path: tuple[str, ...]) -> bool:
+    """Whether a parameter is the action expert's, or a projection into or out of it."""
+    inside = path[:2] == ("PaliGemma", "llm") and any(name.endswith("_1") for name in path)
+    return inside or path[0] != "PaliGemma"
+
+
 def main(config: Config) -> PiPolicy:
     """Trains, evaluates and saves; returns the policy with averaged weights."""
     tokenizer = board_tokenizer()
     model = board_config(tokenizer.vocab_size)
     start = None if config.start is None else PiPolicy.load(config.start, BOARD)
     data = BoardData.load(config.demos, tokenizer, model, start and start.norm_stats)
-    variables = pi0.init(model, jax.random.key(config.seed)) if start is None else start.variables
-    loss = functools.partial(
+    fresh = pi0.init(model, jax.random.key(config.seed))
+    known = fresh if start is None else start.variables
+    trained, kept = dict(flatten_dict(known["params"])), {}
+    if config.fresh_expert:
+        kept = {path: leaf for path, leaf in trained.items() if not of_expert(path)}
+        trained = {p: leaf for p, leaf in flatten_dict(fresh["params"]).items() if p not in kept}
+
+    def whole(params) -> dict[str, Any]:
+        return unflatten_dict({**kept, **flatten_dict(params)})
+
+    whole_loss = functools.partial(
         board_loss,
         config=model,
         flow_samples=config.flow_samples,
@@ -94,14 +116,17 @@ def main(config: Config) -> PiPolicy:
         caption_weight=config.caption_weight,
     )
 
+    def loss(params, batch: Batch, key):
+        return whole_loss({**params, "model": whole(params["model"])}, batch, key)
+
     def policy(params) -> PiPolicy:
-        variables = {"params": params}
+        variables = {"params": whole(params)}
         return PiPolicy(model, variables, tokenizer, data.norm_stats, BOARD, config.out.name)
 
     def batch(rng: np.random.Generator, size: int) -> Batch:
         return without_cameras(data.batch(rng, size), config.camera_dropout, rng)
 
-    params = {"model": variables["params"], "layout_head": init_layout_head(model)}
+    params = {"model": unflatten_dict(trained), "layout_head": init_layout_head(model)}
     return train(config, params, loss, batch, policy)
 
 
