@@ -2,7 +2,7 @@
 speaks against each input, or against none of them.
 
 `novelty` asks the monitor of the inputs, which knows what clean episodes look like. `by_share` asks
-an attribution of what the policy does or of its failure score: which input it rests on is another
+an attribution of what the policy does or of its failure score: which input it relies on is another
 question, and `docs/results.md` says how seldom the answer is the unsound one. `Clean` gives any of
 them what the monitor has: how large its evidence is on clean episodes, and so a way to say "none".
 """

@@ -239,7 +239,7 @@ def explain_run(
         sections = [over_time(policy, answers) if one else by_episode(answers) for answers in found]
         sections += [maps(policy, answers) for answers in found]
         title = f"Episode {asked[0].trace.seed}" if one else f"{run.path}"
-    write_report(sections, out, title, f"What the {_named(found, question)} rests on.")
+    write_report(sections, out, title, f"What the {_named(found, question)} relies on.")
     return "\n".join(_told(policy, answers, question) for answers in found)
 
 
