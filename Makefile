@@ -14,8 +14,9 @@ TEST_WORKERS ?= 2
 LEROBOT_VENV ?= .venv-lerobot
 LEROBOT_PI_VENV ?= .venv-lerobot-pi
 CLIENT_VENV ?= .venv-client
-# A file stays with one worker, so that fixtures and compiled programs are made once.
-PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+# A file stays with one worker, so that fixtures and compiled programs are made once. Bytecode is kept
+# whatever the shell says: tests and annotations are rewritten as they are imported, which takes longer.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 OPENPI_VENV ?= .venv-openpi
 OPENPI_BIN := $(OPENPI_VENV)/bin
@@ -24,7 +25,7 @@ OPENPI_INSTALL := $(OPENPI_BIN)/python -m pip install --quiet --disable-pip-vers
 	-c constraints-openpi.txt
 OPENPI_TESTS ?= $(addprefix tests/,hooks models policies detect attribute steer recover \
 	interop/test_openpi.py interop/test_openpi_itself.py test_compilation.py)
-OPENPI_PYTEST := $(OPENPI_BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --timeout 900
+OPENPI_PYTEST := PYTHONDONTWRITEBYTECODE= $(OPENPI_BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --timeout 900
 
 .PHONY: demo docs notebooks test test-all test-openvla test-openpi test-lerobot test-lerobot-pi \
 	test-serve lint format bench libero clean
