@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from interop.arrays import to_torch
+from mistjax.attribute.patching import MaskedPatch
 from mistjax.hooks.edits import Add, Affine, Edit, Patch, ProjectOut, Scale, SetNeurons
 from mistjax.hooks.sites import split_site
 
@@ -34,12 +35,18 @@ def _affine(x: Tensor, c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x + c.to(x.dtype) * (x @ weight.to(x.dtype) + bias.to(x.dtype))
 
 
+def _masked_patch(x: Tensor, c: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    weight, value = (c * mask).to(x.dtype), value.to(x.dtype)
+    return torch.where(weight == 1, value, x + weight * (value - x))
+
+
 _TRANSFORMS: dict[type[Edit], Callable[..., Tensor]] = {
     Add: lambda x, c, vector: x + (c * vector).to(x.dtype),
     Affine: _affine,
     SetNeurons: _set_neurons,
     Scale: lambda x, c, factor: x * (1 + c * (factor - 1)).to(x.dtype),
     ProjectOut: _project_out,
+    MaskedPatch: _masked_patch,
     Patch: lambda x, c, value: x + c.to(x.dtype) * (value.to(x.dtype) - x),
 }
 

@@ -34,6 +34,10 @@ def walk(policy: str, folder: Path, episodes: int, capsys, *played: str) -> None
         said = step("explain", run, *why, "--method", method, "--out", str(page))
         assert "failure score comes mostly from" in said
         assert page.stat().st_size > 10_000
+    page = folder / "patching.html"
+    patch = ["patch", run, "--policy", source, "--seed", "10", "--out", str(page)]
+    assert "Most of the way back: all of" in step(*patch, "--restore", "stacks")
+    assert "Each word left out" in page.read_text()
     assert "success@action.resid" in step("vectors", source, "--run", run, "--out", detector)
     steer = ["--steer", detector, "success@action.resid", "1.0"]
     step("collect", source, "--out", str(folder / "steered"), "--episodes", "1", *steer)

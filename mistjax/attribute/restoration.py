@@ -41,8 +41,8 @@ class Corruption:
     Attributes:
         obs: the corrupted observation.
         said: the same in words.
-        without: each word, and how far the chunk moves without it: the square of the distance, or
-            by how many nats its tokens are less likely. Of the corruption `word` alone.
+        without: each word, and how far the chunk moves without it, in model units, or by how many
+            nats its tokens are less likely. Of the corruption `word` alone.
     """
 
     obs: Observation
@@ -89,7 +89,8 @@ def corrupt(
             f"{', '.join(corruptions(policy))}, or give another prompt."
         )
     obs = jax.tree.map(jnp.asarray, policy.prepare([raw]))
-    kept: Readout = ActionKept(policy.sample(obs, key).actions)
+    own = policy.sample(obs, key).actions
+    kept: Readout = ActionKept(own)
     measured = policy
     if isinstance(policy, WritingPolicy):
         measured, kept = policy.saying(obs, key), TokenLogProbability()
@@ -101,7 +102,8 @@ def corrupt(
         strongest = int(np.argmax(effect))
         left = jnp.asarray(obs.tokenized_prompt_mask) & ~jnp.asarray(spans[strongest])
         shorter = dataclasses.replace(obs, tokenized_prompt_mask=left)
-        each = [(word.text, float(e)) for word, e in zip(words, effect, strict=True)]
+        far = effect if measured is not policy else np.sqrt(np.maximum(effect, 0) * own[0].size)
+        each = [(word.text, float(e)) for word, e in zip(words, far, strict=True)]
         said = f"the word “{words[strongest].text}” is left out"
         return Corruption(shorter, said, tuple(each))
     inputs = Inputs.of(policy, obs)

@@ -158,7 +158,7 @@ def patch(
     print(
         f"{out}: heat maps. That a unit restores the action says that it suffices, given the rest "
         f"of the corrupted run, not that it is needed.\nNext: mistjax explain {run} --policy "
-        f"{policy} --seed {seed} --of action --method cache_ablation"
+        f"{policy} --seed {seed} --of action --method occlusion"
     )
 
 

@@ -147,7 +147,7 @@ def _words(changed: Corruption, writes: bool) -> list[Block]:
     what = (
         "by how many nats the tokens of the action are less likely"
         if writes
-        else "the mean squared distance that the chunk moves, in model units"
+        else "how far the chunk moves, in model units"
     )
     said = f"Each word left out of the instruction by itself: {what}."
     return [Text(said), Words(changed.without)]

@@ -8,6 +8,7 @@ from interop.openvla import generation
 from interop.openvla.hooks import Hooks, token_layouts
 from interop.openvla.spec import stack_specs
 from interop.taps import tap_shapes
+from mistjax.attribute.patching import MaskedPatch
 from mistjax.hooks import POINTS, Add, Patch, ProjectOut, Scale, SetNeurons, Tap
 
 PROMPT = 5
@@ -105,6 +106,20 @@ def test_patching_a_layer_with_itself_changes_nothing_and_with_another_row_copie
     torch.testing.assert_close(same.logits, plain.logits)
     _, after = passes(model, [tap], [patch.replace(value=own[:, ::-1])])
     np.testing.assert_allclose(after[str(tap)][-1, 0, :250], own[-1, 1, :250], atol=1e-6)
+
+
+def test_a_masked_patch_puts_back_the_tokens_of_its_mask_alone(model):
+    tap = Tap("vlm.resid")
+    plain, found = passes(model, [tap])
+    value = jnp.asarray(found[str(tap)].numpy()) + 1
+    mask = jnp.zeros((len(value), 1, value.shape[2])).at[0, :, 3].set(1.0)[..., None]
+    _, after = passes(model, [tap], [MaskedPatch("vlm.resid", value=value, mask=mask)])
+    first = torch.tensor(np.array(value[0]))
+    torch.testing.assert_close(after[str(tap)][0, :, 3], first[:, 3])
+    others = [i for i in range(250) if i != 3]
+    assert torch.equal(after[str(tap)][0, :, others], found[str(tap)][0, :, others])
+    same, _ = passes(model, edits=[MaskedPatch("vlm.resid", value=value, mask=0 * mask)])
+    assert torch.equal(same.logits, plain.logits)
 
 
 def test_strength_zero_is_bit_identical_row_by_row(model):
