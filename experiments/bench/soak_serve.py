@@ -14,14 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import dataclasses
 import json
 import os
-import re
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -34,6 +29,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 from experiments.record import command, write_results
+from experiments.served import server
 from mistjax.compilation import enable_cache
 from mistjax.demo import MIST, POLICY
 from mistjax.policies.load import load_policy
@@ -220,27 +216,6 @@ class Soak:
             await asyncio.sleep(1.0)
 
 
-@contextlib.contextmanager
-def server(config: Config, out: Path) -> Any:
-    """(process, port) of `mistjax serve`; afterwards it must end well."""
-    words = [sys.executable, "-m", "mistjax.cli", "serve", config.policy, "--mist", config.mist]
-    words += ["--port", 0, "--out", out, "--max-batch", config.max_batch]
-    words += ["--deadline-ms", config.deadline_ms, "--watchdog-ms", 2 * config.deadline_ms]
-    process = subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    found = re.search(r"ws://127\.0\.0\.1:(\d+)", line := process.stdout.readline())
-    if found is None:
-        raise RuntimeError(f"the server said {line!r}.")
-    try:
-        yield process, int(found[1])
-    finally:
-        process.send_signal(signal.SIGINT)
-        code = process.wait(60)
-        process.stdout.close()
-    if code != 0:
-        raise RuntimeError(f"the server ended with {code}.")
-
-
 def fifth(memory: list[tuple[float, float]], number: int) -> float:
     """The median of a fifth of the time, the first one is 0."""
     part = len(memory) / 5
@@ -250,7 +225,9 @@ def fifth(memory: list[tuple[float, float]], number: int) -> float:
 def main(config: Config) -> dict[str, Any]:
     """Runs, prints, writes."""
     looks: Any = ordinary(load_policy(config.policy))
-    with tempfile.TemporaryDirectory() as folder, server(config, Path(folder)) as (process, port):
+    words = [config.policy, "--mist", config.mist, "--max-batch", config.max_batch]
+    words += ["--deadline-ms", config.deadline_ms, "--watchdog-ms", 2 * config.deadline_ms]
+    with tempfile.TemporaryDirectory() as out, server(*words, "--out", out) as (process, port):
         seen = asyncio.run(Soak(config, port, looks).run(process.pid))
         alive = process.poll() is None
     p50, p99 = 1e3 * np.percentile(seen.seconds, (50, 99))

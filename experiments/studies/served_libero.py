@@ -16,30 +16,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
-import signal
-import struct
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import tyro
 
 from experiments.record import command, write_results
+from experiments.served import Ask, play, server, stock_client
 from mistjax.demo import SHIPPED
 from mistjax.envs.faults.battery import Mixture
 from mistjax.envs.faults.make import make_faulty
-from mistjax.models.transforms import flatten
 from mistjax.rollouts.plan import LIBERO_ENV
-from mistjax.serve.frames import pack, unpack
 
 CLEAN = "none"
-Ask = Callable[[str, Any], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,76 +64,20 @@ class Config:
     results: Path | None = None
 
 
-@contextlib.contextmanager
-def server(config: Config, out: Path) -> Iterator[int]:
-    """The port of `mistjax serve` in a process of its own; it must end well."""
-    words = ["serve", config.policy, "--mist", config.mist, "--port", "0", "--max-batch", "1"]
-    words += ["--deadline-ms", "20000", "--watchdog-ms", "30000", "--out", out]
-    words += ["--shadow"] * config.shadow
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mistjax.cli", *map(str, words)], stdout=subprocess.PIPE, text=True
+def episode(ask: Ask, env: gym.Env, start: int) -> dict[str, Any]:
+    """One episode: how it ended, and the first reply that called an input unsound."""
+    replies, info = play(ask, env, start)
+    alarms = (
+        {"step": step, **{k: reply[f"mist/{k}"] for k in ("input", "explanation")}}
+        for step, reply in enumerate(replies)
+        if reply["mist/unsound"]
     )
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        found = re.search(r"ws://127\.0\.0\.1:(\d+)", line)
-        if found is None:
-            raise RuntimeError(f"the server did not start; it says {line.strip()!r}.")
-        yield int(found[1])
-    finally:
-        process.send_signal(signal.SIGINT)
-        code = process.wait(60)
-        process.stdout.close()
-    if code:
-        raise RuntimeError(f"the server ended with exit code {code}.")
-
-
-@contextlib.contextmanager
-def stock_client(python: str, port: int, execute: int) -> Iterator[Ask]:
-    """`ask(what, observation)` of openpi's client in a Python that has it; see `stock_client`."""
-    script = Path(__file__).with_name("stock_client.py")
-    process = subprocess.Popen(
-        [python, str(script), str(port), str(execute)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    to, back = process.stdin, process.stdout
-    assert to is not None and back is not None
-
-    def ask(what: str, observation: Any = None) -> dict[str, Any]:
-        body = pack({"what": what, "observation": observation})
-        to.write(struct.pack("<I", len(body)) + body)
-        to.flush()
-        reply = unpack(back.read(struct.unpack("<I", back.read(4))[0]))
-        if "error" in reply:
-            raise RuntimeError(reply["error"])
-        return reply
-
-    try:
-        yield ask
-    finally:
-        to.close()
-        process.wait(20)
-        back.close()
-
-
-def episode(ask: Ask, env: gym.Env, seed: int) -> dict[str, Any]:
-    """One episode; what the replies said of it."""
-    raw, info = env.reset(seed=seed)
-    ask("reset", None)
-    first: dict[str, Any] = {"mist/reset": True, "mist/seed": seed}
-    alarm, step, over = None, 0, False
-    while not over:
-        seen = {k: v for k, v in flatten(raw).items() if isinstance(v, np.ndarray | str)}
-        reply = ask("act", {**seen, **first})
-        first = {}
-        if alarm is None and reply["mist/unsound"]:
-            alarm = {"step": step, **{k: reply[f"mist/{k}"] for k in ("input", "explanation")}}
-        raw, _, terminated, truncated, info = env.step(reply["actions"])
-        step, over = step + 1, terminated or truncated
-    if info.get("error"):
-        raise RuntimeError(f"start {seed} crashed: {info['error']}")
-    return {"start": seed, "success": bool(info["success"]), "steps": step, "alarm": alarm}
+    return {
+        "start": start,
+        "success": bool(info["success"]),
+        "steps": len(replies),
+        "alarm": next(alarms, None),
+    }
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -165,9 +100,11 @@ def main(config: Config) -> dict[str, Any]:
         "onset": config.onset,
         "conditions": {},
     }
+    words = [config.policy, "--mist", config.mist, "--max-batch", 1]
+    words += ["--deadline-ms", 20_000, "--watchdog-ms", 30_000, *["--shadow"] * config.shadow]
     with contextlib.ExitStack() as stack:
-        out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        port = stack.enter_context(server(config, out / "serve"))
+        out = stack.enter_context(tempfile.TemporaryDirectory())
+        _, port = stack.enter_context(server(*words, "--out", out))
         ask = stack.enter_context(stock_client(python, port, config.execute))
         for fault in (CLEAN, *config.faults):
             sound = Mixture(sensor_noise=False)
