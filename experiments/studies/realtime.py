@@ -17,7 +17,7 @@ under every delay. What is measured of an episode:
 Means are over episodes, with a bootstrap's interval; p is McNemar's against `naive` at the same
 delay, with Holm's correction over the strategies there. Interrupt it at will: the same command goes
 on, and what is complete is written after every cell. Cells of the results file that are not asked
-for, of the same seeds, stay.
+for, of the same seeds, stay; each holds its episodes' outcomes, so p covers them too.
 """
 
 from __future__ import annotations
@@ -122,11 +122,12 @@ def mean(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
 
 
 def cell(episodes: Sequence[Motion]) -> dict[str, Any]:
-    """A strategy at a delay."""
+    """A strategy at a delay; `outcomes` has 1 for each success, in the order of the seeds."""
     done = [m for m in episodes if m.success]
     rate = Rate(len(done), len(episodes))
     return {
         "success": {"k": rate.k, "n": rate.n, "interval": rate.interval},
+        "outcomes": "".join(str(int(m.success)) for m in episodes),
         "seconds": mean([m.seconds for m in done]),
         **{
             name: mean([getattr(m, name) for m in episodes])
@@ -155,45 +156,44 @@ def played(config: Config) -> Iterator[tuple[str, int, Run]]:
 
 def main(config: Config) -> dict[str, Any]:
     """Plays, and writes table and figure after every cell."""
-    cells, p = kept(config)
-    ends: dict[int, dict[str, list[bool]]] = {}
+    cells = kept(config)
     results: dict[str, Any] = {}
-    for name, delay, run in played(config):
+    for name, at, run in played(config):
         if run.crashed:
-            raise RuntimeError(f"episodes {list(run.crashed)} of {name} at {delay} crashed.")
-        episodes = [motion(trace, name, delay) for trace in run.traces()]
-        cells[name][str(delay)] = cell(episodes)
-        ends.setdefault(delay, {})[name] = [m.success for m in episodes]
-        p[str(delay)] = against_naive(ends[delay])
+            raise RuntimeError(f"episodes {list(run.crashed)} of {name} at {at} crashed.")
+        cells[name][str(at)] = cell([motion(trace, name, at) for trace in run.traces()])
+        delays = sorted({delay for found in cells.values() for delay in found})
         results = {
             "command": f"python -m experiments.studies.realtime --episodes {config.episodes}",
             "first_seed": config.first_seed,
             "episodes": config.episodes,
             "cells": cells,
-            "p": p,
+            "p": {delay: against_naive(cells, delay) for delay in delays},
         }
         write_results(config.results, results)
         draw(results, config.figure)
     return results
 
 
-def kept(config: Config) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
-    """(cells, p) of the results file, where they are of the same seeds; every strategy has some."""
+def kept(config: Config) -> dict[str, dict[str, Any]]:
+    """Cells of the results file, where they are of the same seeds; every strategy has some."""
     cells: dict[str, dict[str, Any]] = {name: {} for name in NAMES}
     if not config.results.exists():
-        return cells, {}
+        return cells
     found = json.loads(config.results.read_text())
-    if (found["first_seed"], found["episodes"]) != (config.first_seed, config.episodes):
-        return cells, {}
-    return cells | found["cells"], found["p"]
+    same = (found["first_seed"], found["episodes"]) == (config.first_seed, config.episodes)
+    return cells | found["cells"] if same else cells
 
 
-def against_naive(ends: Mapping[str, Sequence[bool]]) -> dict[str, float]:
-    """p of each strategy."""
-    if "naive" not in ends:
-        return {}
-    base = np.array(ends["naive"])
-    return holm({name: mcnemar(np.array(v), base) for name, v in ends.items() if name != "naive"})
+def against_naive(cells: Mapping[str, Mapping[str, Any]], delay: str) -> dict[str, float]:
+    """p of each strategy that was played at a delay; {} where `naive` was not."""
+    ends = {
+        name: np.array([*found[delay]["outcomes"]]) == "1"
+        for name, found in cells.items()
+        if delay in found
+    }
+    base = ends.pop("naive", None)
+    return {} if base is None else holm({name: mcnemar(end, base) for name, end in ends.items()})
 
 
 LOOKS = {
