@@ -1,11 +1,11 @@
-"""`Delayed`: a policy whose inferences take several control steps, as a policy.
+"""`Delayed`: a policy whose inference takes several control steps; itself a `Policy`.
 
-The clock is the robot's: a delay is a number of actions, not of seconds, so what is simulated does
-not depend on this machine. A sample's `finish` (and `act`) gives the actions of one whole round,
-those of the chunks before included; `spec.execute_steps` is that many. Whatever runs a policy
-therefore runs it delayed: rollouts, compiled rollouts, workers, studies. It goes around a
-`MistPolicy`: an alarm comes as late as the chunk that it is of, and acts from then on; until then
-the chunk in flight is executed, and after a chunk that is none the robot holds still.
+The delay is counted in control steps, not seconds, so a simulation does not depend on the machine
+it runs on. `finish` and `act` return the actions of a whole round, including those left over from
+earlier chunks; `spec.execute_steps` is the length of a round. Whatever runs a policy therefore runs
+a delayed one: rollouts, compiled rollouts, worker processes, studies. Around a `MistPolicy`, an
+alarm arrives together with the chunk it belongs to: until then the chunk in flight is executed,
+and from then on the alarm takes effect. Where a chunk is not an action, the robot holds still.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from mistjax.recover.watched import Watched
 
 @flax.struct.dataclass
 class Flight:
-    """What is in flight in each element's episode.
+    """The chunks in flight, per batch element: K of them, P actions each.
 
     Attributes:
-        chunks: the chunks before, aligned with the next observation, the newest first.
-        known: where they have an entry.
-        state: the normalised state that they are relative to.
-        begun: whether there has been an inference.
+        chunks: earlier chunks in model units, newest first, aligned with the next observation.
+        known: which of their entries hold an action.
+        state: the normalised state that delta actions are relative to.
+        begun: whether the episode has had an inference.
     """
 
     chunks: Float[Array, "b k p a"]
@@ -52,7 +52,7 @@ class Flight:
 
 @flax.struct.dataclass
 class DelayedState:
-    """Of the policy inside, and what is in flight."""
+    """The inner policy's state, and the chunks in flight."""
 
     policy: Any
     flight: Flight
@@ -60,14 +60,14 @@ class DelayedState:
 
 @flax.struct.dataclass
 class Delayed(Briefed):
-    """See the module. `Sample.actions` is the plan of one round in model units, `aux["planned"]`
-    where it has an entry.
+    """See the module docstring. `Sample.actions` is the plan of one round in model units [B,R,A];
+    `aux["planned"]` [B,R] says which of its entries hold an action.
 
     Attributes:
-        policy: what acts, monitored or not.
-        strategy: what is executed of its chunks (static).
-        motion: of the robot, by which `vlash` rolls the state forward.
-        state_width: numbers of a normalised state as the policy prepares it (static).
+        policy: the policy, monitored or not.
+        strategy: which actions of its chunks are executed, and when (static).
+        motion: the motion model that `vlash` rolls the state forward with.
+        state_width: width of a prepared observation's normalised state (static).
     """
 
     policy: Any
@@ -79,10 +79,11 @@ class Delayed(Briefed):
     def around(
         cls, policy: Policy, name: Any, delay: int, motion: MotionModel | None = None
     ) -> Delayed:
-        """A policy under a delay.
+        """`policy` under a delay of `delay` control steps, with the strategy called `name`.
 
         Raises:
-            ValueError: an unknown strategy, or one that the policy cannot follow.
+            ValueError: an unknown strategy; RTC with a policy that has no velocity field; `vlash`
+                without a motion model.
         """
         spec = policy.spec
         strategy = Strategy(name, delay, spec.execute_steps, spec.action_horizon)
@@ -99,7 +100,7 @@ class Delayed(Briefed):
 
     @functools.cached_property
     def spec(self) -> PolicySpec:
-        """The policy's, with a round in place of a chunk, and a fingerprint of its own."""
+        """The inner policy's, with a round in place of the chunk and its own fingerprint."""
         spec, length = self.policy.spec, self.strategy.round
         spec = spec.wrapped(spec.name, dataclasses.astuple(self.strategy))
         return dataclasses.replace(spec, action_horizon=length, execute_steps=length)
@@ -142,7 +143,7 @@ class Delayed(Briefed):
         kept = self._kept(flight, plan, there, new, ~lost)
         aux = {**sample.aux, "planned": _first(there, length, False)}
         inner = sample.state
-        if isinstance(self.policy, Watched):  # which reckons with what is executed
+        if isinstance(self.policy, Watched):  # dead reckoning needs the actions executed
             went = new if strategy.name == "wait" else _first(plan, max(length, 1), 0.0)
             inputs = self.policy.inputs
             if went.shape[1] >= inputs.execute:
@@ -152,11 +153,11 @@ class Delayed(Briefed):
         return Sample(_first(plan, length, 0.0), sample.taps, aux, DelayedState(inner, flight))
 
     def _kept(self, flight: Flight, plan, there, new, sound):
-        """Chunks and where they have entries, aligned with the next round's observation."""
+        """(chunks, known) for the next round, aligned with its observation."""
         length = self.strategy.round
         if self.strategy.name == "ensemble":
             shift = jnp.where(flight.begun, 0, self.strategy.delay)
-            # An episode's first chunk begins late, where the robot stands.
+            # The first chunk of an episode starts when it arrives: the robot has not moved.
             steps = jnp.arange(self.strategy.horizon) - shift[:, None]
             moved = jnp.take_along_axis(new, jnp.maximum(steps, 0)[..., None], axis=1)
             said = (steps >= 0) & sound[:, None]
@@ -172,7 +173,7 @@ class Delayed(Briefed):
         )
 
     def _rolled(self, obs: Observation, old, known) -> Observation:
-        """The observation with the state as it will be when the chunk is there."""
+        """The observation with the state predicted for when the chunk arrives."""
         motion, state = self.motion, jnp.asarray(obs.state)
         assert motion is not None
         width, delay = motion.scale.shape[0], self.strategy.delay
@@ -183,7 +184,7 @@ class Delayed(Briefed):
         steps = jnp.arange(self.strategy.reach)
         on = known & (steps < delay)
         still = jnp.zeros_like(old)
-        if motion.gripper is not None:  # it keeps its last command
+        if motion.gripper is not None:  # the gripper keeps its last command
             last = jnp.maximum(on.sum(axis=1) - 1, 0)[:, None]
             held = jnp.take_along_axis(old[..., motion.gripper], last, axis=1)
             still = still.at[..., motion.gripper].set(held)
@@ -196,7 +197,8 @@ class Delayed(Briefed):
         return dataclasses.replace(obs, state=state.at[:, :width].set(now))
 
     def _rebased(self, flight: Flight, obs: Observation) -> Flight:
-        """Chunks that are relative to the state, relative to the one of now."""
+        """Delta actions relative to the state of the last observation, made relative to this
+        one's."""
         flow = _pi(self.policy)
         if flow is None or not any(self.preset.delta):
             return flight
@@ -212,7 +214,12 @@ class Delayed(Briefed):
         return dataclasses.replace(flight, chunks=chunks)
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
-        """The actions of one round; the robot holds still where nothing is planned."""
+        """The actions of one round in the robot's units [B,R,A]; where nothing is planned, the
+        robot holds still.
+
+        Raises:
+            ValueError: the preset does not say what holds the robot still.
+        """
         actions = np.array(self.policy.finish(self._whole(sample), raw))
         planned = np.asarray(sample.aux["planned"])
         if planned.all():
@@ -228,7 +235,8 @@ class Delayed(Briefed):
         return np.where(planned[..., None], actions, still[:, None])
 
     def _whole(self, sample: Sample) -> Sample:
-        """The sample as the policy inside may finish it: what is lost is held here."""
+        """The sample without its marks of lost elements, whose old plan the inner policy would
+        otherwise replace by holding still."""
         aux = {name: value for name, value in sample.aux.items() if name != "decode_ok"}
         if "fallback" in aux:
             aux["fallback"] = jnp.zeros_like(aux["fallback"])
@@ -258,7 +266,7 @@ def _sample(delayed: Delayed, obs, key, state: DelayedState, edits, taps, prefix
 
 
 def _first(values: Array, length: int, fill: Any) -> Array:
-    """The first entries along axis 1, filled up where there are fewer."""
+    """The first `length` entries along axis 1, padded with `fill`."""
     short = max(0, length - values.shape[1])
     pad = [(0, 0), (0, short)] + [(0, 0)] * (values.ndim - 2)
     return jnp.pad(values[:, :length], pad, constant_values=fill)

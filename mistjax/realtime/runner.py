@@ -1,13 +1,12 @@
 """`Runner`: the robot's side of a policy server: observations in, actions out at a fixed rate.
 
-A thread of its own asks the server; `act` never waits for it. Each observation has the number of
-its control step, so a chunk that arrives later begins where the robot is by then (`naive` in
-`mistjax.realtime.strategies`); what is older than the newest chunk is dropped. Where no chunk has
-an action for this step, or the newest one is older than the deadline, the declared fallback goes
-out, never the last action. A connection that breaks is made anew, and the server then begins
-another episode.
+A background thread talks to the server; `act` never waits for it. An observation is tagged with its
+control step, so a chunk that arrives later is entered where the robot is by then (`naive` in
+`mistjax.realtime.strategies`) and replaces any older one. Where the newest chunk has no action for
+this step, or is older than the deadline, the declared fallback goes out, never the last action.
+After a lost connection it connects again, which starts a new episode on the server.
 
-It imports NumPy alone; the client is openpi's, or whatever has `infer(observation) -> dict`.
+Needs NumPy only. The client is openpi's, or anything with `infer(observation) -> dict`.
 """
 
 from __future__ import annotations
@@ -21,25 +20,25 @@ from typing import Any, Protocol
 
 import numpy as np
 
-_KEPT = 256  # latencies
+_KEPT = 256  # latest round trips
 
 
 class Client(Protocol):
-    """What asks for a chunk: openpi's `WebsocketClientPolicy` for one."""
+    """A policy client, such as openpi's `WebsocketClientPolicy`."""
 
     def infer(self, obs: dict[str, Any]) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """What goes to the motors at one control step.
+    """The action of one control step.
 
     Attributes:
-        values: the action.
+        values: in the robot's units [A].
         fallback: whether it is the declared fallback.
-        step: the control step.
-        age: steps since the observation that it is of; -1 for a fallback.
-        reply: what the server said with it: `mist/alarm` and the like; {} for a fallback.
+        step: the control step, from 0.
+        age: control steps since the observation it was inferred from; -1 for a fallback.
+        reply: the server's whole reply, with `mist/alarm` and the like; {} for a fallback.
     """
 
     values: np.ndarray
@@ -50,15 +49,21 @@ class Action:
 
 
 class Runner:
-    """See the module; a context manager.
+    """See the module docstring. A context manager.
+
+    Attributes:
+        errors: requests so far that got no chunk: refused observations and lost connections.
 
     Args:
-        connect: makes a client; called again when a connection breaks.
-        fallback: the action that holds the robot still, from the observation.
-        every: control steps between two observations that are sent, at least; an inference that
-            takes longer is waited for.
-        deadline: control steps after which a chunk is too old to be executed.
-        retry_s: between two attempts to connect.
+        connect: returns a connected client; called again after a lost connection.
+        fallback: maps an observation to the action that holds the robot still [A].
+        every: least number of control steps from one request to the next; there is never more than
+            one request under way.
+        deadline: age, in control steps, from which a chunk is not executed any more.
+        retry_s: seconds from a lost connection to the next attempt.
+
+    Raises:
+        ValueError: `every` is below 1, or `deadline` below `every`.
     """
 
     def __init__(
@@ -96,7 +101,7 @@ class Runner:
             self._news.notify()
 
     def act(self, observation: Mapping[str, Any]) -> Action:
-        """The action of this control step; call it once a step."""
+        """The action of this control step; call it exactly once per step."""
         step = self._step
         self._step += 1
         with self._news:
@@ -115,7 +120,8 @@ class Runner:
 
     @property
     def latency_s(self) -> tuple[float, float]:
-        """Median and 99% quantile of the last 256 round trips, s; NaN before the first."""
+        """Median and 99th percentile of the last 256 round trips in seconds; NaN before the
+        first."""
         if not self._latency:
             return float("nan"), float("nan")
         low, high = np.quantile(list(self._latency), (0.5, 0.99))
@@ -140,7 +146,7 @@ class Runner:
                 actions = np.asarray(reply["actions"])
                 with self._lock:
                     self._chunk = step, actions, reply
-            except RuntimeError:  # the server refuses this observation; the connection lives
+            except RuntimeError:  # the server refused this observation; the connection lives
                 self.errors += 1
             except Exception:
                 self.errors += 1
@@ -153,7 +159,7 @@ class Runner:
 
 
 def _close(client: Any) -> None:
-    """Openpi's client has no `close`; its socket has."""
+    """Closes the socket of openpi's client, which has no `close` of its own."""
     socket = getattr(client, "_ws", None)
     if socket is not None:
         socket.close()

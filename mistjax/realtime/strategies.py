@@ -1,20 +1,20 @@
-"""What a robot executes of its chunks when an inference takes several control steps.
+"""Strategies of asynchronous execution: which actions a robot executes while an inference runs.
 
-A round begins with an observation and ends with the next: `executed` actions or, where the
-inference takes longer, as many as it takes. The inference's chunk is there `delay` actions after
-its observation; until then the rest of the chunks before is executed. A strategy says what the
-inference is told of that, and how the old and the new chunk become one plan. Chunks and plans are
-aligned with the round: entry k is for the k-th action from its observation on; where there is no
-entry, the robot holds still.
+A round lasts from one observation to the next: `executed` actions, or `delay` where the inference
+takes longer. The chunk inferred from an observation arrives `delay` actions after it; until then
+the rest of the earlier chunks is executed. A strategy decides what the inference is told about
+those pending actions, and how the old and the new chunk merge into one plan. Chunks and plans are
+aligned with the round: entry k is the k-th action after its observation. Where a plan has no entry,
+the robot holds still.
 
 | name | what it does | source |
 |---|---|---|
-| `wait` | holds still during the inference | what synchronous clients do |
-| `naive` | switches to the new chunk when it is there | ibid. as baseline: arXiv 2506.07339, section 5 |
-| `ensemble` | averages what all chunks say of an action, the oldest with the largest weight | ACT, arXiv 2304.13705, section IV-B |
-| `rtc`, `rtc_identity`, `rtc_closed` | the sampler is guided by the rest of the old chunk | see `models.inpainting` |
-| `vlash` | the state given to the policy is rolled forward by the actions that are pending; its chunk begins there | VLASH, arXiv 2512.01031, there for policies trained on such states; here for any |
-| `rail` | a quintic polynomial joins the chunks with continuous position and velocity | VLA-RAIL, arXiv 2512.24673, its fusion of chunks without the smoothing inside of one |
+| `wait` | holds still during the inference | synchronous execution |
+| `naive` | switches to the new chunk as soon as it arrives | a baseline in arXiv 2506.07339, section 5 |
+| `ensemble` | averages the predictions of all chunks for an action, the oldest weighted most (temporal ensembling) | ACT, arXiv 2304.13705, section IV-B |
+| `rtc`, `rtc_identity`, `rtc_closed` | guides the sampler towards the rest of the old chunk (real-time chunking) | see `models.inpainting` |
+| `vlash` | gives the policy the state rolled forward by the pending actions; its chunk starts there | VLASH, arXiv 2512.01031, which trains policies on such states; here for any policy |
+| `rail` | joins the chunks by a quintic with continuous position and velocity | VLA-RAIL, arXiv 2512.24673: its fusion of chunks, not its smoothing within one |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _VARIANTS = {"rtc": "jacobian", "rtc_identity": "identity", "rtc_closed": "close
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """See the module.
+    """See the module docstring. All lengths are numbers of actions (control steps).
 
     Attributes:
-        name: of `NAMES`.
-        delay: actions that an inference takes.
-        executed: actions of a round, where the inference is not longer.
-        horizon: actions of a chunk.
-        decay: of the ensemble's weights exp(-decay * age rank), the oldest first.
-        beta: largest guidance weight of RTC.
-        blend: actions over which `rail` goes from the old chunk to the new one.
+        name: one of `NAMES`.
+        delay: how long an inference takes.
+        executed: length of a round, unless the delay is longer.
+        horizon: length of a chunk.
+        decay: m in the ensemble's weights exp(-m * i), i = 0 for the oldest chunk.
+        beta: upper limit of RTC's guidance weight.
+        blend: length of `rail`'s transition from the old chunk to the new one.
 
     Raises:
-        ValueError: an unknown name, or a number that none can have.
+        ValueError: an unknown name, or a length out of range.
     """
 
     name: str
@@ -70,28 +70,33 @@ class Strategy:
 
     @property
     def round(self) -> int:
-        """Actions between two observations."""
+        """Actions from one observation to the next."""
         if self.name == "wait":
             return self.delay + self.executed
         return max(self.executed, self.delay, 1)
 
     @property
     def late(self) -> bool:
-        """Whether a chunk begins when it is there, and not at its observation."""
+        """Whether a chunk's first action is for when it arrives, not for its observation."""
         return self.name in ("wait", "vlash")
 
     @property
     def reach(self) -> int:
-        """Entries of a plan: as far as a chunk lasts."""
+        """Entries of a plan: how far a chunk reaches beyond its observation."""
         return self.horizon + self.delay * self.late
 
     @property
     def history(self) -> int:
-        """Chunks to remember."""
+        """How many earlier chunks are remembered."""
         return -(-self.horizon // self.round) if self.name == "ensemble" else 1
 
     def pending(self, old: Float[Array, "b h a"], known: Bool[Array, "b h"]) -> Pending | None:
-        """What an RTC sampler is told; None for the other strategies."""
+        """What guides an RTC sampler; None for the other strategies.
+
+        Args:
+            old: the current plan, in model units.
+            known: which of its entries hold an action.
+        """
         if self.name not in _VARIANTS:
             return None
         weight = soft_weights(self.delay, self.round, self.horizon)
@@ -107,16 +112,16 @@ class Strategy:
         sound: Bool[Array, " b"],
         begun: Bool[Array, " b"],
     ) -> tuple[Float[Array, "b p a"], Bool[Array, "b p"]]:
-        """What is executed from this observation on, and where there is something; p is `reach`.
+        """(plan from this observation on, which of its entries hold an action); P is `reach`.
 
         Args:
-            chunks: the chunks before, the newest first; of `ensemble` as they were sampled, else
-                the plan that was made of them.
-            known: where they have an entry.
+            chunks: earlier chunks, newest first: for `ensemble` as they were sampled, otherwise
+                the plan merged from them.
+            known: which of their entries hold an action.
             new: the new chunk.
-            sound: whether it is one.
-            begun: False in an episode's first round: the robot then stands still until the chunk
-                is there, which begins where it stands.
+            sound: whether it is an action at all.
+            begun: False in the first round of an episode, in which the robot holds still until the
+                chunk arrives, and executes it from its first action.
         """
         steps = jnp.arange(self.reach)[None]
         shift = jnp.where(begun & (not self.late), 0, self.delay)[:, None]
@@ -136,14 +141,15 @@ class Strategy:
     def _averaged(self, chunks, known, new, there):
         every = jnp.concatenate([new[:, None], chunks], axis=1)
         said = jnp.concatenate([there[:, None], known], axis=1)
-        older = jnp.cumsum(said[:, ::-1], axis=1)[:, ::-1]  # rank from the oldest, 1 on
+        older = jnp.cumsum(said[:, ::-1], axis=1)[:, ::-1]  # rank, 1 for the oldest
         weight = jnp.where(said, jnp.exp(-self.decay * (older - 1).astype(every.dtype)), 0.0)
         total = weight.sum(axis=1)
         mean = jnp.einsum("bkh,bkha->bha", weight, every) / jnp.maximum(total, 1e-9)[..., None]
         return mean, total > 0
 
     def _blended(self, old, had, new, there, plan):
-        """The plan with a quintic from the old chunk at `delay` - 1 to the new one `blend` on."""
+        """The plan with a quintic from the old chunk's entry `delay` - 1 to the new chunk's,
+        `blend` entries later."""
         first, last = self.delay - 1, self.delay - 1 + self.blend
         if first < 1 or last + 1 >= self.horizon:
             return plan
@@ -162,12 +168,12 @@ def quintic(
     s: Float[Array | np.ndarray, " n"],
     length: float,
 ) -> Float[Array, "b n a"]:
-    """The polynomial of degree 5 with given positions and velocities at both ends and no
-    acceleration there, at shares `s` of its length.
+    """The polynomial of degree 5 with the given positions and velocities at both ends and zero
+    acceleration there.
 
     Args:
-        begin, end: position, and velocity in one action.
-        s: shares, 0 to 1.
+        begin, end: (position, velocity per action).
+        s: where to evaluate it, from 0 (begin) to 1 (end).
         length: actions from begin to end.
     """
     (p, v), (q, w) = begin, end

@@ -1,4 +1,4 @@
-"""`Breakable`: a policy that stalls, dies or gives no action, to try what is around it."""
+"""`Breakable`: a policy into which faults are injected: stalls, exceptions, chunks of NaN."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from mistjax.policies.wrapper import Wrapper
 
 
 class Breakable(Wrapper):
-    """The policy inside, bit for bit, until one of these is set.
+    """The inner policy, bit for bit, until a fault is set.
 
     Attributes:
-        stall_s: how long each inference hangs before it begins, at most; `release` ends it.
-        error: raised in place of a sample.
-        nan: whether the first element's chunk is NaN.
+        stall_s: how long each inference hangs before it starts; setting `release` ends the stall.
+        error: raised instead of returning a sample.
+        nan: whether the chunk of the first batch element is NaN.
+        release: ends a stall under way.
     """
 
     def __init__(self, policy: Policy):
@@ -29,7 +30,7 @@ class Breakable(Wrapper):
         self.release = threading.Event()
 
     def mend(self) -> None:
-        """Takes every fault back, and ends a stall."""
+        """Removes every fault, and ends a stall under way."""
         self.stall_s, self.error, self.nan = 0.0, None, False
         self.release.set()
         self.release = threading.Event()

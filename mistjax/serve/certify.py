@@ -1,8 +1,8 @@
-"""`certify`: does a server keep its promises on this machine? A JSON file and a page that say so.
+"""`certify`: tries every promise of a server on this machine, and writes a certificate.
 
-The server runs as `mistjax serve` would run it, on loopback; a client plays one episode, and every
-promise of `mistjax.serve.promises` is tried, with the fault injected that would break it. What it
-says is of this machine, these settings and this policy; no robot was moved.
+The server runs as `mistjax serve` would run it, on loopback. A client plays one episode and tries
+every promise of `mistjax.serve.promises`, with the fault injected that would break it. The
+certificate is of this machine, these settings and this policy; no robot is moved.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "websockets", "msgpack")
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """What was found.
+    """The result of `certify`.
 
     Attributes:
         kept: whether every promise was shown to hold.
-        promises: by name.
-        latency_ms: by path: n, p50, p95, p99 and the largest.
-        about: policy, monitor, machine, versions, settings: what it is of.
+        promises: name -> result.
+        latency_ms: path -> n, p50, p95, p99 and largest.
+        about: policy, monitor, machine, versions and settings.
     """
 
     kept: bool
@@ -62,7 +62,7 @@ class Certificate:
     about: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """The file's content."""
+        """The content of the JSON file."""
         return dataclasses.asdict(self)
 
 
@@ -79,12 +79,12 @@ def certify(
 
     Args:
         bare: the policy.
-        monitored: the same with its monitor; None tries what the bare one is promised.
-        settings: as the server will have them; address and port are its own.
-        observations: of an ordinary episode, in order; by default the board's, and for other robots
-            black pictures, of which a monitor of inputs is never quiet.
-        requests: for the latencies of each path.
-        slack_ms: what a reply may take beyond the time that is promised.
+        monitored: the same with its monitor; None tries only what holds without one.
+        settings: the server's, but for address and port: it is tried on loopback.
+        observations: those of an ordinary episode, in order; by default one on the board, and for
+            other robots black pictures, at which a monitor of inputs is never quiet.
+        requests: number of them for each path's latencies.
+        slack_ms: how much later than promised a reply may come.
 
     Raises:
         ValueError: see `Service` and `Service.start`.
@@ -111,7 +111,7 @@ def certify(
                 continue
             try:
                 found[name] = trial(stage)
-            except Exception as error:  # a trial that ends so shows that something is wrong
+            except Exception as error:  # so the promise was not kept, whatever failed
                 found[name] = Found(False, f"{type(error).__name__}: {str(error)[:200]}")
                 stage.mend()
         latency |= stage.took_ms
@@ -126,7 +126,7 @@ def certify(
 
 
 def ordinary(policy: Policy) -> list[RawObs]:
-    """Observations of an episode in which nothing is wrong, as far as one can be had here."""
+    """Observations of an ordinary episode: on the board, or black pictures for other robots."""
     if not _on_board(policy.preset):
         return [blank(policy.preset)] * _LOOKS
     mixture = EpisodePlan(sensor_noise=True).mixture()
@@ -153,19 +153,23 @@ def _on_board(preset: RobotPreset) -> bool:
 
 
 def read_observations(path: Path) -> list[RawObs]:
-    """Observations from an .npz file: an array of each key, the first axis of all is time.
+    """Observations from an .npz file: one array per key, all with time as the first axis.
 
     Raises:
-        FileNotFoundError, ValueError: there is none, or it holds something else.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not such a file, or its arrays differ in length.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: expected an .npz file of observations.")
+        raise FileNotFoundError(f"{path} is not a file: expected an .npz file of observations.")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         lengths = {len(array) for array in arrays.values()}
-    except Exception as error:
-        raise ValueError(f"{path} is no .npz file of observations: {error!s:.150}") from None
+    except Exception:
+        raise ValueError(
+            f"{path} is not an .npz file of observations: expected an array of numbers or text for "
+            "each key."
+        ) from None
     if len(lengths) != 1 or lengths == {0}:
         raise ValueError(f"{path} holds arrays of lengths {sorted(lengths)}: expected one length.")
     (length,) = lengths
@@ -176,7 +180,7 @@ def read_observations(path: Path) -> list[RawObs]:
 
 
 def _in_process(policy: Policy, seen: Sequence[RawObs], requests: int) -> list[float]:
-    """Milliseconds of the bare policy alone, from the observation to the actions."""
+    """Milliseconds of the bare policy in process, from observation to actions."""
     taken = []
     for i in range(requests + 5):
         raw, start = seen[i % len(seen)], time.perf_counter()
@@ -186,7 +190,7 @@ def _in_process(policy: Policy, seen: Sequence[RawObs], requests: int) -> list[f
 
 
 def _served(stage: Stage, requests: int) -> dict[str, list[float]]:
-    """Milliseconds of round trips, the paths in turns."""
+    """Milliseconds of round trips; the paths take turns."""
     paths = {"monitored" if stage.monitored else "bare": False, "pass-through": True}
     taken: dict[str, list[float]] = {path: [] for path in paths}
     clients = {path: stage.client() for path in paths}
@@ -256,7 +260,7 @@ def _about(
 
 
 def write(certificate: Certificate, out: Path) -> None:
-    """Both files."""
+    """Writes both files, each whole or not at all."""
     with atomic(out / JSON) as file:
         file.write_text(json.dumps(certificate.to_json(), indent=1) + "\n")
     about, latency = certificate.about, certificate.latency_ms
@@ -295,19 +299,19 @@ def write(certificate: Certificate, out: Path) -> None:
         Section("Verdict", [Text(_OF), Facts(facts)]),
         Section("Promises", [Table(promises)]),
         Section("Latencies", [Table(times, "From the request to the reply, ms. " + _PATHS)]),
-        Section("What it is of", [Table(_pairs(plain))]),
+        Section("Policy", [Table(_pairs(plain))]),
         *(Section(name.capitalize(), [Table(_pairs(group))]) for name, group in groups.items()),
     ]
     write_report(sections, out / PAGE, "Certificate", f"{about['policy']}, {about['began']}")
 
 
 _OF = (
-    "Each promise was tried on a running server, with the fault injected that would break it. It "
-    "holds of this machine, this policy and these settings; nothing was moved."
+    "Each promise was tried on a running server, with the fault injected that would break it. The "
+    "result is of this machine, this policy and these settings; no robot was moved."
 )
 _PATHS = (
-    "Late replies are those while the monitor hangs: the first one waits for the deadline. "
-    "Fallbacks are given while everything hangs: each waits for the watchdog."
+    "Late replies are those while the monitor hangs: the first of them waits for the deadline. "
+    "Fallbacks go out while the bare policy hangs too: each waits for the watchdog."
 )
 
 

@@ -1,4 +1,4 @@
-"""`Client`: one connection to a policy server, as openpi's client makes it, in a few lines."""
+"""`Client`: a connection to a policy server of this machine, for `certify`, tests and benches."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from mistjax.serve.frames import pack, unpack
 
 
 class Client:
-    """A context manager.
+    """A context manager that speaks openpi's protocol.
 
     Attributes:
-        metadata: what the server said first.
+        metadata: the server's first frame.
 
     Args:
         port: of the server, on this machine.
         api_key: sent as `Authorization: Api-Key KEY`.
-        timeout_s: for a reply.
+        timeout_s: how long to wait for a frame.
         **options: of `websockets.sync.client.connect`.
 
     Raises:
@@ -47,7 +47,11 @@ class Client:
         self.socket.close()
 
     def infer(self, request: Any) -> Any:
-        """The reply, or the text of an error; bytes and text are sent as they are."""
+        """The reply, or the text of an error; bytes and text are sent as they are.
+
+        Raises:
+            TimeoutError: no reply within `timeout_s`.
+        """
         self.socket.send(request if isinstance(request, bytes | str) else pack(request))
         reply = self.socket.recv(timeout=self._timeout_s)
         return reply if isinstance(reply, str) else unpack(reply)

@@ -1,10 +1,9 @@
-"""What a server did, as it goes: a line of JSON for every request, and whole episodes as a run.
+"""`Events`: a server's log, one line of JSON per request, and recorded episodes as a run folder.
 
-`OUT/events-TIME-PROCESS.jsonl` is appended line by line, each in one write, and synced once a
-second: what a process that died had answered is there, and of a machine that lost power all but the
-last second. With recording, OUT is a run folder too (see `mistjax.rollouts.store`). Both are
-written on a thread of their own, so that a slow disk delays no reply; where it cannot keep up,
-episodes are left out and counted.
+`OUT/events-TIME-PROCESS.jsonl` is appended to with one write per line and synced once a second: a
+crash of the process loses nothing that was answered, a power failure at most the last second. With
+recording, OUT is also a run folder (see `mistjax.rollouts.store`), written on a thread of its own;
+where the disk cannot keep up, episodes are dropped and counted.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ _SYNC_S = 1.0
 
 
 class Events:
-    """See the module; use `Events.open`, and `close` it.
+    """See the module docstring; made by `Events.open`.
 
     Attributes:
-        path: file of the events.
+        path: the event log.
         first: number of the first episode that the folder does not have yet.
-        lost: episodes that could not be kept.
+        lost: episodes that could not be stored.
     """
 
     def __init__(self, path: Path, handle: int, lock: FolderLock | None, run: RunWriter | None):
@@ -47,7 +46,8 @@ class Events:
 
     @classmethod
     def open(cls, folder: Path, config: Mapping[str, Json] | None = None) -> Events:
-        """Begins a file of events; with a configuration, also a run, or goes on with one.
+        """Starts an event log in a folder; given a run's configuration, also starts that run, or
+        continues it.
 
         Raises:
             ValueError, FileExistsError, NotADirectoryError, FolderBusyError: as `RunWriter.open`.
@@ -61,11 +61,11 @@ class Events:
         return cls(path, handle, lock, run)
 
     def add(self, event: Mapping[str, Json]) -> None:
-        """Appends one event; NaN and Inf become null."""
+        """Appends one event. NaN and Inf become null, which JSON has in their place."""
         os.write(self._handle, json.dumps(_finite(event)).encode() + b"\n")
 
     def keep(self, trace: Trace) -> None:
-        """Has an episode stored, where the server records."""
+        """Queues an episode to be stored, where the server records."""
         if self._run is None:
             return
         try:
@@ -74,7 +74,7 @@ class Events:
             self.lost += 1
 
     def close(self) -> None:
-        """Returns when all is stored."""
+        """Waits until everything is stored. A log without events is removed."""
         self._queue.put(None)
         self._thread.join()
         os.fsync(self._handle)

@@ -1,4 +1,4 @@
-"""What goes out where a policy gives no action, as it was declared."""
+"""The declared fallback: what goes out where a policy gives no action."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class StopRobot(RuntimeError):
 
 
 def check_fallback(name: Stop, preset: RobotPreset) -> None:
-    """ValueError where a fallback does not fit the robot."""
+    """Raises ValueError where a fallback does not fit the robot."""
     if name == "hold" and preset.fallback is None:
         raise ValueError(
             f"preset {preset.name!r} does not say what holds the robot still: give RobotPreset "
@@ -33,16 +33,16 @@ def check_fallback(name: Stop, preset: RobotPreset) -> None:
 def fallback_chunk(
     name: Stop, spec: PolicySpec, preset: RobotPreset, state: np.ndarray
 ) -> np.ndarray:
-    """The declared fallback for a whole chunk [H,A].
+    """A whole chunk [H,A] of the declared fallback, in the robot's units.
 
     Args:
         name: of the fallback.
         spec: of the policy.
         preset: the robot.
-        state: where it is [S].
+        state: its raw state [S].
 
     Raises:
-        StopRobot: the fallback is to give none.
+        StopRobot: the fallback is `stop`.
     """
     if name == "stop":
         raise StopRobot("the policy gives no action: this connection ends, stop the robot.")

@@ -1,11 +1,11 @@
-"""Frames of openpi's websocket protocol: MessagePack, in which arrays are maps of bytes.
+"""Frames of openpi's websocket protocol: MessagePack, with arrays as maps of bytes.
 
 An array is `{b"__ndarray__": True, b"data", b"dtype", b"shape"}`, a NumPy scalar
-`{b"__npgeneric__": True, b"data", b"dtype"}`. Whoever can reach the port can send a frame, so what
-is read is bounded before it is built: a frame of n bytes never becomes more than a few n of memory,
-only numbers, truth values and text become arrays, and nothing in it is executed.
+`{b"__npgeneric__": True, b"data", b"dtype"}`. Anyone who reaches the port can send a frame, so
+sizes are checked before anything is built: a frame takes a small multiple of its own length in
+memory. Arrays hold numbers, booleans or text only, never objects; nothing in a frame is executed.
 
-Source: openpi's client package, 0.1.2.
+Source: openpi-client 0.1.2, `msgpack_numpy`.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _ARRAY, _SCALAR = b"__ndarray__", b"__npgeneric__"
 
 
 class FrameError(ValueError):
-    """A frame that cannot be read; says why in one sentence."""
+    """A frame that cannot be read; its message is one sentence."""
 
 
 def pack(value: Any) -> bytes:
-    """A value as a frame.
+    """Packs a value as a frame.
 
     Raises:
-        ValueError: an array of a type that the protocol does not have (objects, records, complex).
+        ValueError: an array whose dtype the protocol does not have: objects, records, complex.
     """
     return _msgpack().packb(value, default=_plain)
 
 
 def unpack(frame: bytes | str) -> Any:
-    """What a frame holds; arrays are read-only views of it.
+    """The value in a frame; arrays are read-only views of the frame's bytes.
 
     Raises:
-        FrameError: text, no MessagePack, or more than a frame may hold.
+        FrameError: a text frame, invalid MessagePack, an invalid array, or more than the limits.
     """
     if isinstance(frame, str):
         raise FrameError("a text frame came in: expected a binary one, packed with msgpack-numpy.")

@@ -1,12 +1,12 @@
-"""`Gate`: the last word on an action, whoever proposed it.
+"""`Gate`: kinematic limits on every action, whoever proposed it.
 
-Every action lies between the one that holds the robot still (`RobotPreset.fallback`) and the
-proposed one, in every dimension: the gate can only shrink. So braking and standing still are always
-allowed, and a limit that would ask for more motion than was proposed gives way. It knows nothing of
-policies, monitors or pictures, and what it does depends on the actions, the robot's state and its
-own last action alone.
+In every dimension an action that passes lies between the one that holds the robot still
+(`RobotPreset.fallback`) and the proposed one: the gate can only shrink. Braking and standing still
+are therefore always allowed, and a limit that could only be met by more motion than was proposed
+gives way. The gate depends on the actions, the robot's state and its own last action alone, not on
+policies, monitors or pictures.
 
-Cost: some NumPy operations on a chunk.
+Cost: a few NumPy operations per action.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from mistjax.policies.protocol import PolicySpec
 
 @dataclasses.dataclass(frozen=True)
 class Wall:
-    """One axis of the workspace box: where the robot may be.
+    """One axis of the workspace box.
 
     Attributes:
-        action: dimension whose actions are changes of position along the axis.
+        action: action dimension that commands a change of position along the axis.
         state: entry of the raw state that holds the position.
-        low, high: of the position, in the state's units.
-        gain: change of the position by an action of 1.
+        low, high: allowed positions, in the state's units.
+        gain: change of position per unit of action.
     """
 
     action: int
@@ -45,20 +45,20 @@ class Wall:
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """Limits in the robot's units; None and () are no limit.
+    """Limits in the robot's units, one number per action dimension; None or () is no limit.
 
     Attributes:
-        low, high: of each action dimension.
-        velocity: largest distance of an action from standing still, of each dimension.
-        acceleration: largest growth from one action to the next, of each dimension.
-        box: where the robot may be.
+        low, high: bounds of an action.
+        velocity: largest distance of an action from the one that holds still.
+        acceleration: largest change from one action to the next.
+        box: workspace limits.
         gripper: action dimension of the gripper.
-        gripper_steps: actions after a change of the gripper in which it does not change again; 0
-            is no latch.
-        gripper_middle: of the gripper's commands: a change is one of side.
+        gripper_steps: latch: for so many actions after the gripper has changed sides it does not
+            change back; 0 for no latch.
+        gripper_middle: command that separates open from closed.
 
     Raises:
-        ValueError: a limit that is none.
+        ValueError: a limit that is not a number, or is out of range.
     """
 
     low: tuple[float, ...] | None = None
@@ -89,7 +89,7 @@ class Gate:
             )
 
     def check(self, spec: PolicySpec, preset: RobotPreset) -> None:
-        """ValueError where it is the gate of another robot, or of one that cannot hold still."""
+        """Raises ValueError where the gate does not fit the robot, or nothing holds it still."""
         width = spec.action_dim
         for name in ("low", "high", "velocity", "acceleration"):
             values = getattr(self, name)
@@ -117,13 +117,13 @@ class Gate:
         state: Float[np.ndarray, " s"],
         last: GateMemory | None = None,
     ) -> Float[np.ndarray, "h a"]:
-        """The chunk as it may go out.
+        """The chunk within the limits.
 
         Args:
             actions: the proposed chunk, finite.
             rest: the action that holds the robot still in this state.
             state: the raw state.
-            last: what went before; None at the beginning of an episode.
+            last: memory of the actions before; None at the beginning of an episode.
         """
         memory = last or GateMemory(np.asarray(rest, np.float64), math.inf)
         before, since = memory.action, memory.since_gripper
@@ -159,7 +159,7 @@ class Gate:
         return out
 
     def _inside(self, wall: Wall, place: float, action: float, rest: np.ndarray) -> float:
-        """The action that ends inside the wall, or no further outside than it began."""
+        """The action that ends inside the wall, or no further outside than it started."""
         still = float(rest[wall.action])
         if not math.isfinite(place):
             return still
@@ -175,7 +175,7 @@ class Gate:
     def after(
         self, sent: Float[np.ndarray, "h a"], executed: int, last: GateMemory | None, rest: Any
     ) -> GateMemory:
-        """What to remember of a chunk of which the first actions were executed."""
+        """The memory after the first `executed` actions of a chunk."""
         memory = last or GateMemory(np.asarray(rest, np.float64), math.inf)
         before, since = memory.action, memory.since_gripper
         for action in np.asarray(sent[:executed], np.float64):
@@ -189,14 +189,14 @@ class Gate:
 
 @dataclasses.dataclass(frozen=True)
 class GateMemory:
-    """The last action, and actions since the gripper changed."""
+    """The last action executed, and how many there were since the gripper changed sides."""
 
     action: Float[np.ndarray, " a"]
     since_gripper: float
 
 
 def between(action: np.ndarray, rest: Any, proposed: Any) -> Any:
-    """An action brought between two others, dimension by dimension."""
+    """The action clipped between two others, dimension by dimension."""
     return np.clip(action, np.minimum(rest, proposed), np.maximum(rest, proposed))
 
 
@@ -208,8 +208,8 @@ def read_gate(path: str | Path) -> Gate:
     """A gate from a JSON file with the fields of `Gate`; `box` is a list of objects.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: other keys, or a limit that is none; names the file.
+        FileNotFoundError: the file does not exist.
+        ValueError: an unknown key, or an invalid limit; names the file.
     """
     data = read_json(Path(path))
     known = {field.name for field in dataclasses.fields(Gate)}
@@ -226,6 +226,6 @@ def read_gate(path: str | Path) -> Gate:
 
 
 def is_velocity(preset: RobotPreset) -> Sequence[bool]:
-    """Which action dimensions stand still at 0: those whose fallback does not follow the state."""
+    """Which action dimensions are at rest at 0: those whose fallback does not follow the state."""
     followed = {a for a, _ in preset.fallback.from_state} if preset.fallback else set()
     return [a not in followed for a in range(preset.action_dim)]

@@ -1,9 +1,9 @@
-"""`Live`: what a server sees and says, in the Rerun viewer while it happens, or in files for it.
+"""`Live`: streams what a server sees and says to a Rerun viewer, or into .rrd files.
 
-Every episode is a recording of its own, with the views of `mistjax export-rerun`: cameras, scores
-against their thresholds, what the monitor does, the actions that went out and why it alarmed. All
-is written on a thread of its own: a slow disk, or a viewer that is not there, delays no reply, and
-what cannot be shown in time is left out and counted.
+Every episode is a recording with the views of `mistjax export-rerun`: cameras, scores and their
+thresholds, what the monitor does, the actions that went out, and the explanation of an alarm. A
+thread of its own writes, so a slow disk or a missing viewer delays no reply; inferences that it
+cannot keep up with are dropped and counted.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from mistjax.rollouts.trace import episode_name
 
 LOG = logging.getLogger("mistjax.serve")
 SCORES = {"failure score": "", "input score": "input_"}
-"""Name of a score -> what the keys of a reply begin with, after `mist/`."""
+"""Name of a score -> prefix of its keys in a reply, after `mist/`."""
 _BEHIND = 64  # inferences
 _PATIENCE_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """One inference of an episode; without an observation, the episode's end."""
+    """One inference of an episode; without an observation, the end of the episode."""
 
     episode: int
     step: int = 0
@@ -45,15 +45,15 @@ class Seen:
 
 
 class Live:
-    """See the module.
+    """See the module docstring.
 
     Attributes:
-        lost: inferences that were left out.
+        lost: inferences that were dropped.
 
     Args:
-        to: a viewer's address, rerun+http://HOST:PORT/proxy, or a folder of .rrd files.
-        preset, spec: of the policy that is served.
-        scores: names in `SCORES` of those that it has.
+        to: a viewer's address, rerun+http://HOST:PORT/proxy, or a folder for .rrd files.
+        preset, spec: of the served policy.
+        scores: the names in `SCORES` that its replies have.
 
     Raises:
         ImportError: Rerun is not installed.
@@ -70,21 +70,21 @@ class Live:
             refuse_file(self._folder)
             self._folder.mkdir(parents=True, exist_ok=True)
         now = datetime.datetime.now(datetime.UTC)
-        self._began = now.strftime("%Y%m%dT%H%M%S")  # episodes of two servers stay apart
+        self._began = now.strftime("%Y%m%dT%H%M%S")  # tells the episodes of two servers apart
         self._streams: dict[int, Any] = {}
         self._queue: queue.SimpleQueue[Seen | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._show, name="mistjax rerun", daemon=True)
         self._thread.start()
 
     def tell(self, seen: Seen) -> None:
-        """Has something shown; does not wait."""
+        """Queues an inference or the end of an episode; never waits."""
         if seen.raw is None or self._queue.qsize() < _BEHIND:
             self._queue.put(seen)
         else:
             self.lost += 1
 
     def close(self) -> None:
-        """Returns when all is shown, or after a while where a viewer is not there."""
+        """Waits until everything is written; for a viewer, ten seconds at most."""
         self._queue.put(None)
         self._thread.join(None if self._address is None else _PATIENCE_S)
         if self.lost:
@@ -96,7 +96,7 @@ class Live:
                 self._one(seen)
             except Exception:
                 self.lost += 1
-                LOG.exception("inference of episode %d cannot be shown", seen.episode)
+                LOG.exception("an inference of episode %d cannot be shown", seen.episode)
         for episode in list(self._streams):
             self._end(episode)
 
@@ -140,7 +140,7 @@ class Live:
 
 
 def _doing(reply: Mapping[str, Any]) -> str:
-    """What the monitor does, in the words of reports."""
+    """The monitor's state, in the words of the reports."""
     if reply["mist/fallback"]:
         return "fallback"
     if reply["mist/decision"] in ("late", "pass_through"):

@@ -1,4 +1,4 @@
-"""The two policies of a server by their names."""
+"""Loads the two policies of a server: the bare one, and the same with its monitor."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ def load_policies(
     preset: str | None = None,
     unnorm_key: str | None = None,
 ) -> tuple[Policy, Policy | None]:
-    """A policy, and the same with its monitor; see `mistjax serve` for the arguments.
+    """(bare policy, the same with its monitor or None); see `mistjax serve` for the arguments.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: see `load_policy` and `load_mist`.
+        ValueError: `shadow` or `stratum` without `mist`.
+        ValueError, FileNotFoundError, ImportError: as `load_policy` and `load_mist`.
     """
     if mist is None and (shadow or stratum is not None):
         what = "shadow" if shadow else "stratum"
-        raise ValueError(f"{what} is given, and no monitor that it is of: give its folder as mist.")
+        raise ValueError(f"{what} is given without a monitor: give the monitor's folder as mist.")
     bare = load_policy(policy, preset, unnorm_key=unnorm_key)
     arm = "monitor" if shadow else "mist"
     return bare, None if mist is None else load_mist(mist, bare, arm, stratum=stratum)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address is reached from this machine only."""
     if host == "localhost":
         return True
     try:

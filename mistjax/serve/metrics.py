@@ -1,4 +1,4 @@
-"""`Metrics`: what a Prometheus server reads under `/metrics`, in its text format 0.0.4."""
+"""`Metrics`: counters, gauges and latency histograms, in Prometheus' text format 0.0.4."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
-"""Upper limits of a latency histogram, in ms."""
+"""Upper bounds of the latency histogram's buckets, ms."""
 _HELP = {
     "requests_total": "Requests, by how they were answered.",
     "alarms_total": "Replies with an alarm, by kind.",
@@ -20,7 +20,7 @@ _HELP = {
 
 
 class Metrics:
-    """Counters and latency histograms; `gauges` are read when asked for."""
+    """Thread-safe counters and latency histograms; `gauges` are read for each scrape."""
 
     def __init__(self, gauges: Mapping[str, Callable[[], float]]):
         self._gauges = gauges
@@ -30,19 +30,19 @@ class Metrics:
         self._lock = threading.Lock()
 
     def count(self, name: str, label: str = "") -> None:
-        """Adds one; the label is `key="value"` or nothing."""
+        """Increments a counter; the label is `key="value"`, or "" for none."""
         with self._lock:
             self._counts[name, label] += 1
 
     def observe(self, path: str, milliseconds: float) -> None:
-        """Adds one reply's latency."""
+        """Adds one reply's latency to the histogram of its path."""
         with self._lock:
             counts = self._latency.setdefault(path, [0] * (len(BUCKETS) + 1))
             counts[bisect.bisect_left(BUCKETS, milliseconds)] += 1
             self._sum[path] += milliseconds  # type: ignore[assignment]
 
     def text(self) -> str:
-        """All of it."""
+        """The page that is scraped."""
         lines = []
         with self._lock:
             for name, told in _HELP.items():

@@ -1,7 +1,7 @@
-"""What a server promises, each as a trial on a running one: the fault is injected, the reply is
-looked at. `mistjax certify` runs them on a machine, the tests on policies of a few lines.
+"""The server's promises, each as a trial on a running server: inject the fault, look at the reply.
 
-A trial returns `Found`: the promise holds, does not, or could not be shown.
+`mistjax certify` runs them on your machine, the tests with toy policies. A trial's docstring is the
+promise, in the certificate too; `Found` says whether it holds, is broken, or was not shown.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from mistjax.serve.gate import Gate
 from mistjax.serve.load import is_loopback
 from mistjax.serve.service import Service
 
-STALL_S = 60.0  # longer than any deadline that is tried
-_WAIT_S = 20.0  # for a server to be well again
+STALL_S = 60.0  # longer than any deadline in use
+_WAIT_S = 20.0  # for a server to recover
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """An observation of an episode, and the chunk that the bare policy gives for it."""
+    """An observation of an episode, and the bare policy's chunk for it in robot units [H,A]."""
 
     raw: RawObs
     actions: np.ndarray
@@ -37,10 +37,10 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Of a trial.
+    """The result of a trial.
 
     Attributes:
-        holds: whether the promise is kept; None where it could not be shown.
+        holds: whether the promise was kept; None where that could not be shown.
         said: what was seen, in a sentence.
     """
 
@@ -55,18 +55,18 @@ class Found:
 
 @dataclasses.dataclass
 class Stage:
-    """A running server whose policies can be broken.
+    """A running server into whose policies faults can be injected.
 
     Attributes:
-        service: what answers.
-        bare, monitored: the two policies in it; `monitored` is None without a monitor.
+        service: the server's.
+        bare, monitored: its policies; `monitored` is None without a monitor.
         port: of the server.
-        looks: one episode, as the bare policy plays it.
-        seed: of its noise.
-        host: address that the server will have.
-        slack_ms: what a reply may take beyond the time that is promised.
-        chunks: every chunk that came back.
-        took_ms: latencies of the replies that were late, and of fallbacks, by path.
+        looks: one episode, with the bare policy's chunks.
+        seed: of the episode's noise.
+        host: address that the server will be given when it is used.
+        slack_ms: how much later than promised a reply may come.
+        chunks: every chunk received.
+        took_ms: latencies of late replies and of fallbacks, by path.
     """
 
     service: Service
@@ -85,7 +85,7 @@ class Stage:
         return Client(self.port, api_key=self.service.settings.api_key)
 
     def ask(self, client: Client, inference: int, **control: Any) -> Any:
-        """The reply to an observation of the episode, which the first one begins."""
+        """The reply to one observation of the episode; the first one starts it anew."""
         begin = {"mist/reset": True, "mist/seed": self.seed} if inference == 0 else {}
         said = {f"mist/{name}": value for name, value in control.items()}
         reply = client.infer({**self.looks[inference].raw, **begin, **said})
@@ -94,7 +94,7 @@ class Stage:
         return reply
 
     def same(self, reply: Any, inference: int) -> bool:
-        """Whether a reply has the bytes of the bare policy."""
+        """Whether a reply has the bare policy's bytes."""
         wanted = self.looks[inference].actions
         return isinstance(reply, Mapping) and reply["actions"].tobytes() == wanted.tobytes()
 
@@ -114,7 +114,11 @@ class Stage:
         return bool((actions == still).all())
 
     def mend(self) -> None:
-        """Takes every fault back; returns when the policies answer again."""
+        """Removes every fault, and waits until the policies answer again.
+
+        Raises:
+            RuntimeError: they do not within 20 s.
+        """
         for policy in (self.bare, self.monitored):
             if policy is not None:
                 policy.mend()
@@ -124,11 +128,11 @@ class Stage:
                 reply = self.ask(client, 0)
             if isinstance(reply, Mapping) and not reply["mist/late"]:
                 return
-        raise RuntimeError(f"the server is not well again {_WAIT_S:g} s after a fault ended.")
+        raise RuntimeError(f"the server has not recovered {_WAIT_S:g} s after a fault ended.")
 
 
 def played(policy: Policy, observations: Sequence[RawObs], seed: int) -> list[Look]:
-    """Observations with the bare policy's chunks, one at a time."""
+    """The observations of an episode, each with the policy's chunk for it."""
     state, looks = policy.initial_state(1), []
     for i, raw in enumerate(observations):
         actions, state = infer(policy, raw, seed, i, state)
@@ -139,14 +143,14 @@ def played(policy: Policy, observations: Sequence[RawObs], seed: int) -> list[Lo
 def infer(
     policy: Policy, raw: RawObs, seed: int, inference: int, state: Any
 ) -> tuple[np.ndarray, Any]:
-    """A chunk for one observation of an episode, in robot units [H,A]; and the policy's state."""
+    """(chunk for one observation of an episode in robot units [H,A], the policy's next state)."""
     keys = episode_keys(np.array([seed]), np.array([inference]))
     sample = policy.sample(policy.prepare([raw]), keys, state=state)
     return policy.finish(sample, [raw])[0], sample.state
 
 
 def identity(stage: Stage) -> Found:
-    """A monitor that is quiet gives the bytes of the bare policy."""
+    """While the monitor is quiet, replies have the bare policy's bytes."""
     with stage.client() as client:
         same = 0
         for i in range(len(stage.looks)):
@@ -156,7 +160,7 @@ def identity(stage: Stage) -> Found:
             if reply["mist/alarm"] or reply["mist/edited"]:
                 break
             if reply["mist/late"]:
-                return Found(None, f"observation {i} was answered too late to tell.")
+                return Found(None, f"the reply to observation {i} was late.")
             if not stage.same(reply, i):
                 return Found(False, f"observation {i} got other bytes than the bare policy gives.")
             same += 1
@@ -167,7 +171,7 @@ def identity(stage: Stage) -> Found:
 
 
 def kill_switch(stage: Stage) -> Found:
-    """One message, or the signal, makes the next reply the bare policy's."""
+    """After one message, or a signal, the next reply is the bare policy's."""
     with stage.client() as client, stage.client() as other:
         client.infer({"mist/pass_through": True})
         reply = stage.ask(client, 0)
@@ -188,7 +192,7 @@ def kill_switch(stage: Stage) -> Found:
 
 
 def state(stage: Stage) -> Found:
-    """What is remembered belongs to one connection and one episode."""
+    """State belongs to one connection and one episode."""
     last = min(3, len(stage.looks) - 1)
 
     def told(reply: Any) -> tuple:
@@ -202,13 +206,13 @@ def state(stage: Stage) -> Found:
     holds = anew == alone and all(a == b == c for a, (b, c) in zip(alone, crossed, strict=True))
     return Found(
         holds,
-        f"{last + 1} observations get the same alone, after a reset, beside another client and on "
-        "a new connection.",
+        f"{last + 1} observations get the same replies alone, after a reset, beside another client "
+        "and on a new connection.",
     )
 
 
 def deadline(stage: Stage) -> Found:
-    """A monitor that is late: the base action goes out, unchanged and tagged."""
+    """If the monitor is late, the bare policy's action goes out, unchanged and tagged."""
     assert stage.monitored is not None
     limit = stage.service.settings.deadline_ms + stage.slack_ms
     try:
@@ -225,13 +229,13 @@ def deadline(stage: Stage) -> Found:
         stage.mend()
     return Found(
         bool(right) and took <= limit,
-        f"a stall of the monitor: the bare bytes, tagged, after {took:.0f} ms at most ({limit:.0f} "
-        "allowed).",
+        f"with the monitor stalled: the bare bytes, tagged, after {took:.0f} ms at most "
+        f"({limit:.0f} allowed).",
     )
 
 
 def dropped(stage: Stage) -> Found:
-    """A reply that comes late is never given to a later observation."""
+    """A result that comes late is dropped, and never answers a later observation."""
     assert stage.monitored is not None
     try:
         with stage.client() as client:
@@ -257,7 +261,7 @@ def dropped(stage: Stage) -> Found:
 
 
 def watchdog(stage: Stage) -> Found:
-    """A policy that hangs: the declared fallback, in time, and bad health."""
+    """If the policy hangs, the declared fallback goes out in time, and /healthz says 503."""
     limit = stage.service.settings.watchdog_ms + stage.slack_ms
     try:
         for policy in (stage.bare, stage.monitored):
@@ -276,12 +280,12 @@ def watchdog(stage: Stage) -> Found:
     return Found(
         right and sick and well and took <= limit,
         f"the fallback ({declared}) after {took:.0f} ms at most ({limit:.0f} allowed); /healthz "
-        "says so and recovers.",
+        "says 503, and 200 afterwards.",
     )
 
 
 def dead(stage: Stage) -> Found:
-    """A policy that raises: the base action where only the monitor does, else the fallback."""
+    """If the monitor raises, the bare action goes out; if the policy raises, the fallback."""
     try:
         right = True
         if stage.monitored is not None:
@@ -300,7 +304,7 @@ def dead(stage: Stage) -> Found:
 
 
 def no_action(stage: Stage) -> Found:
-    """A policy that returns NaN: the fallback and an alarm."""
+    """If the policy returns NaN, the fallback goes out, with an alarm."""
     try:
         for policy in (stage.bare, stage.monitored):
             if policy is not None:
@@ -314,7 +318,7 @@ def no_action(stage: Stage) -> Found:
 
 
 def wrong_inputs(stage: Stage) -> Found:
-    """A wrong observation is one sentence; the connection lives, others notice nothing."""
+    """An invalid observation is answered by one sentence; its connection and others live on."""
     tried = 0
     with stage.client() as client, stage.client() as other:
         for one in (client, other):
@@ -323,14 +327,14 @@ def wrong_inputs(stage: Stage) -> Found:
             tried += 1
             said = client.infer(wrong)
             if not isinstance(said, str) or "\n" in said or "Traceback" in said:
-                return Found(False, f"{what} is not answered by one sentence.")
+                return Found(False, f"{what} was not answered by one sentence.")
         if isinstance(stage.ask(client, 1), str) or isinstance(stage.ask(other, 1), str):
             return Found(False, "a connection did not live on.")
-    return Found(True, f"{tried} wrong observations and frames: one sentence each.")
+    return Found(True, f"{tried} invalid observations and frames: one sentence each.")
 
 
 def gate(stage: Stage) -> Found:
-    """The gate shrinks every action towards standing still, also with the monitor off."""
+    """The gate limits every action, also with the monitor switched off."""
     spec, preset = stage.bare.spec, stage.bare.preset
     if preset.fallback is None:
         return Found(None, "the preset does not say what holds the robot still.")
@@ -352,12 +356,14 @@ def gate(stage: Stage) -> Found:
 
 
 def authorised(stage: Stage) -> Found:
-    """Who has no key is turned away, where one is asked for."""
+    """Clients without the key are turned away; without a key, only this machine is served."""
     from websockets.exceptions import InvalidStatus
 
     if stage.service.settings.api_key is None:
         alone = is_loopback(stage.host)
-        said = "fit for this machine alone" if alone else f"whoever reaches {stage.host} is let in"
+        said = (
+            "only this machine is served" if alone else f"anyone who reaches {stage.host} gets in"
+        )
         return Found(alone, f"no key is asked for: {said}.")
     for key in (None, "wrong"):
         try:
@@ -370,14 +376,14 @@ def authorised(stage: Stage) -> Found:
 
 
 def bounds(stage: Stage) -> Found:
-    """Every action that went out is finite and inside of the robot's bounds."""
+    """Every action that went out is finite and within the robot's bounds."""
     spec = stage.bare.spec
     chunks = np.stack(stage.chunks)
     inside = (chunks >= np.asarray(spec.action_low, np.float32)) & (
         chunks <= np.asarray(spec.action_high, np.float32)
     )
     holds = bool(np.isfinite(chunks).all() and inside.all())
-    return Found(holds, f"all of {len(chunks)} chunks, whoever gave them.")
+    return Found(holds, f"{len(chunks)} chunks, from every path.")
 
 
 PROMISES: Mapping[str, Callable[[Stage], Found]] = {
@@ -394,7 +400,7 @@ PROMISES: Mapping[str, Callable[[Stage], Found]] = {
     "authorisation": authorised,
     "bounds": bounds,
 }
-"""In the order of their trial; `bounds` looks at what the others got."""
+"""In the order of the trials; `bounds` checks the chunks that the others received."""
 OF_A_MONITOR = ("deadline", "late replies")
 
 
@@ -415,7 +421,7 @@ def _health(port: int) -> int:
 
 
 def _wrong(stage: Stage) -> Iterator[tuple[str, Any]]:
-    """What cannot be: (its name, the request)."""
+    """Invalid requests: (what is wrong, the request)."""
     right, preset = stage.looks[0].raw, stage.bare.preset
     keys = (preset.state_key,) if isinstance(preset.state_key, str) else preset.state_key
     for key in keys:

@@ -1,7 +1,7 @@
-"""`Session`: what a server knows of one connection, and of the episode in it.
+"""`Session`: the state of one connection, and of the episode in it.
 
-Nothing of it outlives the connection, and nothing is shared: a client that connects again is a new
-one. An episode ends on `mist/reset`, on another `mist/episode`, and with the connection.
+It is never shared and does not outlive the connection: a client that reconnects gets a new one. An
+episode ends on `mist/reset`, on another `mist/episode`, and with the connection.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mistjax.rollouts.trace import Trace
 from mistjax.serve.gate import GateMemory
 
 ENV = "served"
-"""What a served episode names as its environment."""
+"""The environment's name in recorded episodes."""
 
 
 @dataclasses.dataclass
@@ -26,15 +26,15 @@ class Episode:
     """One attempt at a task, as the server sees it.
 
     Attributes:
-        number: of the episode, over all connections; in a recording its seed.
-        seed: of the policy's noise: the client's `mist/seed`, else the number.
+        number: counts episodes over all connections; the seed of a recorded episode.
+        seed: of the policy's noise: the client's `mist/seed`, otherwise `number`.
         name: the client's `mist/episode`, if it gave one.
         prompt: the first instruction; "" before it.
         inferences: observations so far.
-        gate: what the gate remembers.
+        gate: the gate's memory.
         recorder: of the episode, where the server records.
-        success: the client's `mist/success`; None until it says.
-        incomplete: why the recording lacks inferences; None where it has all.
+        success: the client's `mist/success`; None until it is known.
+        incomplete: why inferences are missing from the recording; None where none are.
     """
 
     number: int
@@ -53,7 +53,13 @@ class Episode:
         actions: np.ndarray,
         found: tuple[Inference, int] | None,
     ) -> None:
-        """Adds what went out; without an inference of the monitored policy, the actions alone."""
+        """Records the actions that went out, and the inference behind them where there was one.
+
+        Args:
+            raw: the observation.
+            actions: executed until the next observation [R,A].
+            found: the batched inference, and this connection's element of it.
+        """
         if self.recorder is None:
             self.recorder = Recorder(self.number, raw, {}, ())
         if found is not None:
@@ -64,16 +70,16 @@ class Episode:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What a trace says of it."""
+        """The `info` of its recording."""
         named = {} if self.name is None else {"episode": str(self.name)[:200]}
         ended = {} if self.success is None else {"success": self.success}
         return {"noise_seed": self.seed, **named, **ended}
 
     def trace(self, spec: PolicySpec) -> Trace | None:
-        """The finished episode; None for one without an observation.
+        """The finished episode; None if it had no observation, or is not recorded.
 
-        One of which nobody said how it ended, or that was not answered by the monitored policy
-        throughout, is stored with an `error`: it is neither a success nor a failure.
+        An episode of unknown outcome, or with missing inferences, gets an `error`: it counts
+        neither as a success nor as a failure.
         """
         if self.recorder is None:
             return None
@@ -90,9 +96,9 @@ class Session:
 
     Attributes:
         number: of the connection.
-        slot: its row in what the policies remember.
+        slot: its row in the policies' memory.
         episode: the one under way.
-        requests: so far.
+        requests: answered observations so far.
         pass_through: whether the client has switched the monitor off.
     """
 
@@ -104,12 +110,12 @@ class Session:
 
 
 CONTROL = ("reset", "episode", "success", "seed", "pass_through")
-"""What a client may say besides an observation, each as `mist/NAME`."""
+"""What a client may send beside an observation, each as `mist/NAME`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """What a request says besides its observation; None for nothing."""
+    """What a request says beside its observation; None for what it does not say."""
 
     reset: bool | None = None
     episode: str | int | None = None
@@ -119,10 +125,10 @@ class Control:
 
     @classmethod
     def split(cls, request: Any) -> tuple[Control, dict[str, Any]]:
-        """(what is said with `mist/` keys, the observation without them).
+        """(what the `mist/` keys say, the observation without them).
 
         Raises:
-            ValueError: no map of names, an unknown `mist/` key, or a value of another kind.
+            ValueError: not a map, an unknown `mist/` key, or a value of the wrong type.
         """
         if not isinstance(request, Mapping):
             raise ValueError(f"a request is a {type(request).__name__}: expected an observation.")

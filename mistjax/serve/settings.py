@@ -1,4 +1,4 @@
-"""`Settings` of a server; checked before a policy is loaded."""
+"""`Settings` of a server, checked before a policy is loaded."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ class Settings:
     """How a server listens, how long it waits, and what goes out where there is no action.
 
     Attributes:
-        host: address to listen on; only this machine reaches the default.
+        host: address to listen on; the default is reached from this machine only.
         port: to listen on; 0 takes a free one and prints it.
-        api_key: what clients must send as `Authorization: Api-Key KEY`; None asks for none.
-        max_batch: observations of one inference; clients that ask together are batched.
+        api_key: key that clients must send as `Authorization: Api-Key KEY`; None asks for none.
+        max_batch: most observations in one inference; simultaneous requests are batched.
         batch_wait_ms: how long an observation waits for those of other clients.
-        deadline_ms: from an observation to its reply. When monitor, attribution or remedy are later
-            than that, the bare policy's action goes out, tagged `mist/late`.
-        watchdog_ms: from an observation to the fallback, when the bare policy gives no action
+        deadline_ms: from an observation to its reply. If monitor, attribution or remedy take
+            longer, the bare policy's chunk goes out, tagged `mist/late`.
+        watchdog_ms: from an observation to the fallback, if the bare policy has not answered
             either.
         fallback: what goes out then: hold is the robot's own (`RobotPreset.fallback`), zero is
-            velocities of 0, stop is an error and the end of the connection.
-        max_connections: clients at a time; further ones are turned away.
-        send_timeout_s: how long a client may take to read a reply before it is cut off.
-        gate: JSON file of a kinematic gate, see `mistjax.serve.gate`.
-        out: folder of the events, and of the run with `record`.
-        record: keep every episode with the activations that a detector reads, as a run folder.
-        rerun: show every episode as it happens: the address of a Rerun viewer, such as
-            rerun+http://127.0.0.1:9876/proxy, or a folder for .rrd files.
+            zero velocity, stop is an error and the end of the connection.
+        max_connections: most clients at a time; others are turned away.
+        send_timeout_s: how long a client may take to read a reply before it is disconnected.
+        gate: JSON file with kinematic limits, see `mistjax.serve.gate`.
+        out: folder for the event log, and for the run with `record`.
+        record: store every episode, with the activations that detectors read, as a run folder.
+        rerun: stream every episode to a Rerun viewer, such as rerun+http://127.0.0.1:9876/proxy,
+            or into a folder of .rrd files.
 
     Raises:
-        ValueError: a setting out of range; says which and what was expected.
+        ValueError: a setting out of range; says which, and what was expected.
     """
 
     host: str = "127.0.0.1"
@@ -94,9 +94,9 @@ class Settings:
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """The sizes that are compiled, in order: 1, 4, 16, ... and the largest."""
+        """The batch sizes to compile, ascending: 1, 4, 16, ... and `max_batch`."""
         powers = [4**i for i in range(16) if 4**i < self.max_batch]
         return (*powers, self.max_batch)
 
 
-typing.no_type_check(Settings.__init__)  # it says itself, in words, what is wrong with a number
+typing.no_type_check(Settings.__init__)  # its own messages are clearer than a type checker's
