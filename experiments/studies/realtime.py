@@ -48,8 +48,6 @@ from mistjax.rollouts.trace import Trace
 from mistjax.stats import Rate, bootstrap, holm, mcnemar
 
 HERTZ, METRES_PER_UNIT = 10, 0.02
-SAME = ("wait", "vlash", "rail")
-"""Strategies that do what `naive` does where there is no delay."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +76,16 @@ class Config:
     delays: tuple[int, ...] = (0, 2, 4, 1, 8, 6)
     strategies: tuple[str, ...] = NAMES
     num_envs: int = 50
+
+
+def alike(name: str, delay: int, horizon: int) -> bool:
+    """Whether a strategy does what `naive` does: nothing is late, or, unless its chunks begin when
+    they arrive, each is over by then.
+    """
+    late = name in ("wait", "vlash")
+    if delay == 0:
+        return late or name == "rail"
+    return delay >= horizon and not late and name != "naive"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,9 +144,8 @@ def cell(episodes: Sequence[Motion]) -> dict[str, Any]:
     }
 
 
-def played(config: Config) -> Iterator[tuple[str, int, Run]]:
-    """Every strategy at every delay; what is there is read."""
-    policy = load_policy(config.policy)
+def played(config: Config, policy: Any) -> Iterator[tuple[str, int, Run]]:
+    """Every strategy at every delay where it differs from `naive`; what is there is read."""
     moves = load_inputs(config.mist, policy.spec.fingerprint).motion
     plan = EpisodePlan(
         episodes=config.episodes,
@@ -148,7 +155,7 @@ def played(config: Config) -> Iterator[tuple[str, int, Run]]:
     )
     for delay in config.delays:
         for name in config.strategies:
-            if delay == 0 and name in SAME and "naive" in config.strategies:
+            if alike(name, delay, policy.spec.action_horizon):
                 continue
             delayed = Delayed.around(policy, name, delay, moves)
             yield name, delay, collect(delayed, config.work / f"{name}_{delay}", plan)
@@ -156,44 +163,49 @@ def played(config: Config) -> Iterator[tuple[str, int, Run]]:
 
 def main(config: Config) -> dict[str, Any]:
     """Plays, and writes table and figure after every cell."""
-    cells = kept(config)
+    policy = load_policy(config.policy)
+    cells, p = kept(config)
     results: dict[str, Any] = {}
-    for name, at, run in played(config):
+    for name, at, run in played(config, policy):
         if run.crashed:
             raise RuntimeError(f"episodes {list(run.crashed)} of {name} at {at} crashed.")
         cells[name][str(at)] = cell([motion(trace, name, at) for trace in run.traces()])
-        delays = sorted({delay for found in cells.values() for delay in found})
+        p |= against_naive(cells)
         results = {
             "command": f"python -m experiments.studies.realtime --episodes {config.episodes}",
             "first_seed": config.first_seed,
             "episodes": config.episodes,
+            "horizon": policy.spec.action_horizon,
             "cells": cells,
-            "p": {delay: against_naive(cells, delay) for delay in delays},
+            "p": p,
         }
         write_results(config.results, results)
         draw(results, config.figure)
     return results
 
 
-def kept(config: Config) -> dict[str, dict[str, Any]]:
-    """Cells of the results file, where they are of the same seeds; every strategy has some."""
+def kept(config: Config) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
+    """(cells, p) of the results file, where they are of the same seeds; every strategy has some."""
     cells: dict[str, dict[str, Any]] = {name: {} for name in NAMES}
     if not config.results.exists():
-        return cells
+        return cells, {}
     found = json.loads(config.results.read_text())
-    same = (found["first_seed"], found["episodes"]) == (config.first_seed, config.episodes)
-    return cells | found["cells"] if same else cells
+    if (found["first_seed"], found["episodes"]) != (config.first_seed, config.episodes):
+        return cells, {}
+    return cells | found["cells"], found["p"]
 
 
-def against_naive(cells: Mapping[str, Mapping[str, Any]], delay: str) -> dict[str, float]:
-    """p of each strategy that was played at a delay; {} where `naive` was not."""
-    ends = {
-        name: np.array([*found[delay]["outcomes"]]) == "1"
-        for name, found in cells.items()
-        if delay in found
-    }
-    base = ends.pop("naive", None)
-    return {} if base is None else holm({name: mcnemar(end, base) for name, end in ends.items()})
+def against_naive(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """p of each strategy at each delay of which every cell holds its outcomes."""
+    found = {}
+    for delay in sorted({delay for one in cells.values() for delay in one}):
+        at = {name: one[delay] for name, one in cells.items() if delay in one}
+        if "naive" not in at or not all("outcomes" in one for one in at.values()):
+            continue
+        ends = {name: np.array([*one["outcomes"]]) == "1" for name, one in at.items()}
+        base = ends.pop("naive")
+        found[delay] = holm({name: mcnemar(end, base) for name, end in ends.items()})
+    return found
 
 
 LOOKS = {
@@ -220,7 +232,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     panels = figure.subplots(2, 2)
     for axes, (key, title) in zip(panels.flat, PANELS.items(), strict=True):
         for name, found in results["cells"].items():
-            at = filled(results["cells"], name)
+            at = filled(results, name)
             color, style = LOOKS[name]
             rows = [(int(d), at[d][key]) for d in sorted(at, key=int)]
             if key == "success":
@@ -245,9 +257,10 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def filled(cells: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+def filled(results: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The cells of a strategy, with `naive`'s where it does the same."""
-    same = {"0": cells["naive"]["0"]} if name in SAME and "0" in cells.get("naive", {}) else {}
+    cells, horizon = results["cells"], results["horizon"]
+    same = {d: found for d, found in cells["naive"].items() if alike(name, int(d), horizon)}
     return {**same, **cells[name]}
 
 

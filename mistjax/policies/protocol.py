@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -122,8 +123,11 @@ class Sample:
 
     @property
     def broken(self) -> Bool[Array | np.ndarray, " b"]:
-        """Batch elements whose chunk is not an action: not finite, or not decodable."""
-        broken = ~jnp.all(jnp.isfinite(self.actions), axis=(1, 2))
+        """Batch elements whose chunk is not an action: not finite, or not decodable. On the host
+        where the actions are.
+        """
+        xp = jnp if isinstance(self.actions, jax.Array) else np
+        broken = ~xp.all(xp.isfinite(self.actions), axis=(1, 2))
         return broken | ~self.aux["decode_ok"] if "decode_ok" in self.aux else broken
 
 

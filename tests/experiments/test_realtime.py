@@ -4,24 +4,31 @@ import json
 
 import pytest
 
-from experiments.studies.realtime import Config, against_naive, kept
+from experiments.studies.realtime import Config, against_naive, alike, kept
+from mistjax.realtime.strategies import NAMES
 
 
 def test_cells_of_other_delays_stay_where_the_seeds_are_the_same(tmp_path):
     config = Config(results=tmp_path / "realtime.json", episodes=3)
-    assert not any(kept(config).values())
-    found = {"first_seed": config.first_seed, "episodes": 3, "cells": {"rtc": {"2": {"k": 1}}}}
-    config.results.write_text(json.dumps(found))
-    assert kept(config)["rtc"] == {"2": {"k": 1}} and kept(config)["naive"] == {}
-    assert not any(kept(Config(results=config.results, episodes=4)).values())
+    assert kept(config)[1] == {} and not any(kept(config)[0].values())
+    found = {"first_seed": config.first_seed, "episodes": 3, "p": {"2": {"rtc": 0.5}}}
+    config.results.write_text(json.dumps({**found, "cells": {"rtc": {"2": {"k": 1}}}}))
+    cells, p = kept(config)
+    assert cells["rtc"] == {"2": {"k": 1}} and cells["naive"] == {} and p == {"2": {"rtc": 0.5}}
+    assert kept(Config(results=config.results, episodes=4))[1] == {}
 
 
 def test_p_is_of_the_pairs_and_corrected_over_all_that_were_played():
     cells = {
-        "naive": {"2": {"outcomes": "11110000"}},
-        "rtc": {"2": {"outcomes": "11110000"}, "4": {"outcomes": "1"}},
+        "naive": {"2": {"outcomes": "11110000"}, "4": {}},
+        "rtc": {"2": {"outcomes": "11110000"}, "4": {"outcomes": "1"}, "6": {"outcomes": "1"}},
         "rail": {"2": {"outcomes": "00000000"}},
     }
-    p = against_naive(cells, "2")  # exact: 2 * (1/2)**4, times two comparisons
-    assert p == {"rtc": 1.0, "rail": pytest.approx(0.25)}
-    assert against_naive(cells, "4") == {}
+    # Exact: 2 * (1/2)**4, times two comparisons. Nothing is said where outcomes are missing.
+    assert against_naive(cells) == {"2": {"rtc": 1.0, "rail": pytest.approx(0.25)}}
+
+
+def test_what_does_the_same_as_naive_is_not_played():
+    assert [name for name in NAMES if alike(name, 0, 8)] == ["wait", "vlash", "rail"]
+    assert not any(alike(name, delay, 8) for name in NAMES for delay in range(1, 8))
+    assert [name for name in NAMES if not alike(name, 8, 8)] == ["wait", "naive", "vlash"]

@@ -55,6 +55,11 @@ def test_a_chunk_that_begins_late_is_executed_as_far_as_the_others(delay):
     assert planned("vlash", delay)[delay:] == [*NEW]
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("wait", "vlash")])
+def test_a_chunk_that_is_over_before_it_arrives_is_never_executed(name):
+    assert planned(name, H) == [None] * H
+
+
 def test_what_ran_out_is_standing_still():
     assert planned("naive", 6, executed=4)[:6] == [100, 101] + [None] * 4
 
