@@ -389,7 +389,8 @@ class PiPolicy(Policy):
         fallback, or where the chunks do not belong to these observations and this robot.
         """
         p, raw = self.preset, flat_batch(raw)
-        actions = np.asarray(sample.actions, np.float32)[..., : p.action_dim]
+        sample = dataclasses.replace(sample, actions=np.asarray(sample.actions, np.float32))
+        actions = sample.actions[..., : p.action_dim]
         if actions.ndim != 3 or (len(actions), actions.shape[-1]) != (len(raw), p.action_dim):
             raise ValueError(
                 f"chunks of {np.shape(sample.actions)} for {len(raw)} observations of preset "

@@ -116,7 +116,7 @@ class Sample:
         state: what the policy remembers of the episode, leading axis B; () if nothing.
     """
 
-    actions: Float[Array, "b h a"]
+    actions: Float[Any, "b h a"]
     taps: dict[str, Array]
     aux: dict[str, Any]
     state: Any = ()

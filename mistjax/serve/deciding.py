@@ -1,4 +1,4 @@
-"""Who answers a request, and by when: the monitored policy, the bare one, or nobody."""
+"""Which policy answers a request, and by when: the monitored one, the bare one, or neither."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mistjax.serve.settings import Settings
 
 LOG = logging.getLogger("mistjax.serve")
 Decision = tuple[str, Answer | None]
-"""Who answered, and the answer: `monitored`, `bare` where there is no monitor, `pass_through` where
-it is switched off, `late` where it is not there in time, `fallback` with None."""
+"""(who answered, the answer): `monitored`; `bare` without a monitor; `pass_through` with the
+monitor off; `late` for the bare policy in its place; `fallback` with None where neither did."""
 
 
 async def decide(
@@ -28,17 +28,17 @@ async def decide(
     off: bool,
     dropped: Callable[[], None],
 ) -> Decision:
-    """Asks the lanes.
+    """Submits a request to the lanes, and waits for the first answer that may go out.
 
     Args:
-        bare, monitored: the same lane where there is no monitor.
-        request: what is asked.
+        bare, monitored: the lanes; the same one without a monitor.
+        request: the request.
         settings: deadline and watchdog.
         off: whether the monitor is switched off.
-        dropped: called when an answer of the monitored policy comes too late.
+        dropped: called when the monitored policy's answer comes too late.
 
     Raises:
-        BadObservation: the policy cannot be given it.
+        BadObservation: the policy does not take the observation.
     """
     ends = request.since + settings.watchdog_ms / 1e3
     if off:
@@ -65,7 +65,7 @@ async def decide(
 
 
 async def _until(future: asyncio.Future, ends: float) -> Any:
-    """The result by then; None where it is late or failed. BadObservation is passed on."""
+    """The result by then; None if it is late or failed. BadObservation is raised."""
     done, _ = await asyncio.wait((future,), timeout=max(ends - time.monotonic(), 0))
     if not done:
         return None
@@ -79,7 +79,7 @@ async def _until(future: asyncio.Future, ends: float) -> Any:
 
 
 async def _ask(lane: Lane, request: Request, ends: float) -> Answer | None:
-    """A lane's answer by then; None where there is none."""
+    """A lane's answer by then; None if it is late or failed."""
     future = asyncio.wrap_future(lane.submit(request))
     found = await _until(future, ends)
     _forget(request, future)
@@ -87,7 +87,7 @@ async def _ask(lane: Lane, request: Request, ends: float) -> Answer | None:
 
 
 def _forget(request: Request, future: asyncio.Future) -> None:
-    """Nobody will look at the result: takes back a request that waits, hides an error."""
+    """Withdraws a request that still waits, and ignores its result otherwise."""
     request.done.cancel()
     future.add_done_callback(lambda f: f.cancelled() or f.exception())
 

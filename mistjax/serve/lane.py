@@ -1,11 +1,11 @@
-"""`Lane`: one policy on one thread, which batches what several clients ask and remembers each one's
-episode.
+"""`Lane`: one policy on one thread, which batches the requests of several clients and keeps the
+state of each one's episode.
 
-The thread is the only one that touches the policy. A request waits a bounded time for others, then
-all that are there run in programs of the compiled sizes that cost least together, as measured when
-they were compiled (on a CPU in its time, so that other work on the machine counts not); rows that
-nobody asked for repeat the first. A request that cannot be prepared, or that fails, fails alone.
-What a policy remembers of an episode is put back when the answers are out.
+No other thread touches the policy. A request waits a bounded time for others; all that have come in
+then run in the combination of compiled batch sizes that costs least, as measured after compilation
+(on a CPU in processor time, so that other work on the machine does not count). Padding repeats the
+first row. A request that cannot be prepared, or whose inference fails, fails alone. The state of
+the episodes is stored after the answers have gone out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from mistjax.policies.presets.base import RobotPreset
-from mistjax.policies.protocol import Policy, RawObs
+from mistjax.policies.protocol import Policy, RawObs, Sample
 from mistjax.recover.watched import EVIDENCE
 from mistjax.rollouts.loop import episode_keys
 from mistjax.rollouts.recorder import Inference, Recording
@@ -31,7 +31,7 @@ from mistjax.serve.memory import Memory
 
 
 class BadObservation(ValueError):
-    """An observation that the policy cannot be given; says why in one sentence."""
+    """An observation that the policy does not take; the message is one sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Request:
 
     Attributes:
         raw: the flat raw observation.
-        slot: of the connection, below the lane's number of slots.
-        episode: names the episode in the slot; another one than before begins anew.
-        seed, inference: of the episode's noise.
-        since: `time.monotonic()` when it came in.
-        done: gets an `Answer`, or what went wrong.
+        slot: the connection's, below the lane's number of slots.
+        episode: number of the episode; a new one in a slot starts from the initial state.
+        seed, inference: which noise to draw.
+        since: `time.monotonic()` at its arrival.
+        done: resolves to an `Answer` or an exception.
     """
 
     raw: RawObs
@@ -58,15 +58,15 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a policy said of one request.
+    """A policy's answer to one request.
 
     Attributes:
         actions: chunk in the robot's units [H,A].
-        said: `Sample.aux` of this row, the small arrays of it.
-        broken: whether the policy's own chunk was no action.
-        batch: the whole inference, for recording; and which element of it this is.
-        queue_ms, infer_ms: waited, computed.
-        size: rows that were asked for in the batch.
+        said: this row of `Sample.aux`, for the names in `SAID`.
+        broken: whether the policy's own chunk was not an action.
+        batch, element: the batched inference, for recording, and this request's row of it.
+        queue_ms, infer_ms: time in the queue, and of the inference.
+        size: requests in the batch.
     """
 
     actions: np.ndarray
@@ -80,15 +80,18 @@ class Answer:
 
 
 class Lane:
-    """See the module.
+    """See the module docstring.
+
+    Attributes:
+        policy: the policy.
+        slowest_s: slowest inference of any batch size, measured by `warm`.
 
     Args:
-        policy: what acts.
-        sizes: batch sizes to compile, in order.
-        slots: connections at a time.
+        policy: what is run.
+        sizes: batch sizes to compile, ascending.
+        slots: most connections at a time.
         wait_s: how long a request waits for others.
-        expected: how many requests may come at a time, so that nobody waits for clients that are
-            not there.
+        expected: returns how many clients there are, so that no request waits for more.
         recording: what to keep of each inference.
         name: of the thread.
     """
@@ -115,7 +118,7 @@ class Lane:
         self._thread = threading.Thread(target=self._work, name=f"mistjax {name}", daemon=True)
 
     def warm(self) -> None:
-        """Compiles every size on a made-up observation, then starts the thread."""
+        """Compiles and times every batch size on a made-up observation, then starts the thread."""
         raw, clock = blank(self.policy.preset), time.perf_counter
         spent = time.process_time if jax.default_backend() == "cpu" else clock
         costs, seconds = (dict.fromkeys(self._sizes, math.inf) for _ in range(2))
@@ -133,12 +136,12 @@ class Lane:
         self._thread.start()
 
     def submit(self, request: Request) -> concurrent.futures.Future:
-        """Queues a request; its future is `request.done`."""
+        """Queues a request; returns `request.done`."""
         self._queue.put(request)
         return request.done
 
     def stop(self) -> None:
-        """Ends the thread after what is queued; does not wait for it."""
+        """Ends the thread once the queue is empty, without waiting for that."""
         self._queue.put(None)
 
     @property
@@ -148,7 +151,7 @@ class Lane:
 
     @property
     def busy_s(self) -> float:
-        """How long the inference under way has taken so far; 0 without one."""
+        """How long the inference under way has been running; 0 without one."""
         since = self._since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -161,7 +164,7 @@ class Lane:
                 self._since = None
 
     def _take(self) -> list[Request] | None:
-        """The next batch: what is there, and what comes within the wait; None at the end."""
+        """The next batch: what has come in, or does within the wait; None at the end."""
         first = self._queue.get()
         if first is None:
             return None
@@ -179,7 +182,7 @@ class Lane:
         return taken
 
     def _answer(self, requests: Sequence[Request]) -> None:
-        """One inference; every request's future gets its answer or its own error."""
+        """Resolves every request's future to its answer or its own error."""
         ready, observations = [], []
         for request in requests:
             if not request.done.set_running_or_notify_cancel():
@@ -197,7 +200,7 @@ class Lane:
                 first += size
 
     def _together(self, requests: Sequence[Request], observations: Sequence[Any]) -> None:
-        """Answers some requests by one inference; where it fails, each by its own."""
+        """Answers requests by one inference; if that fails, each by its own."""
         try:
             answers, remember = self._infer(requests, observations)
         except Exception as error:
@@ -214,7 +217,7 @@ class Lane:
     def _infer(
         self, requests: Sequence[Request], observations: Sequence[Any]
     ) -> tuple[list[Answer], Callable[[], None]]:
-        """One inference: its answers, and what puts back what the policy remembers now."""
+        """One inference: its answers, and a function that stores the policy's new state."""
         start = time.monotonic()
         size = next(size for size in self._sizes if size >= len(requests))
         repeated = [*range(len(requests)), *[0] * (size - len(requests))]
@@ -224,11 +227,12 @@ class Lane:
         keys = episode_keys(np.array([r.seed for r in rows]), np.array([r.inference for r in rows]))
         observation = _stack([observations[i] for i in repeated])
         sample = self.policy.sample(observation, keys, state=state, taps=self._recording.taps)
-        said = {name: sample.aux[name] for name in sample.aux if name in SAID}
-        broken, said = jax.device_get((sample.broken, said))
+        remembered, sample = sample.state, _on_host(sample)
+        broken = sample.broken
         actions = self.policy.finish(sample, raw)
         seconds = time.monotonic() - start
         batch = Inference.read(self._recording, sample, actions, 1e3 * seconds)
+        said = {name: sample.aux[name] for name in SAID if name in sample.aux}
         answers = [
             Answer(
                 actions=np.array(actions[i]),
@@ -242,18 +246,18 @@ class Lane:
             )
             for i, request in enumerate(requests)
         ]
-        return answers, lambda: self._memory.keep(asked, size, sample.state)
+        return answers, lambda: self._memory.keep(asked, size, remembered)
 
 
-_TIMED = 5  # inferences of each size, when it is compiled
+_TIMED = 5  # inferences of each size, after the one that compiles
 
 
 def plans(costs: Mapping[int, float]) -> list[tuple[int, ...]]:
-    """For n = 0 to the largest size: the sizes of the programs that answer n requests at the least
-    cost, the largest first.
+    """For n = 0 to the largest size, the batch sizes that run n requests at the least total cost,
+    largest first.
 
     Args:
-        costs: of a program of each size.
+        costs: batch size -> cost of one inference.
     """
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for n in range(1, max(costs) + 1):
@@ -265,6 +269,7 @@ def plans(costs: Mapping[int, float]) -> list[tuple[int, ...]]:
     return [sizes for _, sizes in best]
 
 
+_EVIDENCE = tuple(f"evidence/{name}" for name in EVIDENCE)
 SAID = (
     "score",
     "threshold",
@@ -276,13 +281,26 @@ SAID = (
     "named",
     "input_score",
     "input_threshold",
-    *(f"evidence/{name}" for name in EVIDENCE),
+    *_EVIDENCE,
 )
-"""What of `Sample.aux` a reply is made of."""
+"""What a reply needs of `Sample.aux`."""
+
+
+def _on_host(sample: Sample) -> Sample:
+    """The sample with its chunk and what a reply needs in NumPy, by one transfer; the evidence of
+    an alarm, which is most of that, only where there is one.
+    """
+    said = {name: sample.aux[name] for name in (*SAID, "decode_ok") if name in sample.aux}
+    shown = {name: said.pop(name) for name in _EVIDENCE if name in said}
+    actions, said = jax.device_get((sample.actions, said))
+    if shown and said["unsound"].any():
+        said |= jax.device_get(shown)
+    aux = {name: value for name, value in sample.aux.items() if name not in shown} | said
+    return dataclasses.replace(sample, actions=actions, aux=aux)
 
 
 def _stack(observations: Sequence[Any]) -> Any:
-    """Prepared observations of one row each as one batch."""
+    """Prepared observations of one row each, as one batch."""
     if len(observations) == 1:
         return observations[0]
     return jax.tree.map(lambda *rows: np.concatenate(rows), *observations)
@@ -291,7 +309,7 @@ def _stack(observations: Sequence[Any]) -> Any:
 def _alike(
     requests: Sequence[Request], observations: Sequence[Any]
 ) -> list[tuple[list[Request], list[Any]]]:
-    """Requests whose observations have the same shapes, together."""
+    """Groups requests by the shapes of their observations."""
     groups: dict[Any, tuple[list[Request], list[Any]]] = {}
     for request, observation in zip(requests, observations, strict=True):
         shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(observation))
@@ -302,7 +320,7 @@ def _alike(
 
 
 def blank(preset: RobotPreset) -> dict[str, Any]:
-    """An observation that a policy of this robot can be given: black pictures, a state of zeros."""
+    """An observation that fits the robot: black pictures and a state of zeros."""
     keys = (preset.state_key,) if isinstance(preset.state_key, str) else preset.state_key
     black = np.zeros((64, 64, 3), np.uint8)
     raw: dict[str, Any] = {key: black for key in preset.cameras.values() if key is not None}

@@ -1,8 +1,8 @@
-"""`Memory`: what a policy remembers of the episode of each connection, on its device.
+"""`Memory`: a policy's state for the episode of every connection, on the policy's device.
 
-A slot is a connection's. Slots that are asked for together are rows of one batch of arrays,
-gathered and put back by a program; the state of one that is asked for alone is kept as it is,
-which costs nothing, until it is asked for together with others.
+Every connection has a slot. The states of slots in one batch are rows of arrays, gathered and
+scattered by a compiled program. The state of a slot that was inferred alone is kept as it came,
+at no cost, until the slot is part of a larger batch.
 """
 
 from __future__ import annotations
@@ -20,28 +20,31 @@ from mistjax.policies.protocol import Policy
 from mistjax.rollouts.loop import beside
 
 Asked = Sequence[tuple[int, int]]
-"""(slot, episode): another episode than before in the slot begins anew."""
+"""(slot, episode) of each request: a new episode in a slot starts from the initial state."""
 
 
 class Memory:
-    """See the module.
+    """See the module docstring.
+
+    Attributes:
+        spare: a slot of no connection, for the rows of a batch that are padding.
 
     Args:
-        policy: whose.
-        slots: at a time; there is one more, `spare`, for rows that nobody asked for.
-        sizes: of batches.
+        policy: whose state it is.
+        slots: most connections at a time.
+        sizes: batch sizes.
     """
 
     def __init__(self, policy: Policy, slots: int, sizes: Sequence[int]):
         self.spare = slots
-        # A copy of its own, since `_scatter` uses it up.
+        # A copy, since `_scatter` donates it.
         self._rows = jax.tree.map(jnp.copy, beside(policy, policy.initial_state(slots + 1)))
         self._fresh = {size: beside(policy, policy.initial_state(size)) for size in sizes}
         self._alone: dict[int, Any] = {}
         self._episodes: dict[int, int] = {}
 
     def recall(self, asked: Asked, size: int) -> Any:
-        """The state of a batch; rows beyond those asked for repeat the first."""
+        """The state of a batch of `size`; padding repeats the first row."""
         fresh = [self._episodes.get(slot) != episode for slot, episode in asked]
         if size == 1 and fresh[0]:
             return self._fresh[1]
@@ -56,7 +59,7 @@ class Memory:
         return _gather(self._rows, slots, np.array(fresh)[rows], self._fresh[size])
 
     def keep(self, asked: Asked, size: int, state: Any) -> None:
-        """Puts back what the policy remembers after an inference of what was asked for."""
+        """Stores the state that an inference of these requests returned."""
         if size == 1:
             self._alone[asked[0][0]] = state
         else:

@@ -1,4 +1,4 @@
-"""What a client is told of an inference: openpi's keys, and the monitor's beside them."""
+"""Replies to clients: openpi's keys, and the monitor's beside them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def reply_of(
     fallen: bool,
     now: str,
 ) -> dict[str, Any]:
-    """The reply, but for who decided and when.
+    """The reply, without `mist/late`, `mist/decision` and `mist/sequence`.
 
     Args:
-        policy: that is served, with its monitor.
-        episode: that the inference is of.
-        answer: the policy's; None where there is none.
-        actions: that go out [H,A].
-        fallen: whether they are the fallback's.
-        now: the instruction.
+        policy: the served policy, with its monitor.
+        episode: the episode of the observation.
+        answer: the policy's answer; None without one.
+        actions: the chunk that goes out, in the robot's units [H,A].
+        fallen: whether it is the fallback.
+        now: the instruction in the observation.
     """
     said: Mapping[str, Any] = {} if answer is None else answer.said
     named = int(said.get("named", -1))

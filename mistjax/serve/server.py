@@ -1,13 +1,15 @@
 """`Server`: openpi's websocket protocol around a `Service`.
 
-On connect the metadata goes out; then each binary frame in is answered by one out, or by a text
-frame with one sentence where there is no answer: openpi's client raises that as an error, and the
-connection lives. `GET /healthz` says OK, or what hangs (503); `GET /metrics` is for Prometheus.
-Inference is on other threads, so pings and health checks are answered during one.
+The metadata goes out on connect. After that every binary frame is answered by a binary frame, or by
+a text frame with one sentence if there is an error, which openpi's client raises; the connection
+stays open. `GET /healthz` says OK, or 503 while the policy hangs; `GET /metrics` is for Prometheus.
+Inference runs on other threads, so pings and health checks are answered meanwhile.
 
-Safe by default: this machine alone unless a host is given; a key where one is asked for, compared
-in constant time; no browser page (a request with an `Origin`) is let in; frames, connections and
-what waits in between are bounded, and who does not read its replies is cut off.
+Safe by default: it listens on loopback unless a host is given; the API key, if there is one, is
+compared in constant time; requests with an `Origin`, that is web pages, are refused; frames,
+connections and queues are bounded, and clients that do not read their replies are disconnected.
+
+Source: openpi, `serving/websocket_policy_server.py`; openpi-client 0.1.2.
 """
 
 from __future__ import annotations
@@ -29,15 +31,19 @@ from mistjax.serve.frames import LARGEST, FrameError, pack, unpack
 from mistjax.serve.service import Service
 
 LOG = logging.getLogger("mistjax.serve")
-_SEEN = 500  # letters of an error that a client is told
+_SEEN = 500  # characters of an error that go out
 
 
 class Server:
-    """See the module; `run` serves until it is stopped.
+    """See the module docstring.
+
+    Attributes:
+        service: what answers.
+        port: None until it listens.
 
     Args:
-        service: what answers.
-        bound: a socket of its address that does not listen yet, see `bind`; None makes one.
+        service: what answers; started.
+        bound: a socket from `bind`; None makes one for the service's settings.
     """
 
     def __init__(self, service: Service, bound: socket.socket | None = None):
@@ -47,7 +53,7 @@ class Server:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(self, listening: Callable[[int], None] = lambda port: None) -> None:
-        """Serves until `stop`; `listening` is told the port once it is open.
+        """Serves until `stop`; calls `listening` with the port once it is open.
 
         Raises:
             ImportError: the extra `serve` is not installed.
@@ -79,7 +85,7 @@ class Server:
         self._loop.call_soon_threadsafe(self._stop.set)
 
     def _receive(self, connection: Any, request: Any) -> Any:
-        """The response to what is no websocket, or is not let in; None lets it in."""
+        """The HTTP response to a request; None goes on to the websocket handshake."""
         service = self.service
         if request.path == "/healthz":
             if hung := service.hung_s:
@@ -111,7 +117,7 @@ class Server:
         from websockets.exceptions import ConnectionClosed
 
         service = self.service
-        if service.full:  # another one came in during the handshake
+        if service.full:  # another client came in during the handshake
             await connection.close(1013, "too many clients")
             return
         session = service.join()
@@ -159,8 +165,13 @@ class Server:
 
 
 def serve(service: Service, listening: Callable[[int], None]) -> None:
-    """Serves until SIGINT or SIGTERM. SIGUSR1 is the kill switch: every reply from then on is the
-    bare policy's; SIGUSR2 switches the monitor on again.
+    """Starts a service and serves it until SIGINT or SIGTERM. SIGUSR1 is the kill switch: from then
+    on every reply is the bare policy's; SIGUSR2 switches the monitor on again.
+
+    Raises:
+        ImportError: the extra `serve` is not installed.
+        OSError: the address cannot be listened on.
+        ValueError: an inference is slower than the deadline.
     """
 
     async def run() -> None:
@@ -174,7 +185,7 @@ def serve(service: Service, listening: Callable[[int], None]) -> None:
 
     bound = None
     try:
-        _websockets()  # what is wrong is told before anything is compiled
+        _websockets()  # fails before anything is compiled
         bound = bind(service.settings.host, service.settings.port)
         service.start()
         asyncio.run(run())
@@ -185,10 +196,10 @@ def serve(service: Service, listening: Callable[[int], None]) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket of an address, which refuses clients until it listens.
+    """A socket bound to an address; it refuses clients until a server listens on it.
 
     Raises:
-        OSError: it cannot be had; names the address.
+        OSError: the address is not available; names it.
     """
     found = None
     try:
@@ -207,7 +218,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def serving(service: Service) -> Iterator[Server]:
-    """A started service on a thread of its own, for tests and benches; closes it at the end."""
+    """Serves a started service on a background thread; closes it at the end."""
     server, ready = Server(service), threading.Event()
     failed: list[BaseException] = []
 
@@ -233,7 +244,7 @@ def serving(service: Service) -> Iterator[Server]:
 
 
 def _sentence(error: Exception) -> str:
-    """What a client is told, in one line."""
+    """An error as one line."""
     return " ".join(str(error).split())[:_SEEN]
 
 

@@ -1,14 +1,14 @@
 """`Service`: an observation in, a reply out, whatever the policy does meanwhile.
 
-Two lanes hold the monitored policy and the bare one. The monitored one is asked first. Where it has
-not answered by half of the deadline, the bare one is asked as well, with the same noise; at the
-deadline the bare chunk goes out, tagged `mist/late`, and what the monitored one says later is
-dropped, but for what it remembers of the episode. Where neither has a chunk by the watchdog's time,
-or a chunk is none, the declared fallback goes out. The gate comes last, over everything.
+The monitored and the bare policy run in a lane each. The monitored one is asked first. If it has
+not answered by half of the deadline, the bare one is asked too, with the same noise; at the
+deadline its chunk goes out, tagged `mist/late`, and the monitor's later answer is dropped, except
+for its state of the episode. If neither has answered by the watchdog's time, or the chunk is not an
+action, the declared fallback goes out. The gate comes last, over every path.
 
-So a reply is never later than the watchdog, never of an earlier observation, and never a chunk
-that is not finite. On an accelerator that runs one program at a time, a stall inside of the
-monitored program also stalls the bare one: then the watchdog's fallback goes out.
+So a reply is never later than the watchdog, never for an earlier observation, and always finite.
+On an accelerator that runs one program at a time, a stall within the monitored program stalls the
+bare one too; then the fallback goes out.
 """
 
 from __future__ import annotations
@@ -45,17 +45,27 @@ VERSIONS = {"mistjax": mistjax.__version__, "jax": importlib.metadata.version("j
 
 
 class Service:
-    """See the module.
+    """See the module docstring.
+
+    Attributes:
+        bare: the policy without its monitor.
+        policy: the served one: monitored, or the same as `bare`.
+        settings: as given.
+        pass_through: the kill switch, over all connections: True serves the bare policy.
+        gate: kinematic limits of every chunk.
+        sessions: open connections by their number.
+        metrics: for Prometheus.
+        events: the log.
 
     Args:
         bare: the policy.
         monitored: the same with its monitor and remedies; None serves the bare one.
-        settings: how long to wait, and for what.
+        settings: deadlines, fallback, batching, and where to write.
 
     Raises:
-        ValueError: a gate or a fallback that does not fit the robot, or a policy that is slower
-            than the deadline.
-        FileNotFoundError: no gate there.
+        ValueError: a gate or a fallback that does not fit the robot.
+        FileNotFoundError: the gate's file does not exist.
+        ImportError: `settings.rerun` without the extra `rerun`.
     """
 
     def __init__(self, bare: Policy, monitored: Policy | None, settings: Settings):
@@ -106,7 +116,7 @@ class Service:
         return tuple(dict.fromkeys((self._monitored, self._bare)))
 
     def start(self) -> None:
-        """Compiles every shape; ValueError where the policy is slower than the deadline."""
+        """Compiles every batch size; ValueError if an inference is slower than the deadline."""
         for lane in self._lanes:
             lane.warm()
         slowest = 1e3 * max(lane.slowest_s for lane in self._lanes)
@@ -118,7 +128,7 @@ class Service:
             )
 
     def close(self) -> None:
-        """Ends every episode and writes what is left."""
+        """Ends every episode, stops the lanes, and writes what is left."""
         for session in list(self.sessions.values()):
             self.leave(session)
         for lane in self._lanes:
@@ -128,7 +138,7 @@ class Service:
             self._live.close()
 
     def metadata(self) -> dict[str, Any]:
-        """What a client is told when it connects."""
+        """The first frame of a connection."""
         spec, preset = self.policy.spec, self.bare.preset
         return {
             "policy": spec.name,
@@ -147,28 +157,29 @@ class Service:
 
     @property
     def busy_s(self) -> float:
-        """How long the longest inference under way has taken so far."""
+        """How long the longest inference under way has been running, s; 0 without one."""
         return max(lane.busy_s for lane in self._lanes)
 
     @property
     def hung_s(self) -> float:
-        """How long the policy has been silent for, beyond the watchdog's time; else 0."""
+        """How long the bare policy has been running one inference, s, if that is beyond the
+        watchdog's time; otherwise 0."""
         busy = self._bare.busy_s
         return busy if 1e3 * busy > self.settings.watchdog_ms else 0.0
 
     @property
     def full(self) -> bool:
-        """Whether no client fits in any more."""
+        """Whether no further client is let in."""
         return not self._free
 
     def join(self) -> Session:
-        """A new connection's session; the server asks `full` before."""
+        """The session of a new connection; call it only while not `full`."""
         session = Session(next(self._connections), self._free.pop(), self._episode())
         self.sessions[session.number] = session
         return session
 
     def leave(self, session: Session) -> None:
-        """The connection has ended."""
+        """Ends a session with its episode; does nothing the second time."""
         if self.sessions.pop(session.number, None) is not None:
             self._end(session.episode)
             self._free.append(session.slot)
@@ -189,7 +200,11 @@ class Service:
             LOG.exception("episode %d cannot be stored", episode.number)
 
     def obey(self, session: Session, control: Control) -> None:
-        """Does what a request says besides its observation."""
+        """Does what a request says beside its observation.
+
+        Raises:
+            ValueError: a seed in the middle of an episode.
+        """
         if control.pass_through is not None:
             session.pass_through = control.pass_through
         if control.success is not None:
@@ -210,8 +225,8 @@ class Service:
         """The reply to one request.
 
         Raises:
-            ValueError: an observation or a control that cannot be; says why in one sentence.
-            StopRobot: there is no action, and the fallback is to stop.
+            ValueError: an invalid observation or control; the message is one sentence.
+            StopRobot: there is no action, and the declared fallback is `stop`.
         """
         since = time.monotonic()
         try:

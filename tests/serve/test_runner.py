@@ -30,7 +30,9 @@ class Line:
 
 @pytest.fixture
 def robot(run, look):
-    """`robot(steps, then)`: actions of a robot at 50 Hz; `then(step, line)` spoils the line."""
+    """`robot(steps, then)`: actions of a robot at 50 Hz; `then(step, line)` spoils the line. On a
+    busy machine it goes on, for at most ten seconds, until the server's actions are back.
+    """
     lines = []
 
     def drive(steps, then=lambda step, line: None, deadline=8, observe=look):
@@ -39,13 +41,17 @@ def robot(run, look):
             retry_s=0.02,
         ) as runner:  # fmt: skip
             actions = []
-            for step in range(steps):
+            while len(actions) < steps or (actions[-1].fallback and len(actions) < steps + 500):
+                step = len(actions)
                 if lines:
                     then(step, lines[-1])
+                start = time.monotonic()
                 actions.append(runner.act(observe(float(step))))
+                drive.slowest_s = max(drive.slowest_s, time.monotonic() - start)
                 time.sleep(0.02)
             return actions, runner, lines
 
+    drive.slowest_s = 0.0
     return drive
 
 
@@ -63,19 +69,21 @@ def test_actions_are_of_the_step_that_they_are_executed_at(robot):
 
 def test_it_never_waits_and_falls_back_when_chunks_are_too_old(robot):
     def stall(step, line):
-        line.wait_s = 0.5 if step in (8, 9) else 0.0
+        line.wait_s = 0.5 if 8 <= step < 16 else 0.0
 
-    start = time.monotonic()
     actions, _, _ = robot(40, stall)
-    assert time.monotonic() - start < 5
+    assert robot.slowest_s < 0.4
     late = [action for action in actions[10:] if action.fallback]
     assert late and all((action.values == STILL).all() for action in late)
     assert not actions[-1].fallback
 
 
 def test_a_broken_line_is_made_anew_as_another_episode(robot):
+    first = []
+
     def cut(step, line):
-        line.breaks = step in range(10, 13)
+        first.append(line)
+        line.breaks = step >= 10 and line is first[0]
 
     actions, runner, lines = robot(50, cut)
     assert runner.errors >= 1 and len(lines) >= 2 and not actions[-1].fallback
