@@ -94,6 +94,7 @@ FRAMES = st.recursive(ODD | DESCRIBED, lambda inner: st.lists(inner) | st.dictio
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @given(
     FRAMES.map(lambda value: msgpack.packb(value, unicode_errors="surrogatepass")), st.integers(0)
 )
