@@ -5,15 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mistjax.demo import MIST, POLICY
+from mistjax.cli import main
+from mistjax.demo import MIST, POLICY, SHIPPED
 from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.policies import load_policy
 from mistjax.policies.wrapper import Wrapper
 from mistjax.realtime.delayed import Delayed
 from mistjax.realtime.strategies import NAMES
 from mistjax.recover.artifact import load_mist
+from mistjax.rollouts import load_run
 from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import EpisodePlan
+from tests.libero_found import FOUND
 
 KEY = jax.random.key(3, impl="threefry2x32")
 
@@ -127,3 +130,26 @@ def test_every_strategy_plays_the_board_compiled_and_monitored(name, tmp_path):
         length = delayed.spec.execute_steps
         assert set(np.diff(trace.inference_step)) == {length}
         assert np.isfinite(trace.actions).all()
+
+
+def evaluated(out, *words):
+    """The trace of one episode of `mistjax eval` under a delay of 2."""
+    options = ["--delay", "2", "--strategy", "naive", "--episodes", "1", "--max-steps", "10"]
+    assert main(["eval", *map(str, words), *options, "--out", str(out)]) == 0
+    (trace,) = load_run(out / "bare").traces()
+    return trace
+
+
+@pytest.mark.slow
+def test_the_command_plays_the_board_under_a_delay(tmp_path):
+    trace = evaluated(tmp_path, POLICY)
+    assert list(trace.inference_step) == [0, 4, 8]
+    assert (trace.actions[:2, :3] == 0).all() and (trace.actions[2:4, :3] != 0).any()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FOUND, reason="needs LIBERO and its assets")
+def test_the_command_plays_libero_under_a_delay(tmp_path):
+    trace = evaluated(tmp_path, SHIPPED / "libero_pi0", "--suite", "libero_object", "--tasks", "3")
+    assert list(trace.inference_step) == [0, 5]
+    assert (trace.actions[:2, :6] == 0).all() and (trace.actions[2:5, :6] != 0).any()
