@@ -1,17 +1,21 @@
-"""Every kind of shipped policy through the server: a client gets what it gives in process."""
+"""Every kind of policy and robot through the server: a client gets what it gives in process."""
 
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
 
 from mistjax.demo import SHIPPED
 from mistjax.envs.faults.make import make_faulty
+from mistjax.models.config import IMAGE_KEYS, TINY
+from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.models.transforms import flatten
-from mistjax.policies import load_policy
+from mistjax.policies import PRESETS, load_policy, random_policy
 from mistjax.rollouts.plan import LIBERO_ENV, EpisodePlan
 from mistjax.serve.certify import SEED, ordinary
 from mistjax.serve.client import Client
+from mistjax.serve.lane import blank
 from mistjax.serve.promises import infer
 from mistjax.serve.server import serving
 from mistjax.serve.service import Service
@@ -46,6 +50,18 @@ def same(policy, looks, out):
 def test_pi0_fast(tmp_path):
     policy = load_policy(SHIPPED / "board_fast")
     same(policy, ordinary(policy), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pi0_droid", "pi0_aloha", "pi0_libero"])
+def test_robots_of_openpi(name, tmp_path):
+    train_word_tokenizer(["warm up"], [], tmp_path / "words")
+    preset = dataclasses.replace(PRESETS[name], model=None)
+    width, horizon = max(preset.state_dim, preset.action_dim), preset.execute_steps
+    sizes = {"action_dim": width, "action_horizon": horizon, "max_token_len": 20}
+    config = dataclasses.replace(TINY, **sizes, num_steps=2, image_keys=IMAGE_KEYS)
+    tokenizer = PromptTokenizer.from_file(tmp_path / "words", 20)
+    policy = random_policy(config, tokenizer, preset)
+    same(policy, [blank(policy.preset)] * 2, tmp_path / "out")
 
 
 def test_openvla(tmp_path):
