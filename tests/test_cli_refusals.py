@@ -467,6 +467,16 @@ COMMANDS = {
             "--confidence": CHANCE,
         },
     ),
+    "fit-remedies": (
+        "{run} --policy {policy} --out {out}",
+        {
+            0: RUN,
+            "--policy": CHECKPOINT,
+            "--out": (*NEW_FOLDER, "{empty}"),
+            "--preset": PRESET,
+            "--unnorm-key": UNNORM,
+        },
+    ),
     "fit-imputer": (
         "{run} --policy {policy} --out {out}",
         {

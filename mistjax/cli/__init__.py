@@ -53,7 +53,15 @@ from mistjax.cli.installation import (
     libero_pro,
 )
 from mistjax.cli.neurons import train_sae, words
-from mistjax.cli.remedies import explain, fit_imputer, nmr, patch, remedy, vectors
+from mistjax.cli.remedies import (
+    explain,
+    fit_imputer,
+    fit_remedies,
+    nmr,
+    patch,
+    remedy,
+    vectors,
+)
 from mistjax.cli.serving import certify, serve
 from mistjax.cli.telling import JSON, QUIET, Said, silence
 
@@ -69,6 +77,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "calibrate": calibrate,
     "fit-inputs": fit_inputs,
     "fit-imputer": fit_imputer,
+    "fit-remedies": fit_remedies,
     "drift": drift,
     "detect-bench": detect_bench,
     "import-safe": import_safe,

@@ -380,6 +380,46 @@ def fit_imputer(
     )
 
 
+def fit_remedies(
+    runs: Positional[tuple[Path, ...]],
+    /,
+    *,
+    policy: str,
+    out: Path,
+    preset: str | None = None,
+    unnorm_key: str | None = None,
+) -> None:
+    """Measure in clean runs what picture gain, paste and the correction of words go by.
+
+    Args:
+        runs: run folders of clean episodes, recorded with `collect --inputs`; no faulty ones.
+        policy: the recorded one: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
+        out: folder of a monitor of inputs, see `fit-inputs`.
+        preset: robot preset; the checkpoint's own by default.
+        unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
+    """
+    import numpy as np
+
+    from mistjax.policies.load import load_policy
+    from mistjax.rollouts.run import load_run
+    from mistjax.steer.remedies.clean import CELL, LIGHT, build_clean
+
+    refuse_file(out)
+    loaded = [load_run(run) for run in runs]
+    found = build_clean(load_policy(policy, preset, unnorm_key=unnorm_key), loaded, out)
+    for camera, light, cell in zip(found.cameras, found.light, found.cell, strict=True):
+        print(
+            f"{camera}: from look to look its light changes by a factor of at most "
+            f"{float(np.exp(light)):.2f} in {LIGHT:.0%} of clean looks; its strangest cell is "
+            f"within {float(cell):.1f} standard deviations in {CELL:.0%}"
+        )
+    print(
+        f"{out}/clean.json, with {len(found.words)} known words.\nNext: mistjax study full_mist "
+        f"--policy {policy} --mist {out} --arms bare mist gain paste first_sound corrected "
+        "--out STUDY"
+    )
+
+
 def _current(method: str) -> str:
     """Today's name of an attribution; an old one works, and says what to write instead."""
     from mistjax.attribute.registry import RENAMED

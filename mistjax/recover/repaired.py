@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -31,7 +31,7 @@ from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.draws import categorical, element_keys, normal
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import PolicySpec, Sample
+from mistjax.policies.protocol import Policy, PolicySpec, Sample
 from mistjax.policies.wrapper import erase_state, seeing, with_words
 from mistjax.recover.decision import DECISIONS, Decision, begins
 from mistjax.recover.fusion import FusionLimits, fuse
@@ -40,7 +40,7 @@ from mistjax.recover.recovery import CALM, RepairMemory, by_input, recovered, re
 from mistjax.recover.watched import Watched, report
 from mistjax.steer.remedies.artifact import RepairConfig
 from mistjax.steer.remedies.mask import Mask
-from mistjax.steer.remedies.remedy import Remedies, Seen
+from mistjax.steer.remedies.remedy import Look, Remedies, Seen
 
 
 @flax.struct.dataclass
@@ -114,6 +114,16 @@ class Repaired(Watched):
         return _sample(self, obs, key, state, tuple(edits), tuple(taps))
 
 
+def looking(policy: Policy, obs: Observation, edits: Sequence[Edit] = ()) -> Look:
+    """What the policy's vision tower makes of other pictures in place of an observation's."""
+
+    def look(pictures: Mapping[str, Array]) -> Array:
+        other = dataclasses.replace(obs, images={**obs.images, **pictures}, image_embedding=None)
+        return seeing(policy).embed_images(other, edits=edits)[0].image_embedding
+
+    return look
+
+
 @functools.partial(jax.jit, static_argnames="taps")
 def _sample(mist: Repaired, obs, key, state: RepairedState, edits, taps) -> Sample:
     eyes = tuple(dict.fromkeys((*(tap for tap in taps if tap.stack == "vision"), TOKENS)))
@@ -122,7 +132,8 @@ def _sample(mist: Repaired, obs, key, state: RepairedState, edits, taps) -> Samp
     obs, seen = seeing(mist.policy).embed_images(obs, edits=before, taps=eyes)
     looks = state.inputs.looks
     words = erase_state(mist.policy, obs)
-    sight = Seen(words, jnp.where((looks > 0)[:, None, None], state.inputs.command, 0.0))
+    command = jnp.where((looks > 0)[:, None, None], state.inputs.command, 0.0)
+    sight = Seen(words, command, looking(mist.policy, obs, before))
     inputs, evidence = mist.inputs.step(
         state.inputs, read(words, seen[str(TOKENS)]), state.repair.active
     )
@@ -189,14 +200,15 @@ def _proposed(mist: Repaired, memory: RepairMemory, seen: Seen):
         acts, away, edits = {}, {}, []
         for name in order:
             active, notes = memory.active[:, names.index(name)], memory.notes[name]
+            whole = dataclasses.replace(light, images=seen.obs.images)
             found = mist.remedies[name].propose(
-                notes.good, dataclasses.replace(seen, obs=light), name
+                notes.good, dataclasses.replace(seen, obs=whole), name
             )
             on = active & notes.known & found.known
             if mist.decision.effect == "none":
                 on = jnp.zeros_like(on)
             acts[name], away[name] = on, jnp.where(active, found.residual, 0.0)
-            light = choose(on, found.obs, light)
+            light = choose(on, dataclasses.replace(found.obs, images={}), light)
             edits += [
                 dataclasses.replace(e, strength=e.strength * on.astype(jnp.float32))
                 for e in found.edits

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.envs.faults.battery import Mixture
+from mistjax.policies.corrected import CorrectedPrompt
 from mistjax.policies.latched import LatchedPrompt
 from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
@@ -29,6 +31,8 @@ from mistjax.recover.watched import Watched
 from mistjax.steer.artifact import load_steering
 from mistjax.steer.policy import load_steered
 from mistjax.steer.remedies.artifact import RepairConfig, load_repairs
+from mistjax.steer.remedies.clean import Clean, load_clean
+from mistjax.steer.remedies.first_sound import FirstSound
 from mistjax.steer.remedies.mask import Mask
 
 RANDOM_TIME = (1, 20)
@@ -96,18 +100,25 @@ class Kit:
         inputs: the monitor.
         remedies: of each input.
         config: how far and how long to repair.
+        folder: where they are from.
     """
 
     bare: Any
     inputs: Any
     remedies: Mapping[str, Any]
     config: RepairConfig
+    folder: Path
 
     @classmethod
     def load(cls, bare: Policy, folder: Path) -> Kit:
         """FileNotFoundError, FingerprintError or ValueError: see `load_inputs`, `load_repairs`."""
         inputs = load_inputs(folder, bare.spec.fingerprint)
-        return cls(bare, inputs, *load_repairs(folder, bare.spec.fingerprint, inputs))
+        return cls(bare, inputs, *load_repairs(folder, bare.spec.fingerprint, inputs), folder)
+
+    @functools.cached_property
+    def clean(self) -> Clean:
+        """FileNotFoundError or FingerprintError: see `load_clean`."""
+        return load_clean(self.folder, self.bare.spec.fingerprint)
 
     def repaired(self, decision: Decision, name: str) -> Repaired:
         """The policy with a decision about its repair."""
@@ -120,8 +131,28 @@ class Kit:
 
     def masking(self) -> Kit:
         """With a mask as each camera's remedy."""
-        return dataclasses.replace(
-            self, remedies={**self.remedies, **{name: Mask() for name in self.inputs.cameras}}
+        return self.seeing({name: Mask() for name in self.inputs.cameras})
+
+    def seeing(self, remedies: Mapping[str, Any]) -> Kit:
+        """With other remedies of the cameras."""
+        return dataclasses.replace(self, remedies={**self.remedies, **remedies})
+
+    def picturing(self, which: str) -> Kit:
+        """With a remedy of pictures for each camera.
+
+        Args:
+            which: "gain", "paste", or "first_sound" for both of them before the imputer.
+        """
+        first = self.inputs.cameras[0]
+        start, stop = self.bare.spec.stacks["vision"].layout.segments[first]
+        size = tuple(math.isqrt(stop - start) * length for length in self.bare.patch)
+        gain, paste = self.clean.gain, self.clean.paste(self.inputs, size)
+        one = {"gain": gain, "paste": paste}
+        return self.seeing(
+            {
+                name: one.get(which) or FirstSound((gain, paste), self.remedies[name])
+                for name in self.inputs.cameras
+            }
         )
 
     def place(self, name: str) -> str:
@@ -236,6 +267,21 @@ def _ablated(
         lambda subject, faults: change(subject.kit).repaired(decision, name),
         decision=decision if watches else None,
     )
+
+
+def _pictured(which: str, says: str) -> Arm:
+    """MIST with another remedy of the cameras."""
+    return _ablated(which, says, lambda kit: kit.picturing(which))
+
+
+def _pictured_always(which: str, says: str) -> Arm:
+    """That remedy of all cameras from the start on, and nothing else."""
+
+    def make(subject: Subject, faults: Mixture) -> Policy:
+        kit = subject.kit.picturing(which)
+        return kit.repaired(always(*kit.inputs.cameras), f"always_{which}")
+
+    return Arm(says, make)
 
 
 def _capped(share: float) -> Callable[[Kit], Kit]:
@@ -392,6 +438,19 @@ ARMS: dict[str, Arm] = {
         "what was named once is repaired to the end of the episode",
         lambda kit: kit,
         Decision(ends=False),
+    ),
+    "gain": _pictured("gain", "the loop, but a camera that is named gets its own light back"),
+    "gain_always": _pictured_always("gain", "both cameras get their own light back, always on"),
+    "paste": _pictured(
+        "paste", "the loop, but strange parts of a camera that is named are pasted over"
+    ),
+    "paste_always": _pictured_always("paste", "strange parts are pasted over, always on"),
+    "first_sound": _pictured(
+        "first_sound", "the loop with gain, else paste, else imputation, as the imputer judges"
+    ),
+    "corrected": Arm(
+        "unknown words become the nearest known ones, always on",
+        lambda subject, faults: CorrectedPrompt(subject.bare, subject.kit.clean.words),
     ),
     "detect_only": Arm("the monitor of failures (SAFE), changes nothing", _failures("monitor")),
     "retreat": Arm(

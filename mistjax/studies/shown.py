@@ -18,7 +18,7 @@ from mistjax.detect.novelty.monitor import InputEvidence
 from mistjax.policies.pi import PiPolicy
 from mistjax.policies.protocol import Policy, RawObs
 from mistjax.policies.wrapper import seeing
-from mistjax.recover.repaired import Repaired, RepairedState
+from mistjax.recover.repaired import Repaired, RepairedState, looking
 from mistjax.report.blocks import Block, Picture, Quote, Row, Table
 from mistjax.report.explanation import STATE_NAMES, raw_observation
 from mistjax.rollouts.trace import Trace
@@ -100,7 +100,8 @@ def _proposal(
     name = policy.inputs.inputs[named]
     obs, _ = seeing(policy).embed_images(obs)
     command = jnp.where((before.inputs.looks > 0)[:, None, None], before.inputs.command, 0.0)
-    return policy.remedies[name].propose(after.repair.notes[name].good, Seen(obs, command), name)
+    seen = Seen(obs, command, looking(policy, obs))
+    return policy.remedies[name].propose(after.repair.notes[name].good, seen, name)
 
 
 def blocks(repair: Repair, bare: Policy, scene: Sequence[RawObs]) -> list[Block]:

@@ -314,9 +314,7 @@ class InputMonitor:
     def _cells(self, camera: Float[Array, "b c f"], m: InputMemory) -> Float[Array, "b c 8 8"]:
         """Root mean square of a cell's colours and detail, in standard deviations."""
         left = self.level.residual(camera, self.level_context(m.command, m.looks > 0))
-        grid, detail = left[..., -256:-64], left[..., -64:]
-        square = jnp.square(grid).reshape(*grid.shape[:2], 64, 3).sum(-1) + jnp.square(detail)
-        return jnp.sqrt(square / 4).reshape(*grid.shape[:2], 8, 8)
+        return cell_sizes(left[..., -256:])
 
 
 def camera_features(reading: Reading) -> Float[Array, "b c f"]:
@@ -324,6 +322,13 @@ def camera_features(reading: Reading) -> Float[Array, "b c f"]:
     b, c = reading.tokens.shape[:2]
     parts = (reading.tokens.mean(2), reading.grid, reading.detail)
     return jnp.concatenate([part.reshape(b, c, -1) for part in parts], axis=-1)
+
+
+def cell_sizes(residual: Float[Array, "*b f"]) -> Float[Array, "*b 8 8"]:
+    """Root mean square of each cell's colours and detail, from the residuals of both."""
+    grid, detail = residual[..., :192], residual[..., 192:]
+    square = jnp.square(grid).reshape(*detail.shape, 3).sum(-1) + jnp.square(detail)
+    return jnp.sqrt(square / 4).reshape(*detail.shape[:-1], 8, 8)
 
 
 def change_context(state: Float[Array, "b s"], move: Float[Array, "b s"]) -> Float[Array, "b x"]:

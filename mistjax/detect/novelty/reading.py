@@ -57,7 +57,7 @@ def read(obs: Observation, tokens: Float[Array, "1 b t d"]) -> Reading:
         ValueError: a picture smaller than 8 pixels.
     """
     pictures = [jnp.asarray(picture) for picture in obs.images.values()]
-    cells = [_cells(picture) for picture in pictures]
+    cells = [colour_and_detail(picture) for picture in pictures]
     rows = tokens.shape[1]
     return Reading(
         tokens=_coarse(tokens[0].reshape(rows, len(pictures), -1, tokens.shape[-1])),
@@ -79,7 +79,7 @@ def _coarse(tokens: Float[Array, "b c t d"]) -> Float[Array, "b c n d"]:
     return blocks.mean((3, 5)).reshape(b, c, PATCHES**2, d)
 
 
-def _cells(
+def colour_and_detail(
     picture: Float[Array, "b h w 3"],
 ) -> tuple[Float[Array, "b 8 8 3"], Float[Array, "b 8 8"]]:
     """(mean colour, log of the mean difference between neighbours) of each cell."""

@@ -17,15 +17,19 @@ batch elements. When a remedy acts, and on which input, is decided elsewhere: se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 from typing_extensions import Protocol, runtime_checkable
 
 from mistjax.hooks.edits import Edit
 from mistjax.models.observation import Observation
+
+Look = Callable[[Mapping[str, Array]], Float[Array, "b n d"]]
 
 
 @flax.struct.dataclass
@@ -35,10 +39,13 @@ class Seen:
     Attributes:
         obs: the observation, with its image embedding.
         command: what was executed since the last inference, in model units; 0 before the first.
+        look: the image embedding of other pictures in place of these, by camera: the vision tower
+            runs again (static; None where no remedy of pictures can be asked).
     """
 
     obs: Observation
     command: Float[Array, "b e a"]
+    look: Look | None = flax.struct.field(pytree_node=False, default=None)
 
 
 @flax.struct.dataclass
@@ -47,7 +54,7 @@ class Proposal:
 
     Attributes:
         obs: the observation with the input repaired in every batch element; `images` are not read
-            again.
+            again: a remedy of pictures gives their `image_embedding` (`Seen.look`).
         known: whether the remedy is sure enough of itself.
         residual: distance of the sensor from what stands in for it, over the limit that it keeps
             in 95% of clean inferences: at most 1 where the sensor looks sound.
@@ -58,6 +65,24 @@ class Proposal:
     known: Bool[Array, " b"]
     residual: Float[Array, " b"]
     edits: tuple[Edit, ...] = ()
+
+
+def stand_in(seen: Seen, name: str, picture: Float[Array, "b h w 3"]) -> Observation:
+    """The observation with another picture of a camera: its tokens alone change, so that remedies
+    of other cameras stay.
+
+    Raises:
+        ValueError: `seen` was made without `look`.
+    """
+    if seen.look is None:
+        raise ValueError("a remedy of pictures needs the vision tower: give Seen a `look`.")
+    cameras = list(seen.obs.images)
+    now = jnp.asarray(seen.obs.image_embedding)
+    apart = (len(now), len(cameras), -1, now.shape[-1])
+    other = seen.look({name: picture}).reshape(apart)
+    camera = cameras.index(name)
+    tokens = now.reshape(apart).at[:, camera].set(other[:, camera].astype(now.dtype))
+    return dataclasses.replace(seen.obs, image_embedding=tokens.reshape(now.shape))
 
 
 @runtime_checkable
