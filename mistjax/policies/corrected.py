@@ -26,7 +26,7 @@ from mistjax.hooks.edits import Edit
 from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample
-from mistjax.policies.wrapper import Briefed, traceable
+from mistjax.policies.wrapper import Briefed, told, traceable
 
 NEAR = 0.6
 """Least similarity, of `difflib.SequenceMatcher`, at which a word is corrected."""
@@ -127,6 +127,10 @@ class CorrectedPrompt(Briefed):
     def act(self, sample: Sample, raw: Mapping[str, Array]) -> Float[Array, "b h a"]:
         """See `TraceablePolicy`."""
         return traceable(self.policy).act(sample, raw)
+
+    def told(self, state: Any, brief: Any) -> Any:
+        """See `Briefed`; the state is that of the policy inside."""
+        return told(self.policy, state, brief)
 
     def sample(
         self,

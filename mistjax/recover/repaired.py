@@ -119,7 +119,7 @@ def looking(policy: Policy, obs: Observation, edits: Sequence[Edit] = ()) -> Loo
 
     def look(pictures: Mapping[str, Array]) -> Array:
         other = dataclasses.replace(obs, images={**obs.images, **pictures}, image_embedding=None)
-        return seeing(policy).embed_images(other, edits=edits)[0].image_embedding
+        return jnp.asarray(seeing(policy).embed_images(other, edits=edits)[0].image_embedding)
 
     return look
 

@@ -10,6 +10,7 @@ from mistjax.demo import POLICY
 from mistjax.envs.board.env import BoardEnv
 from mistjax.envs.faults.words import typos
 from mistjax.policies.corrected import CorrectedPrompt, correct, words_of
+from mistjax.policies.latched import LatchedPrompt
 from mistjax.policies.load import load_policy
 from mistjax.policies.wrapper import traceable
 
@@ -104,6 +105,19 @@ def test_the_actions_under_a_typo_are_those_of_the_prompt_that_was_meant(policy,
     np.testing.assert_array_equal(corrected, meant)
     assert "'sotne' -> 'stone'" in caplog.text
     assert policy.spec.fingerprint != policy.policy.spec.fingerprint
+
+
+def test_an_episode_begins_as_that_of_the_policy_inside(policy):
+    """Which may have a state, or none."""
+    assert policy.begin([1, 2]) == ()
+    latched = LatchedPrompt.around(policy.policy, policy.policy)
+    around, inside = (
+        (LatchedPrompt.around(policy, policy.policy), latched),
+        (CorrectedPrompt(latched, policy.words), latched),
+    )
+    for outer, inner in (around, inside):
+        same = jax.tree.map(np.array_equal, outer.begin([1, 2]), inner.begin([1, 2]))
+        assert all(jax.tree.leaves(same))
 
 
 def test_a_compiled_rollout_reads_the_corrected_prompt(policy):
