@@ -89,6 +89,17 @@ def study_losses(results: Mapping[str, Any]) -> str:
     return as_markdown(loss_rows(results["losses"]))
 
 
+def remedies(part: str) -> Callable[[Mapping[str, Any]], str]:
+    """All arms of a part of `experiments.studies.remedies`."""
+    kept = ("arm", "success [95%] (k/n)", "repaired / broken", "p against bare")
+    return lambda results: as_markdown(
+        [
+            {key: cells[key] for key in kept}
+            for cells in table_rows(_rows(results["parts"][part]["table"]))
+        ]
+    )
+
+
 def known_change(results: Mapping[str, Any]) -> str:
     return as_markdown(results["table"])
 
@@ -181,6 +192,7 @@ TABLES: Tables = {
     "other_loops": ("other_loops", other_loops),
     "study_targets": ("full_mist", study_targets),
     "study_losses": ("full_mist", study_losses),
+    "remedies_typos": ("remedies", remedies("typos")),
     "repair": ("repair", repair),
     "dose": ("steering_dose", dose),
     "sparse_arms": ("sparse_features", sparse_arms),

@@ -1,0 +1,119 @@
+"""Does a remedy that is made for one fault do better than the imputer, or than none?
+
+    python -m experiments.studies.remedies
+
+The arms of docs/does_it_help.md on the fault that each is for: typos from the start, light (a
+camera dimmed or with a colour cast), patches. Strengths are those of both splits. Seeds are test
+seeds that no other study plays. Interrupt it at will: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments.record import command, write_results
+from mistjax.compilation import enable_cache
+from mistjax.demo import MIST, POLICY
+from mistjax.envs.faults.battery import CAMERAS, Mixture, even
+from mistjax.envs.faults.splits import SEEDS, strengths
+from mistjax.files import atomic
+from mistjax.studies.run import StudyPlan, run_study
+
+NAME = "full_mist"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some arms under a mixture of some faults, evenly."""
+
+    faults: tuple[str, ...]
+    arms: tuple[str, ...]
+    onset: tuple[int, int] | None = None
+
+
+PARTS = {
+    "typos": Part(("instruction_typos",), ("bare", "mist", "corrected"), (0, 0)),
+    "light": Part(
+        tuple(f"{camera}_{kind}" for camera in CAMERAS for kind in ("dimmed", "colour_cast")),
+        ("bare", "mist", "gain", "gain_always", "first_sound"),
+    ),
+    "patches": Part(
+        tuple(f"{camera}_patch" for camera in CAMERAS),
+        ("bare", "mist", "paste", "paste_always", "first_sound"),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is played, and where it goes.
+
+    Attributes:
+        out: runs and pages, one folder a part.
+        results: where the tables are kept.
+        parts: of `PARTS`.
+        episodes: of each arm.
+        first_seed: of the episodes.
+    """
+
+    out: Path = Path("runs/remedies")
+    results: Path = Path("experiments/results/remedies.json")
+    parts: tuple[str, ...] = tuple(PARTS)
+    episodes: int = 60
+    first_seed: int = SEEDS["test"].start + 400_000
+
+
+def mixture_of(config: Config, name: str) -> str:
+    """The condition of a part: a file of its mixture."""
+    part = PARTS[name]
+    both = {f: (*strengths(f), *strengths(f, unseen=True)) for f in part.faults}
+    options: dict[str, Any] = {} if part.onset is None else {"onset": part.onset}
+    mixture = Mixture(tuple(even(1.0, part.faults, both)), **options)
+    path = config.out / f"{name}.json"
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(mixture.to_json()))
+    return str(path)
+
+
+def play(config: Config, name: str) -> dict[str, Any]:
+    """One part of the study."""
+    found = run_study(
+        StudyPlan(
+            NAME,
+            policy=POLICY,
+            mist=MIST,
+            out=config.out / "study",
+            episodes=config.episodes,
+            first_seed=config.first_seed,
+            arms=PARTS[name].arms,
+            conditions=(mixture_of(config, name),),
+            title=f"one remedy for one fault, {name}",
+        )
+    )
+    return {"table": [row.to_json() for row in found.rows], "losses": found.losses}
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Plays, and writes the results after every part."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(config.results.read_text())["parts"] if config.results.exists() else {}
+    results: dict[str, Any] = {}
+    for name in config.parts:
+        kept[name] = play(config, name)
+        results = {
+            "command": command("experiments.studies.remedies"),
+            "first_seed": config.first_seed,
+            "parts": kept,
+        }
+        write_results(config.results, results)
+    return results
+
+
+if __name__ == "__main__":
+    enable_cache()
+    main(tyro.cli(Config))
