@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from mistjax import cli
 from mistjax.demo import SHIPPED
 from mistjax.policies import load
 from mistjax.rollouts import EpisodePlan, RunWriter, Trace
+from mistjax.rollouts.plan import RunOptions
 from mistjax.serve.settings import Settings
 from mistjax.tracking import Trackers
 
@@ -390,14 +392,18 @@ COMMANDS = {
             "--tuning": POSITIVE,
             "--preset": PRESET,
             "--suite": PLAN["--suite"],
+            "--prompts": PLAN["--prompts"],
             "--tasks": ("0", "-1", "0.5"),
+            "--videos": WHOLE,
+            "--max-steps": POSITIVE,
+            "--workers": WHOLE,
+            "--num-envs": POSITIVE,
+            "--executor": ("slurm", "ray --compiled"),
+            "--retry-errors": ("maybe",),
             "--compiled": ("maybe",),
             "--physics": ("newton", "mjx"),
             "--devices": (*POSITIVE, "2"),
             "--fsdp": (*POSITIVE, "2"),
-            "--num-envs": POSITIVE,
-            "--videos": WHOLE,
-            "--retry-errors": ("maybe",),
             **TRACK,
         },
     ),
@@ -743,20 +749,17 @@ def test_a_wrong_argument_is_refused_in_one_sentence(
     check_written(world.plain(lines[0]), written)
 
 
-GROUPS = {
-    "Plan": EpisodePlan,
-    "Options": Settings,
-    "Track": Trackers,
-}  # annotation -> the options in it
+GROUPS = {EpisodePlan, RunOptions, Settings, Trackers}  # their fields are options
 
 
 def test_every_argument_of_every_subcommand_is_tried():
     assert COMMANDS.keys() == cli.COMMANDS.keys()
     for command, function in cli.COMMANDS.items():
         names = []
+        types = typing.get_type_hints(function)
         for name, parameter in inspect.signature(function).parameters.items():
-            if parameter.annotation in GROUPS:
-                names += [field.name for field in dataclasses.fields(GROUPS[parameter.annotation])]
+            if types[name] in GROUPS:
+                names += [field.name for field in dataclasses.fields(types[name])]
             elif parameter.kind == inspect.Parameter.POSITIONAL_ONLY:
                 names.append(sum(isinstance(n, int) for n in names))
             else:

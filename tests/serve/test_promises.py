@@ -191,9 +191,9 @@ def test_who_does_not_read_is_cut_off(run, look, until, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(up.service, "answer", long_answer)
             silent = up.client(max_queue=1)
-            for _ in range(4):
+            for _ in range(16):  # 256 MB of answers: more than a kernel buffers
                 silent.socket.send(pack(look()))
-            until(lambda: 'what="slow reader"} 1' in up.service.metrics.text())
+            until(lambda: 'what="slow reader"} 1' in up.service.metrics.text(), seconds=60)
         until(lambda: not up.service.sessions)
         with up.client() as client:
             assert client.infer(look())["mist/score"] == 1
