@@ -1,6 +1,9 @@
 """A point that must reach the origin, and a policy that walks there: both small enough to read."""
 
+import contextlib
 import dataclasses
+import threading
+import time
 
 import gymnasium as gym
 import jax
@@ -155,3 +158,38 @@ def same():
                 assert getattr(one, field.name) == getattr(two, field.name), field.name
 
     return check
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Two machines of one CPU each; the second is the one to kill."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's processes are as busy as this one
+    rays = pytest.importorskip("ray", reason="needs Ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.victim = cluster.add_node(num_cpus=1)
+    rays.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    yield cluster
+    rays.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def kill_once(cluster):
+    """Kills the second machine as soon as the first episode stands in a run folder."""
+
+    @contextlib.contextmanager
+    def killing(folder):
+        def kill():
+            while not list(folder.glob("traces/*.safetensors")):
+                time.sleep(0.05)
+            cluster.remove_node(cluster.victim, allow_graceful=False)
+
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        yield
+        killer.join(timeout=60)
+        assert not killer.is_alive()
+
+    return killing

@@ -4,8 +4,6 @@ import dataclasses
 import functools
 import os
 import signal
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -25,21 +23,6 @@ pytestmark = [
     ),
 ]
 PLAN = EpisodePlan(24, 22_500_000, compiled=True, num_envs=4, max_steps=60)
-
-
-@pytest.fixture
-def cluster(monkeypatch):
-    """Two machines of one CPU each; the second is the one to kill."""
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's processes are as busy as this one
-    rays = pytest.importorskip("ray", reason="needs Ray")
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.victim = cluster.add_node(num_cpus=1)
-    rays.init(address=cluster.address, log_to_driver=False, logging_level="error")
-    yield cluster
-    rays.shutdown()
-    cluster.shutdown()
 
 
 def double_but_die(marks, times, seeds):
@@ -65,18 +48,10 @@ def test_what_dies_with_a_process_is_played_again_and_handed_on_once(
         list(ray.spread(always, chunks, 2))
 
 
-def test_a_machine_that_dies_takes_no_episode_with_it(cluster, tmp_path):
+def test_a_machine_that_dies_takes_no_episode_with_it(kill_once, tmp_path):
     policy, folder = load_policy("checkpoints/board_pi0"), tmp_path / "there"
-
-    def kill():
-        while not list(folder.glob("traces/*.safetensors")):
-            time.sleep(0.05)
-        cluster.remove_node(cluster.victim, allow_graceful=False)
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    there = collect(policy, folder, dataclasses.replace(PLAN, executor="ray", workers=2))
-    killer.join()
+    with kill_once(folder):
+        there = collect(policy, folder, dataclasses.replace(PLAN, executor="ray", workers=2))
     here = collect(policy, tmp_path / "here", PLAN)
     assert there.seeds == here.seeds == PLAN.seeds()
     assert there.config == here.config

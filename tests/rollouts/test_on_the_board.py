@@ -124,3 +124,15 @@ def test_a_ray_actor_that_dies_is_replaced(ray, monkeypatch):
     assert other == 1 and bystander.lost and bystander.error is None
     assert [reply.error for _, reply in pool.exchange(begin)] == [None, None]
     pool.close()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(*RAYS_OWN)
+def test_a_machine_that_dies_takes_no_episode_with_it(policy, same, kill_once, tmp_path):
+    seeds = range(30)
+    with kill_once(tmp_path):
+        there = run(policy, seeds, workers=2, executor="ray", out=tmp_path)
+    here = run(policy, seeds)
+    assert there.seeds == here.seeds == tuple(seeds)
+    for seed in seeds:
+        same(here.trace(seed), there.trace(seed))

@@ -7,6 +7,7 @@ one slot at a time, so that what is done with them overlaps with the workers sti
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from mistjax.rollouts.workers.host import MakeEnv, Reply, Request
@@ -76,7 +77,7 @@ class EnvPool:
             except WorkerLost as death:
                 with contextlib.suppress(Exception):
                     self._workers[index].close()
-                self._workers[index] = self._start()
+                self._workers[index] = self._start(replaces=True)
                 yield slot, Reply(error=str(death), lost=True)
                 yield from (
                     (other, Reply(lost=True)) for other in self._slots[index] if other != slot
@@ -91,14 +92,14 @@ class EnvPool:
         self._workers = []
 
 
-def _starter(make_env: MakeEnv, workers: int, executor: str) -> Callable[[], Worker]:
+def _starter(make_env: MakeEnv, workers: int, executor: str) -> Callable[..., Worker]:
     if workers == 0:
-        return lambda: InlineWorker(make_env)
+        return lambda replaces=False: InlineWorker(make_env)
     if executor == "process":
-        return lambda: ProcessWorker(make_env)
+        return lambda replaces=False: ProcessWorker(make_env)
     if executor == "ray":
         from mistjax.rollouts.workers.ray import RayWorker, connect
 
         connect(workers)
-        return lambda: RayWorker(make_env)
+        return functools.partial(RayWorker, make_env)
     raise ValueError(f"executor is {executor!r}: expected 'process' or 'ray'.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from mistjax.rollouts.workers.host import Host, MakeEnv, Request
 from mistjax.rollouts.workers.worker import WorkerLost
 
 START_ATTEMPTS = 4
+SETTLE_S = 120.0  # Ray notices after some 15 s that a machine is gone
 RETRIES = 3
 """Times that seeds are played again whose process or machine has died."""
 
@@ -68,11 +70,15 @@ class _ActorHost(Host):
 
 
 class RayWorker:
-    """The line to one actor; see `Worker`."""
+    """The line to one actor; see `Worker`.
 
-    def __init__(self, make_env: MakeEnv):
-        actor = _ray().remote(num_cpus=1, max_restarts=0)(_ActorHost)
-        self._actor = actor.remote(make_env)
+    An actor has a CPU to itself. One that replaces another shares what the cluster still has, since
+    a CPU may be gone with the other's machine.
+    """
+
+    def __init__(self, make_env: MakeEnv, *, replaces: bool = False):
+        actor = _ray().remote(num_cpus=0 if replaces else 1, max_restarts=0)(_ActorHost)
+        self._actor = _answering(actor, make_env) if replaces else actor.remote(make_env)
         self._pending: collections.deque[Any] = collections.deque()
 
     def send(self, requests: Sequence[Request]) -> None:
@@ -93,6 +99,23 @@ class RayWorker:
     def close(self) -> None:
         if _ray().is_initialized():
             _ray().kill(self._actor)
+
+
+def _answering(actor: Any, make_env: MakeEnv) -> Any:
+    """An actor that answers. Until Ray notices a machine's death, it starts actors there."""
+    ray, end = _ray(), time.monotonic() + SETTLE_S
+    while True:
+        made = actor.remote(make_env)
+        try:
+            ray.get(made.__ray_ready__.remote(), timeout=workers.PATIENCE_S)
+            return made
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            if time.monotonic() > end:
+                raise RuntimeError(
+                    f"no Ray actor answered in place of a dead one for {SETTLE_S:g} s "
+                    f"({str(error).splitlines()[0]}): the same call goes on with what is missing."
+                ) from None
+            time.sleep(1)
 
 
 def spread(
