@@ -58,4 +58,4 @@ def main(config: Config) -> InputMonitor:
 
 if __name__ == "__main__":
     enable_cache()
-    print(main(tyro.cli(Config)).threshold.describe().replace("successful", "clean"))
+    print(main(tyro.cli(Config)).threshold.describe("clean"))

@@ -117,7 +117,7 @@ def play(config: Config, name: str) -> dict[str, Any]:
     threshold = load_inputs(folder, policy.spec.fingerprint).threshold
     return {
         "policy_fingerprint": policy.spec.fingerprint,
-        "threshold": threshold.describe().replace("successful", "clean"),
+        "threshold": threshold.describe("clean"),
         "unexplained": json.loads((folder / CARD).read_text())["notes"]["unexplained"],
         "table": [row.to_json() for row in found.rows],
         "losses": found.losses,

@@ -198,7 +198,7 @@ def fit_inputs(
         alpha=alpha,
         confidence=confidence,
     )
-    print(monitor.threshold.describe().replace("successful", "clean"))
+    print(monitor.threshold.describe("clean"))
     print(f"Inputs: {', '.join(monitor.inputs)}. Now: mistjax eval {policy} --mist {out} ...")
 
 

@@ -162,7 +162,7 @@ def main(config: Config) -> dict[str, Any]:
     }
     results = {
         "command": "python -m experiments.studies.faults.tables",
-        "threshold": monitor.threshold.describe().replace("successful", "clean"),
+        "threshold": monitor.threshold.describe("clean"),
         "shipped_false_alarms": rate(alarms.sum(), len(clean)),
         "episodes": {
             "clean test": len(clean),

@@ -141,20 +141,20 @@ class Threshold:
         steps = jnp.broadcast_to(jnp.arange(scores.shape[1]), scores.shape)
         return self.alarm(steps, scores) & mask
 
-    def describe(self) -> str:
-        """One sentence for reports."""
+    def describe(self, kind: str = "successful") -> str:
+        """One sentence for reports; `kind` says what was calibrated on, e.g. "clean" episodes."""
         if self.rank > self.n_calibration:
             return (
-                f"Threshold is +inf: {self.n_calibration} successful calibration episodes are too "
+                f"Threshold is +inf: {self.n_calibration} {kind} calibration episodes are too "
                 "few to promise "
                 f"alpha = {self.alpha}; only NaN and Inf scores alarm."
             )
         law = coverage_law(self.n_calibration, self.alpha, confidence=self.confidence)
         over = "on average over" if self.confidence is None else f"for {self.confidence:.0%} of"
         return (
-            f"At most {self.alpha:.1%} of successful episodes raise an alarm {over} "
+            f"At most {self.alpha:.1%} of {kind} episodes raise an alarm {over} "
             "calibration sets "
-            f"({self.n_calibration} successes, rank {self.rank}, {self.band} band); for 90% of "
+            f"(n = {self.n_calibration}, rank {self.rank}, {self.band} band); for 90% of "
             "calibration sets the "
             f"rate lies between {1 - law.high:.1%} and {1 - law.low:.1%}."
         )
