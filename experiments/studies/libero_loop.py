@@ -13,6 +13,11 @@
    sensor noise, which this policy was not taught with and the clean episodes do not have. The
    random input is the control that could have won.
 
+    python -m experiments.studies.libero_loop --mist checkpoints/libero_mist \
+        --first-seed 10 --episodes 10
+
+plays the third step alone, with monitors and an imputer that are there already.
+
 Fits take two minutes, an episode some ten seconds of an idle core. Interrupt it at will: recorded
 episodes and finished fits are kept. Tasks may be played side by side by `mistjax collect` and
 `mistjax study` with `--tasks`, and put into these folders by `mistjax merge`.
@@ -61,6 +66,8 @@ class Config:
         suite, tasks: what is played; no tasks are all of the suite.
         fitting, calibration: clean episodes of each task.
         tokens: of each task, with what fits the imputer: every image token, which is much to keep.
+        mist: folder of monitors and imputer; none are recorded for and fitted then.
+        first_seed: the study's first start of each task; by default the first that no fit saw.
         episodes: of each task, arm and condition of the study.
         arms: see `StudyPlan`.
         alpha: bound on the chance of any alarm in a clean episode, or in a success; on average over
@@ -78,6 +85,8 @@ class Config:
     fitting: int = 5
     calibration: int = 5
     tokens: int = 5
+    mist: Path | None = None
+    first_seed: int | None = None
     episodes: int = 3
     arms: tuple[str, ...] = ("bare", "monitor", "mist", "random_input", "oracle")
     alpha: float = 0.2
@@ -111,7 +120,7 @@ def fit(
     unexplained = build_imputer(policy, [tokens], folder, steps=config.steps)
     found = {
         "episodes": [len(run.finished) for run in (fitting, calibration, tokens)],
-        "inputs": inputs.threshold.describe().replace("successful", "clean"),
+        "inputs": inputs.threshold.describe("clean"),
         "unexplained": {s.camera: {"imputed": s.imputed, "held": s.held} for s in unexplained},
         "failures": failures.describe(),
         "detector": read_card(folder),
@@ -123,11 +132,17 @@ def fit(
 def main(config: Config) -> dict[str, Any]:
     """Records, fits, plays and writes the results."""
     policy = load_policy(config.policy)
-    fitting = record(config, policy, "fitting", 0, config.fitting)
-    calibration = record(config, policy, "calibration", config.fitting, config.calibration)
-    tokens = record(config, policy, "tokens", 0, config.tokens, [TAP])
-    fits = fit(config, policy, fitting, calibration, tokens)
-    first, faults = config.fitting + config.calibration, config.out / "mixture.json"
+    fits = {}
+    if config.mist is None:
+        fitting = record(config, policy, "fitting", 0, config.fitting)
+        calibration = record(config, policy, "calibration", config.fitting, config.calibration)
+        tokens = record(config, policy, "tokens", 0, config.tokens, [TAP])
+        fits["fits"] = fit(config, policy, fitting, calibration, tokens)
+    first = config.first_seed
+    if first is None:
+        first = config.fitting + config.calibration
+    config.out.mkdir(parents=True, exist_ok=True)
+    faults = config.out / "mixture.json"
     mixture = dataclasses.replace(mixtures()["board"], sensor_noise=False)
     with atomic(faults) as temporary:
         temporary.write_text(json.dumps(mixture.to_json()))
@@ -135,7 +150,7 @@ def main(config: Config) -> dict[str, Any]:
         StudyPlan(
             "full_mist",
             policy=config.policy,
-            mist=config.out / "mist",
+            mist=config.mist or config.out / "mist",
             out=config.out / "study",
             episodes=config.episodes,
             first_seed=first,
@@ -150,7 +165,7 @@ def main(config: Config) -> dict[str, Any]:
         "command": command("experiments.studies.libero_loop"),
         "policy_fingerprint": policy.spec.fingerprint,
         "first_start": first,
-        "fits": fits,
+        **fits,
         "tables": {"study": [row.to_json() for row in found.rows]},
         "losses": found.losses,
         "named": named(found.outcomes),
