@@ -178,8 +178,9 @@ class LeRobotPolicy(Words, Policy):
             seen = [rgb(r[key], key) for r in raw]
             if len({picture.shape for picture in seen}) > 1:
                 raise ValueError(f"{key} has pictures of several sizes in one batch.")
-            unit = torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2).float() / 255
-            batch[PICTURE + key.split("/")[-1]] = unit
+            # Row-major, as LeRobot's own: a convolution rounds otherwise on channels that lie last.
+            pixels = torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2).contiguous()
+            batch[PICTURE + key.split("/")[-1]] = pixels.float() / 255
         return self.preprocessor(batch)
 
     def prepare(self, raw: Sequence[RawObs]) -> Observation:
@@ -281,8 +282,8 @@ class LeRobotPolicy(Words, Policy):
             actions = self.policy.model.sample_actions(
                 [obs["images"][name].permute(0, 3, 1, 2).contiguous() for name in self.pictures],
                 masks,
-                words[:, :longest],
-                real[:, :longest],
+                words[:, :longest].contiguous(),
+                real[:, :longest].contiguous(),
                 obs["state"],
                 noise=noise.to(device),
             )

@@ -53,6 +53,28 @@ def test_select_action_gives_the_first_actions_of_the_same_chunk(policy, raw):
     np.testing.assert_array_equal(sample.actions[0, :4], torch.cat(actions).numpy())
 
 
+@pytest.mark.parametrize("rows", [[0], [0, 1]])
+def test_what_lerobot_computes_with_lies_in_memory_as_its_own(policy, raw, rows, monkeypatch):
+    """Kernels round otherwise where channels lie last; bits would depend on the machine."""
+    given, raw = [], [raw[row] for row in rows]
+    own = policy.policy.model.sample_actions
+
+    def spy(*args, noise):
+        given.append(jax.tree.leaves((args, noise)))
+        return own(*args, noise=noise)
+
+    monkeypatch.setattr(policy.policy.model, "sample_actions", spy)
+    lerobots(policy, raw)
+    policy.sample(policy.prepare(raw), KEY)
+    theirs, ours = given
+    assert len(ours) == 8
+    for one, other in zip(theirs, ours, strict=True):
+        wide = [axis for axis, size in enumerate(one.shape) if size > 1]
+        assert [one.stride(i) for i in wide] == [other.stride(i) for i in wide]
+        assert not one.data_ptr() % 64 and not other.data_ptr() % 64
+        assert one.dtype == other.dtype and torch.equal(one, other)
+
+
 def test_noise_can_be_given_in_place_of_a_key(policy, obs):
     noise = policy.noise(KEY, 2)
     same = policy.sample(obs, jax.random.key(0), noise=noise)
