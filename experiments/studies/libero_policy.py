@@ -186,7 +186,8 @@ def _rate(rate: Rate) -> dict[str, Any]:
 
 
 def condition(config: Config, runs: Sequence[Run]) -> dict[str, Any]:
-    """All numbers of one condition."""
+    """All numbers of one condition; detectors see the runs that recorded what they read."""
+    seen = [run for run in runs if set(DEFAULT_INPUT.features) <= set(run.config["taps"])]
     rates = by_task(*runs)
     for task, rate in rates.items():
         print(f"{task}: {rate}")
@@ -194,7 +195,7 @@ def condition(config: Config, runs: Sequence[Run]) -> dict[str, Any]:
         "perturbation": runs[0].config["perturbation"],
         "errors": sum(len(run.rows) - len(run.finished) for run in runs),
         "success": {task: _rate(rate) for task, rate in rates.items()},
-        "detection": detection(config, runs),
+        "detection": detection(config, seen),
     }
     print(json.dumps(result["detection"], indent=1))
     return result
