@@ -40,11 +40,11 @@ PARTS = {
     "typos": Part(("instruction_typos",), ("bare", "mist", "corrected"), (0, 0)),
     "light": Part(
         tuple(f"{camera}_{kind}" for camera in CAMERAS for kind in ("dimmed", "colour_cast")),
-        ("bare", "mist", "gain", "gain_always", "first_sound"),
+        ("bare", "mist", "gain", "gain_always", "first_sound", "random_direction"),
     ),
     "patches": Part(
         tuple(f"{camera}_patch" for camera in CAMERAS),
-        ("bare", "mist", "paste", "paste_always", "first_sound"),
+        ("bare", "mist", "paste", "paste_always", "first_sound", "random_direction"),
     ),
 }
 
