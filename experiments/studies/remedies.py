@@ -4,13 +4,15 @@
 
 The arms of docs/does_it_help.md on the fault that each is for: typos from the start, light (a
 camera dimmed or with a colour cast), patches. Strengths are those of both splits. Seeds are test
-seeds that no other study plays. Interrupt it at will: the same command goes on.
+seeds that no other study plays. Interrupt it at will: the same command goes on, also with more
+episodes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +24,48 @@ from mistjax.demo import MIST, POLICY
 from mistjax.envs.faults.battery import CAMERAS, Mixture, even
 from mistjax.envs.faults.splits import SEEDS, strengths
 from mistjax.files import atomic
+from mistjax.stats import holm, mcnemar
 from mistjax.studies.run import StudyPlan, run_study
+from mistjax.studies.table import paired
 
 NAME = "full_mist"
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some arms under a mixture of some faults, evenly."""
+    """Some arms under a mixture of some faults, evenly; `against` says which arm some of them are
+    compared with beside bare.
+    """
 
     faults: tuple[str, ...]
     arms: tuple[str, ...]
+    against: Mapping[str, str]
     onset: tuple[int, int] | None = None
 
 
+def others(arms: Sequence[str], control: str) -> dict[str, str]:
+    """The same control of each."""
+    return {arm: control for arm in arms if arm not in ("bare", control)}
+
+
+LIGHT = ("bare", "mist", "gain", "gain_always", "first_sound", "random_direction")
+PATCHES = ("bare", "mist", "paste", "paste_always", "first_sound", "random_direction")
+
+
 PARTS = {
-    "typos": Part(("instruction_typos",), ("bare", "mist", "corrected"), (0, 0)),
+    "typos": Part(
+        ("instruction_typos",),
+        ("bare", "mist", "corrected"),
+        others(("corrected",), "mist"),
+        (0, 0),
+    ),
     "light": Part(
         tuple(f"{camera}_{kind}" for camera in CAMERAS for kind in ("dimmed", "colour_cast")),
-        ("bare", "mist", "gain", "gain_always", "first_sound", "random_direction"),
+        LIGHT,
+        others(LIGHT, "mist"),
     ),
     "patches": Part(
-        tuple(f"{camera}_patch" for camera in CAMERAS),
-        ("bare", "mist", "paste", "paste_always", "first_sound", "random_direction"),
+        tuple(f"{camera}_patch" for camera in CAMERAS), PATCHES, others(PATCHES, "mist")
     ),
 }
 
@@ -95,7 +116,25 @@ def play(config: Config, name: str) -> dict[str, Any]:
             title=f"one remedy for one fault, {name}",
         )
     )
-    return {"table": [row.to_json() for row in found.rows], "losses": found.losses}
+    (episodes,) = found.outcomes.values()
+    pairs = {arm: paired(episodes[old], episodes[arm]) for arm, old in PARTS[name].against.items()}
+    corrected = holm({arm: mcnemar(*pair) for arm, pair in pairs.items()})
+    return {
+        "command": command("experiments.studies.remedies"),
+        "table": [row.to_json() for row in found.rows],
+        "against": [
+            {
+                "arm": arm,
+                "control": PARTS[name].against[arm],
+                "n": len(after),
+                "repaired": int((after & ~before).sum()),
+                "broken": int((before & ~after).sum()),
+                "p": corrected[arm],
+            }
+            for arm, (before, after) in pairs.items()
+        ],
+        "losses": found.losses,
+    }
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -105,11 +144,7 @@ def main(config: Config) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name in config.parts:
         kept[name] = play(config, name)
-        results = {
-            "command": command("experiments.studies.remedies"),
-            "first_seed": config.first_seed,
-            "parts": kept,
-        }
+        results = {"first_seed": config.first_seed, "parts": kept}
         write_results(config.results, results)
     return results
 

@@ -90,14 +90,30 @@ def study_losses(results: Mapping[str, Any]) -> str:
 
 
 def remedies(part: str) -> Callable[[Mapping[str, Any]], str]:
-    """All arms of a part of `experiments.studies.remedies`."""
-    kept = ("arm", "success [95%] (k/n)", "repaired / broken", "p against bare")
-    return lambda results: as_markdown(
-        [
-            {key: cells[key] for key in kept}
-            for cells in table_rows(_rows(results["parts"][part]["table"]))
-        ]
-    )
+    """All arms of a part of `experiments.studies.remedies`, beside bare and each one's control."""
+
+    def table(results: Mapping[str, Any]) -> str:
+        found = results["parts"][part]
+        against = {entry["arm"]: entry for entry in found["against"]}
+
+        def control(arm: str) -> dict[str, str]:
+            if arm not in against:
+                return {"against its control": "–", "p against it": "–"}
+            e = against[arm]
+            return {
+                "against its control": f"{e['control']}: {e['repaired']} / {e['broken']}",
+                "p against it": f"{e['p']:.2g}",
+            }
+
+        kept = ("arm", "success [95%] (k/n)", "repaired / broken", "p against bare")
+        return as_markdown(
+            [
+                {key: cells[key] for key in kept} | control(cells["arm"])
+                for cells in table_rows(_rows(found["table"]))
+            ]
+        )
+
+    return table
 
 
 def known_change(results: Mapping[str, Any]) -> str:
@@ -193,6 +209,7 @@ TABLES: Tables = {
     "study_targets": ("full_mist", study_targets),
     "study_losses": ("full_mist", study_losses),
     "remedies_typos": ("remedies", remedies("typos")),
+    "remedies_light": ("remedies", remedies("light")),
     "repair": ("repair", repair),
     "dose": ("steering_dose", dose),
     "sparse_arms": ("sparse_features", sparse_arms),
