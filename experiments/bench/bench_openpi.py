@@ -3,9 +3,10 @@
     OPENPI_SRC=openpi python -m experiments.bench.bench_openpi --results FILE
 
 in an environment with openpi's packages (`make test-openpi OPENPI_SRC=openpi` makes one). Random
-weights in float32 at a size that a CPU runs in a fraction of a second; openpi's modules are built
-at that size (`openpi_sizes`). One inference of ten flow steps, the arms in turns (`turns`), ratios
-to the first:
+weights in float32, narrow enough for a CPU; openpi's modules are built at that size
+(`openpi_sizes`). How much ours saves hangs on the length of the prefix, so patches of a picture are
+pi0's own of 14 pixels, 256 tokens a camera, and of 28, a quarter of that. The arms in turns
+(`turns`), ratios to the first:
 
 - `openpi`: its `sample_actions`, jitted as its policy does
 - `wrapped`: `interop.openpi` without a hook, with one tap, with one edit; same bits as openpi
@@ -18,6 +19,7 @@ disturb far less.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import platform
 from collections.abc import Callable
@@ -40,7 +42,7 @@ from mistjax.models.config import IMAGE_KEYS, PI0, GemmaConfig, Pi0Config, Sigli
 KEY = jax.random.key(0)
 SMALL = dataclasses.replace(
     PI0,
-    siglip=SiglipConfig(width=384, depth=6, mlp_dim=1536, num_heads=6, patch_size=(28, 28)),
+    siglip=SiglipConfig(width=384, depth=6, mlp_dim=1536, num_heads=6),
     vlm=GemmaConfig(512, 8, 2048, num_heads=8, num_kv_heads=1, head_dim=64),
     action_expert=GemmaConfig(256, 8, 1024, num_heads=8, num_kv_heads=1, head_dim=64),
     vocab_size=32_768,
@@ -55,6 +57,8 @@ class Config:
 
     Attributes:
         models: of pi0 and pi0.5.
+        patches: sides of a picture's patches, in pixels.
+        steps: of the flow.
         turns: timed bursts of each arm.
         burst: calls of each.
         seed: of weights, of the order of the arms, and of the bootstrap.
@@ -62,6 +66,8 @@ class Config:
     """
 
     models: tuple[Literal["pi0", "pi05"], ...] = ("pi0", "pi05")
+    patches: tuple[int, ...] = (14, 28)
+    steps: int = 10
     turns: int = 15
     burst: int = 1
     seed: int = 0
@@ -70,9 +76,12 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One arm: median milliseconds, ratios to openpi, largest difference from its actions."""
+    """One arm: tokens of the prefix, median milliseconds, ratios to openpi, largest difference from
+    its actions.
+    """
 
     model: str
+    prefix: int
     arm: str
     milliseconds: float
     wall: Ratio
@@ -126,8 +135,11 @@ def main(config: Config) -> dict[str, Any]:
         f"Python {platform.python_version()}"
     )
     print(machine, flush=True)
-    for name in config.models:
-        sizes = dataclasses.replace(SMALL, pi05=name == "pi05")
+    for name, side in itertools.product(config.models, config.patches):
+        tower = dataclasses.replace(SMALL.siglip, patch_size=(side, side))
+        sizes = dataclasses.replace(
+            SMALL, siglip=tower, pi05=name == "pi05", num_steps=config.steps
+        )
         calls = make_arms(sizes, config.seed)
         actions = {arm: np.asarray(call()) for arm, call in calls.items()}
         rng = np.random.default_rng(config.seed)
@@ -136,9 +148,10 @@ def main(config: Config) -> dict[str, Any]:
         for arm, s in taken.items():
             off = None if "edit" in arm else float(np.abs(actions[arm] - actions["openpi"]).max())
             wall, cpu = (ratio(s[:, clock], base[:, clock], rng) for clock in (0, 1))
-            rows.append(Row(name, arm, 1e3 * float(np.median(s[:, 0])), wall, cpu, off))
+            ms = 1e3 * float(np.median(s[:, 0]))
+            rows.append(Row(name, sizes.prefix_len, arm, ms, wall, cpu, off))
             print(
-                f"{name:5} {arm:20} {rows[-1].milliseconds:8.1f} ms  "
+                f"{name:5} {sizes.prefix_len:4} {arm:20} {ms:8.1f} ms  "
                 "wall x {:.3f} [{:.3f}, {:.3f}]  ".format(*rows[-1].wall)
                 + "CPU x {:.3f} [{:.3f}, {:.3f}]  ".format(*rows[-1].cpu)
                 + ("" if off is None else f"off by {off:.1e}"),

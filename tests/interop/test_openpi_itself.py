@@ -57,6 +57,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:openpi", "ignore::ResourceWarning"),
 ]
+PROMOTION = {"jax_numpy_dtype_promotion": "standard", "jax_numpy_rank_promotion": "allow"}
 KEY = jax.random.key(0)
 STACKS = ("vision", "vlm", "action")
 TAPS = tuple(Tap(f"{s}.{p}") for s in STACKS for p in POINTS)
@@ -76,6 +77,17 @@ SIZES = {
     ),
 }
 SIZES["pi05"] = dataclasses.replace(SIZES["pi0"], pi05=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def promoting():
+    """As openpi was written; of what is ours, the other tests forbid it."""
+    before = {name: getattr(jax.config, name) for name in PROMOTION}
+    for name, value in PROMOTION.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @contextlib.contextmanager

@@ -89,7 +89,8 @@ def quartiles(row: Mapping[str, Any]) -> str:
 
 
 def beside_openpi(results: Mapping[str, Any]) -> str:
-    head = ["model", "arm", "ms", "wall, ratio to openpi", "CPU, ratio to openpi", "difference"]
+    head = ["model", "prefix, tokens", "arm", "ms", "wall, ratio to openpi", "CPU, ratio to openpi"]
+    head.append("difference")
 
     def row(r: Mapping[str, Any]) -> tuple:
         off = (
@@ -101,6 +102,7 @@ def beside_openpi(results: Mapping[str, Any]) -> str:
         )
         return (
             r["model"],
+            r["prefix"],
             r["arm"],
             f"{r['milliseconds']:.0f}",
             *(estimate(r[c], 3) for c in CLOCKS),
