@@ -41,6 +41,7 @@ from mistjax.models.transforms import flat_batch
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample
 from mistjax.policies.wrapper import Wrapper
 from mistjax.recover.fusion import FusionLimits, fuse
+from mistjax.recover.gate import ActionGate
 from mistjax.steer.schedules import Schedule
 from mistjax.steer.table import CauseTable
 
@@ -80,11 +81,13 @@ class MistState:
         monitor: see `MonitorState`.
         since: inferences since the alarm that began the remedy; -1 while there is none.
         cause: row of the steering table in use; -1 for none.
+        plan: the last chunk, where a gate compares the next one with it; else ().
     """
 
     monitor: MonitorState
     since: Int[Array, " b"]
     cause: Int[Array, " b"]
+    plan: Any = ()
 
 
 @flax.struct.dataclass
@@ -97,28 +100,33 @@ class MistPolicy(Wrapper):
     `fallback` goes out (the actions are then 0 until `finish` makes them the robot's), whether the
     chunk was `edited`, the `cause` (row of the steering table, -1 for none) and, at an alarm that
     begins a remedy, the attribution of the score as `why/<camera>`, `why/text` and `why/state`
-    (else 0).
+    (else 0); with a remedy, `attributed` says whether it was asked for.
 
     Attributes:
         policy: the bare policy, a pytree.
         monitor: what watches it.
         remedy: what to do about an alarm; None only watches.
         name: for tables (static).
+        gate: an alarm that would begin a remedy while it is closed is not explained, and begins
+            none; None explains each.
     """
 
     policy: Policy
     monitor: Monitor
     remedy: Remedy | None = None
     name: str = flax.struct.field(pytree_node=False, default="mist")
+    gate: ActionGate | None = None
 
     @functools.cached_property
     def spec(self) -> PolicySpec:
         """The bare policy's, with a name and a fingerprint of its own."""
-        return self.policy.spec.wrapped(self.name, (self.monitor, self.remedy))
+        gate = () if self.gate is None else (self.gate,)
+        return self.policy.spec.wrapped(self.name, (self.monitor, self.remedy, *gate))
 
     def initial_state(self, batch: int) -> MistState:
         none = jnp.full(batch, -1, jnp.int32)
-        return MistState(self.monitor.initial_state(batch), none, none)
+        plan = () if self.gate is None else self.gate.start(self.spec.action_horizon, batch)[0]
+        return MistState(self.monitor.initial_state(batch), none, none, plan)
 
     def prefill(
         self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
@@ -181,16 +189,19 @@ def _sample(
 
     running = (state.since >= 0) & (remedy.schedule.at(state.since + 1) > 0)
     begins = reading.alarm & ~running & ~lost
+    if mist.gate is not None:
+        begins &= mist.gate.next(original, state.plan)[1]
     cause, why = _find_cause(mist, obs, key, state, begins)
     since = jnp.where(running, state.since + 1, jnp.where(begins & (cause >= 0), 0, -1))
     cause = jnp.where(since >= 0, cause, -1)
     edit = remedy.table.select(cause, remedy.schedule.at(since))
     steered = (jnp.asarray(edit.strength) != 0) & ~lost
     actions, edited = _repair(mist, obs, key, (*edits, edit), prefix, original, steered)
-    aux |= {"edited": edited, "cause": cause}
+    aux |= {"edited": edited, "cause": cause, "attributed": begins}
     aux |= {f"why/{name}": grid for name, grid in why.images.items()}
     aux |= {"why/text": why.text, "why/state": why.state}
-    return Sample(actions, seen, aux, MistState(monitor, since, cause))
+    plan = () if mist.gate is None else actions
+    return Sample(actions, seen, aux, MistState(monitor, since, cause, plan))
 
 
 def _is_finite(obs: Observation) -> Bool[Array, " b"]:

@@ -4,8 +4,9 @@
 
 What is remembered of an input is a look at which its own scores were calm, and the one after it
 too: a fault that is noticed late must not become the memory that it is repaired from. While an
-input is repaired nothing of it is remembered. The monitor goes on to see the sensors, never what
-stands in for them, so a repair is not evidence that a sensor is sound.
+input is repaired nothing of it is remembered; nor is, with a gate, a look that changed no action.
+The monitor goes on to see the sensors, never what stands in for them, so a repair is not evidence
+that a sensor is sound.
 """
 
 from __future__ import annotations
@@ -92,8 +93,9 @@ def remember(
     seen: Seen,
     calm: Bool[Array, "b i"],
     looks: Int[Array, " b"],
-) -> RepairMemory:
-    """The notes after this look: advanced to it, and the newest calm one taken in.
+    worth: Bool[Array, " b"],
+) -> tuple[RepairMemory, Bool[Array, "b i"]]:
+    """(the notes after this look: advanced to it, and the newest calm one taken in; which were).
 
     Args:
         remedies, inputs: see `start`.
@@ -101,8 +103,9 @@ def remember(
         seen: the sensors.
         calm: whether each input's scores are low.
         looks: inferences before this one.
+        worth: whether the look before is worth remembering.
     """
-    notes = {}
+    notes, taken = {}, {}
     for place, name in enumerate(inputs):
         if name not in remedies:
             continue
@@ -111,11 +114,11 @@ def remember(
         now = remedy.note(seen, name)
         fine = calm[:, place] & ~memory.active[:, place]
         first = fine & (looks == 0)
-        good = choose(fine & old.waiting, newest, choose(first, now, good))
-        notes[name] = Notes(
-            good, choose(fine, now, newest), old.known | first | (fine & old.waiting), fine
-        )
-    return dataclasses.replace(memory, notes=notes)
+        later = fine & old.waiting & worth
+        good = choose(later, newest, choose(first, now, good))
+        taken[name] = first | later
+        notes[name] = Notes(good, choose(fine, now, newest), old.known | taken[name], fine)
+    return dataclasses.replace(memory, notes=notes), by_input(taken, inputs, len(looks), False)
 
 
 def recovered(

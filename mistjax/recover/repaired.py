@@ -35,6 +35,7 @@ from mistjax.policies.protocol import Policy, PolicySpec, Sample
 from mistjax.policies.wrapper import erase_state, seeing, with_words
 from mistjax.recover.decision import DECISIONS, Decision, begins
 from mistjax.recover.fusion import FusionLimits, fuse
+from mistjax.recover.gate import ActionGate
 from mistjax.recover.mist import MistPolicy
 from mistjax.recover.recovery import CALM, RepairMemory, by_input, recovered, remember, start
 from mistjax.recover.watched import Watched, report
@@ -45,11 +46,15 @@ from mistjax.steer.remedies.remedy import Look, Remedies, Seen
 
 @flax.struct.dataclass
 class RepairedState:
-    """Of the policy inside, of its inputs, and of their repair."""
+    """Of the policy inside, of its inputs, and of their repair; with a gate also the last chunk,
+    and whether it changed an action that was planned.
+    """
 
     policy: Any
     inputs: InputMemory
     repair: RepairMemory
+    plan: Any = ()
+    changed: Any = ()
 
 
 @flax.struct.dataclass
@@ -58,8 +63,9 @@ class Repaired(Watched):
 
     `Sample.aux` also holds of each element, with one column per input, `repaired` (whether the
     policy acted on something other than the sensor), `repairing` (whether it would have, had the
-    remedy known) and `residual` (see `Proposal`; 0 where nothing is repaired); `edited` says
-    whether any input was repaired, or the policy inside edited.
+    remedy known), `remembered` (whether what it is repaired from was replaced) and `residual` (see
+    `Proposal`; 0 where nothing is repaired); `edited` says whether any input was repaired, or the
+    policy inside edited.
 
     Attributes:
         remedies: input -> remedy, by the monitor's names.
@@ -67,6 +73,7 @@ class Repaired(Watched):
         config: how far and how long to repair (static).
         decision: when, and of which inputs (static).
         name: for tables (static).
+        gate: a look while it is closed is not remembered; None remembers each that is calm.
     """
 
     remedies: Remedies = flax.struct.field(default_factory=dict)
@@ -74,11 +81,13 @@ class Repaired(Watched):
     config: RepairConfig = flax.struct.field(pytree_node=False, default=RepairConfig())
     decision: Decision = flax.struct.field(pytree_node=False, default=DECISIONS["mist"])
     name: str = flax.struct.field(pytree_node=False, default="mist")
+    gate: ActionGate | None = None
 
     @functools.cached_property
     def spec(self) -> PolicySpec:
         """The policy's, with a fingerprint of its own."""
         parts = (self.remedies, self.limits, self.config, self.decision)
+        parts += () if self.gate is None else (self.gate,)
         return Watched(self.policy, self.inputs).spec.wrapped(self.name, parts)
 
     @property
@@ -90,6 +99,7 @@ class Repaired(Watched):
             self.policy.initial_state(batch),
             self.inputs.initial_state(batch),
             start(self.remedies, self.inputs.inputs, batch),
+            *(() if self.gate is None else self.gate.start(self.spec.action_horizon, batch)),
         )
 
     def prefill(
@@ -137,7 +147,8 @@ def _sample(mist: Repaired, obs, key, state: RepairedState, edits, taps) -> Samp
     inputs, evidence = mist.inputs.step(
         state.inputs, read(words, seen[str(TOKENS)]), state.repair.active
     )
-    memory = _decided(mist, state.repair, evidence, sight, looks)
+    worth = jnp.ones(len(looks), bool) if mist.gate is None else state.changed
+    memory, remembered = _decided(mist, state.repair, evidence, sight, looks, worth)
     done, acts, residual, changes = _proposed(mist, memory, sight)
     if mist.decision.effect == "random":
         done = _random_like(mist, words, done, key)
@@ -158,22 +169,31 @@ def _sample(mist: Repaired, obs, key, state: RepairedState, edits, taps) -> Samp
         "edited": jnp.any(acts, axis=1) | sample.aux.get("edited", False),
         "repaired": acts,
         "repairing": active,
+        "remembered": remembered,
         "residual": residual,
     }
     inputs = mist.inputs.executed(inputs, sample.actions)
     found = {**seen, **sample.taps}
+    gated = () if mist.gate is None else mist.gate.next(sample.actions, state.plan)
     return Sample(
         sample.actions,
         {str(tap): found[str(tap)] for tap in taps},
         aux,
-        RepairedState(sample.state, inputs, memory),
+        RepairedState(sample.state, inputs, memory, *gated),
     )
 
 
 def _decided(
-    mist: Repaired, memory: RepairMemory, evidence: InputEvidence, seen: Seen, looks: Array
-) -> RepairMemory:
-    """The memory with what is to be repaired now, and what may be remembered of this look."""
+    mist: Repaired,
+    memory: RepairMemory,
+    evidence: InputEvidence,
+    seen: Seen,
+    looks: Array,
+    worth: Array,
+) -> tuple[RepairMemory, Array]:
+    """(the memory with what is to be repaired now, and what may be remembered of this look; what
+    was remembered).
+    """
     names = mist.inputs.inputs
     alarmed = memory.alarmed | evidence.unsound
     begun = begins(mist.decision, names, evidence, alarmed, looks, memory.script)
@@ -181,7 +201,7 @@ def _decided(
     memory = dataclasses.replace(memory, active=memory.active | begun, alarmed=alarmed)
     limit = jnp.where(looks == 0, 1.0, CALM) * evidence.threshold
     calm = evidence.ratios.max(-1) <= limit[:, None]
-    return remember(mist.remedies, names, memory, seen, calm, looks)
+    return remember(mist.remedies, names, memory, seen, calm, looks, worth)
 
 
 def _proposed(mist: Repaired, memory: RepairMemory, seen: Seen):
