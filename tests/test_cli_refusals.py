@@ -483,6 +483,33 @@ COMMANDS = {
             "--unnorm-key": UNNORM,
         },
     ),
+    "fit-elites": (
+        "{run} --policy {policy} --out {out}",
+        {
+            0: RUN,
+            "--policy": CHECKPOINT,
+            "--out": NEW_FOLDER,
+            "--size": (*POSITIVE, "1"),
+            "--tolerance": ("many", "nan", "-1", "1.5"),
+            "--preset": PRESET,
+            "--unnorm-key": UNNORM,
+        },
+    ),
+    "fit-feedback": (
+        "{run} --policy {policy} --out {mist}",
+        {
+            0: RUN,
+            "--policy": CHECKPOINT,
+            "--out": (*NEW_FOLDER, "{empty}"),
+            "--direction": ("nope", ""),
+            "--effort": ("many", "nan", "-1", "0"),
+            "--episodes": POSITIVE,
+            "--inferences": POSITIVE,
+            "--seed": WHOLE,
+            "--preset": PRESET,
+            "--unnorm-key": UNNORM,
+        },
+    ),
     "fit-imputer": (
         "{run} --policy {policy} --out {out}",
         {

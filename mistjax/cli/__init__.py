@@ -55,6 +55,8 @@ from mistjax.cli.installation import (
 from mistjax.cli.neurons import train_sae, words
 from mistjax.cli.remedies import (
     explain,
+    fit_elites,
+    fit_feedback,
     fit_imputer,
     fit_remedies,
     nmr,
@@ -78,6 +80,8 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "fit-inputs": fit_inputs,
     "fit-imputer": fit_imputer,
     "fit-remedies": fit_remedies,
+    "fit-elites": fit_elites,
+    "fit-feedback": fit_feedback,
     "drift": drift,
     "detect-bench": detect_bench,
     "import-safe": import_safe,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from mistjax.files import atomic, refuse_file, refuse_folder
-from mistjax.ranges import whole
+from mistjax.ranges import between, whole
 
 
 def explain(
@@ -417,6 +418,103 @@ def fit_remedies(
         f"{out}/clean.json, with {len(found.words)} known words.\nNext: mistjax study full_mist "
         f"--policy {policy} --mist {out} --arms bare mist gain paste first_sound corrected "
         "--out STUDY"
+    )
+
+
+def fit_elites(
+    runs: Positional[tuple[Path, ...]],
+    /,
+    *,
+    policy: str,
+    out: Path,
+    size: int = 500,
+    tolerance: float = 0.1,
+    preset: str | None = None,
+    unnorm_key: str | None = None,
+) -> None:
+    """Remember what led to success in clean runs, for flows that start from it.
+
+    Args:
+        runs: run folders of clean episodes, recorded with `collect --inputs` and the taps
+            vlm.resid@-1/image/mean and vlm.resid@-1/text/mean.
+        policy: the recorded one: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
+        out: folder to write the memory to, that of a monitor of failures.
+        size: largest number of situations.
+        tolerance: largest difference of an action that counts as none, as a share of its range: a
+            situation that the memory answers alike is not written down; 0 writes down all.
+        preset: robot preset; the checkpoint's own by default.
+        unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
+    """
+    from mistjax.policies.load import load_policy
+    from mistjax.recover.elites import build_elites
+    from mistjax.rollouts.run import load_run
+
+    refuse_file(out)
+    whole("size", size, 2)
+    loaded = [load_run(run) for run in runs]
+    bare = load_policy(policy, preset, unnorm_key=unnorm_key)
+    told = build_elites(bare, loaded, out, size=size, tolerance=tolerance)[1]
+    print(
+        f"{out}/elites.json: {told['pairs']} situations; of {told['inferences']} inferences of "
+        f"{told['episodes']} successful episodes the memory answered "
+        f"{1 - told['written'] / told['inferences']:.0%} within the tolerance.\n"
+        f"Next: mistjax study baselines --policy {policy} --mist {out} "
+        "--arms bare detect_only elite elite_always elite_random --out STUDY"
+    )
+
+
+def fit_feedback(
+    run: Positional[Path],
+    /,
+    *,
+    policy: str,
+    out: Path,
+    direction: str = "success@action.resid",
+    effort: float = 0.1,
+    episodes: int = 8,
+    inferences: int = 16,
+    seed: int = 0,
+    preset: str | None = None,
+    unnorm_key: str | None = None,
+) -> None:
+    """Solve for the feedback that holds a flow's activations to their clean mean along a direction.
+
+    Args:
+        run: run folder of clean episodes of the board, which are played again.
+        policy: the recorded one: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
+        out: folder with the direction, see `vectors`; the feedback goes beside it.
+        direction: its name.
+        effort: price of a change against that of being off the mean, above 0.
+        episodes: of the run, the first ones.
+        inferences: of these, evenly spread; the layers are taken as linear around their mean.
+        seed: of the noise, and of the random directions of its control.
+        preset: robot preset; the checkpoint's own by default.
+        unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
+    """
+    from mistjax.policies.load import load_policy
+    from mistjax.rollouts.run import load_run
+    from mistjax.steer.feedback import write_feedback
+
+    refuse_file(out)
+    whole("episodes", episodes, 1)
+    whole("inferences", inferences, 1)
+    whole("seed", seed, 0)
+    between("effort", effort, 0, math.inf)
+    loaded = load_run(run)
+    bare = load_policy(policy, preset, unnorm_key=unnorm_key)
+    said = write_feedback(
+        bare,
+        loaded,
+        out,
+        direction=direction,
+        effort=effort,
+        episodes=episodes,
+        inferences=inferences,
+        seed=seed,
+    )
+    print(
+        f"{out}/steering.json: {said}\nNext: mistjax study baselines --policy {policy} "
+        f"--mist {out} --arms bare detect_only feedback feedback_always feedback_random --out STUDY"
     )
 
 

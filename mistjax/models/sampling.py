@@ -6,6 +6,8 @@ Source: pi0 (arXiv 2410.24164), section IV; Euler steps from t=1 (noise) to t=0 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.interceptor import Tokens, hooked_apply
 from mistjax.models.config import FastConfig, Pi0Config
+from mistjax.models.draws import element_keys, normal
 from mistjax.models.gemma import KVCache
 from mistjax.models.inpainting import Pending, guided
 from mistjax.models.observation import Observation, check_observation
@@ -113,6 +116,18 @@ def _image_valid(config: Pi0Config | FastConfig, obs: Observation) -> Bool[Array
     return jnp.repeat(present, config.siglip.num_tokens(config.image_size), axis=1)
 
 
+Field = Callable[[Float[Array, "b h a"]], tuple[Float[Array, "b h a"], dict[str, Array]]]
+"""Noisy actions -> (velocity, taps of the action expert)."""
+Guide = Callable[[Field, Float[Array, "b h a"], Float[Array, ""]], tuple[Array, dict[str, Array]]]
+"""(plain field, noisy actions, time) -> (another velocity, the taps)."""
+
+
+def draw_noise(config: Pi0Config, key: Array, batch: int) -> Float[Array, "b h a"]:
+    """What the flow starts from: of one key, or of one for each batch element."""
+    shape = (config.action_horizon, config.action_dim)
+    return jax.vmap(lambda k: normal(k, shape))(element_keys(key, batch))
+
+
 def denoise(
     model: Pi0,
     variables,
@@ -124,9 +139,18 @@ def denoise(
     num_steps: int,
     state_mask: Bool[Array, " b"] | None = None,
     pending: Pending | None = None,
+    guide: Guide | None = None,
+    first: int = 0,
 ) -> tuple[Float[Array, "b h a"], dict[str, Array], Float[Array, "n b h a"]]:
     """Euler steps from noise to actions, guided by what is `pending`; taps and edits of the
     `action` stack at every step.
+
+    Args:
+        model, variables, prefix, state, noise, hooks: what runs, and from where.
+        num_steps: from noise to actions.
+        state_mask, pending: see `Observation`.
+        guide: changes the velocity of every step; None for none.
+        first: step that begins, where `noise` is noisy actions of its time.
 
     Returns:
         (actions, taps with the flow step as leading axis, velocities of all steps).
@@ -152,10 +176,11 @@ def denoise(
 
     def integrate(field, noise):
         def step(x_t, i):
-            v, found = field(x_t, i)
+            time = 1.0 - jnp.float32(i) / num_steps
+            v, found = field(x_t, i) if guide is None else guide(lambda x: field(x, i), x_t, time)
             return x_t - v / num_steps, (found, v)
 
-        actions, (found, velocities) = jax.lax.scan(step, noise, jnp.arange(num_steps))
+        actions, (found, velocities) = jax.lax.scan(step, noise, jnp.arange(first, num_steps))
         return actions, found, velocities
 
     if pending is None:

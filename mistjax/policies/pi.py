@@ -23,11 +23,17 @@ from mistjax.hooks.hooks import Hooks
 from mistjax.hooks.sites import Tap
 from mistjax.models import checkpoints, pi0
 from mistjax.models.config import Pi0Config
-from mistjax.models.draws import element_keys, normal
 from mistjax.models.normalize import Normalizer, NormStats, Quantile, ZScore, pad_to
 from mistjax.models.observation import Observation, check_observation
 from mistjax.models.pi0 import Pi0, PrefixModel
-from mistjax.models.sampling import Prefix, denoise, embed_images, prefill, velocity
+from mistjax.models.sampling import (
+    Prefix,
+    denoise,
+    draw_noise,
+    embed_images,
+    prefill,
+    velocity,
+)
 from mistjax.models.stacks import token_layouts
 from mistjax.models.tokenizers import PI05_TAIL, PaddedTokens, PromptTokenizer, state_prompt
 from mistjax.models.transforms import Cameras, DeltaActions, flat_batch
@@ -461,8 +467,7 @@ def _sample(model, variables, obs, key, hooks, prefix):
     if prefix is None:
         prefix = prefill(model, variables, obs, hooks)
     prefix.check(model.config, obs)
-    shape = (config.action_horizon, config.action_dim)
-    noise = jax.vmap(lambda k: normal(k, shape))(element_keys(key, obs.batch_size))
+    noise = draw_noise(config, key, obs.batch_size)
     actions, found, velocity = denoise(
         model,
         variables,

@@ -22,13 +22,18 @@ from mistjax.policies.corrected import CorrectedPrompt
 from mistjax.policies.latched import LatchedPrompt
 from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
-from mistjax.recover.artifact import load_mist
+from mistjax.recover.artifact import load_mist, load_remedy
 from mistjax.recover.decision import DECISIONS, NEVER, Decision, Scripted, Told, always
+from mistjax.recover.elites import load_elites
 from mistjax.recover.fusion import FusionLimits
+from mistjax.recover.gate import ActionGate
+from mistjax.recover.redraw import BestOf, Elite, Guided, Redraw, Steered
+from mistjax.recover.redrawn import Redrawn
 from mistjax.recover.repaired import Repaired
 from mistjax.recover.retreat import Retreat
 from mistjax.recover.watched import Watched
 from mistjax.steer.artifact import load_steering
+from mistjax.steer.feedback import CONTROL, FEEDBACK
 from mistjax.steer.policy import load_steered
 from mistjax.steer.remedies.artifact import RepairConfig, load_repairs
 from mistjax.steer.remedies.clean import Clean, load_clean
@@ -41,6 +46,9 @@ CHANCE = 0.1
 """How often it begins without an unsound input: the rate of false alarms that the monitor
 promises.
 """
+
+GATE = 0.1
+"""Share of an action's range within which a gated arm takes two actions for the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,12 +347,58 @@ def _random_time(subject: Subject, faults: Mixture) -> Told:
 
 def _failures(arm: str) -> Make:
     """The monitor of failures alone, and its steering."""
+    return lambda subject, faults: _failure_loop(subject, arm)
 
-    def make(subject: Subject, faults: Mixture) -> Policy:
-        found = load_mist(subject.mist, subject.bare, arm)
-        return found.policy if isinstance(found, Watched) else found
 
-    return make
+def _failure_loop(subject: Subject, arm: str) -> Any:
+    found = load_mist(subject.mist, subject.bare, arm)
+    return found.policy if isinstance(found, Watched) else found
+
+
+def _redrawn(name: str, says: str, redraw: Callable[[Subject, bool], Redraw]) -> dict[str, Arm]:
+    """Another chunk at an alarm of the monitor of failures, always, and by chance at an alarm.
+
+    Args:
+        name: of the first of these arms.
+        says: what it does.
+        redraw: of a subject, and whether it is the control.
+    """
+
+    def arm(suffix: str, says: str) -> Arm:
+        def make(subject: Subject, faults: Mixture) -> Policy:
+            return Redrawn.of(
+                _failure_loop(subject, "monitor"),
+                redraw(subject, suffix == "_random"),
+                load_remedy(subject.mist).cap,
+                when="always" if suffix == "_always" else "alarm",
+                name=name + suffix,
+            )
+
+        return Arm(says, make)
+
+    return {
+        name: arm("", f"{says}, at an alarm of that monitor"),
+        f"{name}_always": arm("_always", "the same, always"),
+        f"{name}_random": arm("_random", "the same at an alarm, by chance"),
+    }
+
+
+def _elite(subject: Subject, blind: bool) -> Elite:
+    return Elite(load_elites(subject.mist, subject.bare.spec.fingerprint), blind=blind)
+
+
+def _feedback(subject: Subject, blind: bool) -> Steered:
+    name, found = CONTROL if blind else FEEDBACK, load_steering(subject.mist, subject.bare.spec)
+    if name not in found.directions:
+        raise ValueError(
+            f"{subject.mist} has no direction {name!r}: solve for it with `mistjax fit-feedback`, "
+            "or name the other arms (--arms)."
+        )
+    return Steered(found.directions[name].to_edit())
+
+
+def _gate(subject: Subject) -> ActionGate:
+    return ActionGate.of(subject.bare.spec, GATE, subject.bare.chunk_width)
 
 
 def _steer_always(subject: Subject, faults: Mixture) -> Policy:
@@ -460,5 +514,33 @@ ARMS: dict[str, Arm] = {
     "steer": Arm("hidden states are steered at an alarm of that monitor", _failures("mist")),
     "steer_random": Arm("the same, in random directions of the same length", _failures("random")),
     "steer_always": Arm("the same edit, always on", _steer_always),
+    **_redrawn(
+        "best_of",
+        "of 8 chunks the one with the lowest failure score",
+        lambda subject, blind: BestOf(8, blind),
+    ),
+    **_redrawn(
+        "guided",
+        "the flow goes down the failure score's gradient",
+        lambda subject, blind: Guided(0.3, blind),
+    ),
+    **_redrawn("elite", "the flow starts half-way from what worked before", _elite),
+    **_redrawn(
+        "feedback",
+        "a linear regulator holds the action expert to its clean mean along failure",
+        _feedback,
+    ),
+    "mist_gated": Arm(
+        "the loop, which remembers what was seen only where it changed the action",
+        lambda subject, faults: dataclasses.replace(
+            subject.kit.repaired(DECISIONS["mist"], "mist_gated"), gate=_gate(subject)
+        ),
+    ),
+    "steer_gated": Arm(
+        "steered like steer, but explained only where the observation changed the action",
+        lambda subject, faults: dataclasses.replace(
+            _failure_loop(subject, "mist"), gate=_gate(subject), name="steer_gated"
+        ),
+    ),
 }
 """Arms by name, the most telling ones first."""
