@@ -3,9 +3,9 @@
     python -m experiments.studies.remedies
 
 The arms of docs/does_it_help.md on the fault that each is for: typos from the start, light (a
-camera dimmed or with a colour cast), patches. Strengths are those of both splits. Seeds are test
-seeds that no other study plays. Interrupt it at will: the same command goes on, also with more
-episodes.
+camera dimmed or with a colour cast), patches; and redrawn chunks on the headline mixture, beside
+the same by chance. Strengths are those of both splits. Seeds are test seeds that no other study
+plays. Interrupt it at will: the same command goes on, also with more episodes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ NAME = "full_mist"
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some arms under a mixture of some faults, evenly; `against` says which arm some of them are
-    compared with beside bare.
+    """Some arms under a mixture of some faults, evenly, or the headline mixture without faults;
+    `against` says which arm some of them are compared with beside bare.
     """
 
     faults: tuple[str, ...]
@@ -50,6 +50,7 @@ def others(arms: Sequence[str], control: str) -> dict[str, str]:
 
 LIGHT = ("bare", "mist", "gain", "gain_always", "first_sound", "random_direction")
 PATCHES = ("bare", "mist", "paste", "paste_always", "first_sound", "random_direction")
+REDRAWN = ("best_of", "guided", "elite", "feedback")
 
 
 PARTS = {
@@ -66,6 +67,15 @@ PARTS = {
     ),
     "patches": Part(
         tuple(f"{camera}_patch" for camera in CAMERAS), PATCHES, others(PATCHES, "mist")
+    ),
+    "redrawn": Part(
+        (),
+        (
+            "bare",
+            "mist",
+            *(f"{name}{kind}" for kind in ("", "_random") for name in REDRAWN),
+        ),
+        {name: f"{name}_random" for name in REDRAWN},
     ),
 }
 
@@ -90,8 +100,10 @@ class Config:
 
 
 def mixture_of(config: Config, name: str) -> str:
-    """The condition of a part: a file of its mixture."""
+    """The condition of a part: a file of its mixture, or the name of the headline one."""
     part = PARTS[name]
+    if not part.faults:
+        return "mixture"
     both = {f: (*strengths(f), *strengths(f, unseen=True)) for f in part.faults}
     options: dict[str, Any] = {} if part.onset is None else {"onset": part.onset}
     mixture = Mixture(tuple(even(1.0, part.faults, both)), **options)

@@ -210,6 +210,7 @@ TABLES: Tables = {
     "study_losses": ("full_mist", study_losses),
     "remedies_typos": ("remedies", remedies("typos")),
     "remedies_light": ("remedies", remedies("light")),
+    "remedies_redrawn": ("remedies", remedies("redrawn")),
     "repair": ("repair", repair),
     "dose": ("steering_dose", dose),
     "sparse_arms": ("sparse_features", sparse_arms),
