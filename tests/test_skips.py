@@ -48,7 +48,7 @@ def listed(table: str) -> set[tuple[str, str]]:
 def test_every_skip_is_listed_with_its_reason_and_every_listed_skip_exists():
     found = {
         (path.relative_to(TESTS).as_posix(), reason)
-        for path in TESTS.rglob("test_*.py")
+        for path in (*TESTS.rglob("test_*.py"), *TESTS.rglob("conftest.py"))
         for reason in skips_in(path.read_text())
     }
     assert found == listed((TESTS / "SKIPS.md").read_text())
