@@ -71,9 +71,22 @@ def libero_served(results: Mapping[str, Any]) -> str:
     return markdown(head, (row(*found) for found in results["conditions"].items()))
 
 
+def libero_speed(results: Mapping[str, Any]) -> str:
+    """Steps per second of two scenes."""
+    head = ["two scenes in", "steps/s", "x the first [95%]"]
+    return markdown(
+        head,
+        (
+            (row["arm"], f"{row['steps_per_second']:.1f}", estimate(row["speed"]))
+            for row in results["rows"]
+        ),
+    )
+
+
 TABLES: Tables = {
     "libero": ("libero_policy", libero),
     "libero_detectors": ("libero_policy", libero_detectors),
     "libero_served": ("served_libero", libero_served),
     "libero_named": ("libero_loop", libero_named),
+    "libero_speed": ("bench_libero", libero_speed),
 }
