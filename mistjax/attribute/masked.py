@@ -13,16 +13,12 @@ import fnmatch
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from jaxtyping import Array
 
 from mistjax.attribute.text import Word, words_of
-from mistjax.hooks.edits import Edit
-from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
-from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample
+from mistjax.policies.protocol import Policy, PolicySpec, RawObs
 from mistjax.policies.wrapper import Wrapper, language
 
 _AROUND = ".,;:!?\"'"
@@ -79,19 +75,6 @@ class MaskedWords(Wrapper):
                 if self.masks(word.text):
                     mask[row, word.start : word.stop] = False
         return dataclasses.replace(obs, tokenized_prompt_mask=mask)
-
-    def sample(
-        self,
-        obs: Observation,
-        key: Array,
-        *,
-        state: Any = (),
-        edits: Sequence[Edit] = (),
-        taps: Sequence[Tap] = (),
-        prefix: Any = None,
-    ) -> Sample:
-        """The policy's."""
-        return self.policy.sample(obs, key, state=state, edits=edits, taps=taps, prefix=prefix)
 
 
 def own_words(read: Sequence[Word], prompt: str) -> Sequence[Word]:

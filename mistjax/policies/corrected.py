@@ -22,8 +22,6 @@ import flax.struct
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mistjax.hooks.edits import Edit
-from mistjax.hooks.sites import Tap
 from mistjax.models.observation import Observation
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample
 from mistjax.policies.wrapper import Briefed, told, traceable
@@ -131,19 +129,6 @@ class CorrectedPrompt(Briefed):
     def told(self, state: Any, brief: Any) -> Any:
         """See `Briefed`; the state is that of the policy inside."""
         return told(self.policy, state, brief)
-
-    def sample(
-        self,
-        obs: Observation,
-        key: Array,
-        *,
-        state: Any = (),
-        edits: Sequence[Edit] = (),
-        taps: Sequence[Tap] = (),
-        prefix: Any = None,
-    ) -> Sample:
-        """The inner policy's."""
-        return self.policy.sample(obs, key, state=state, edits=edits, taps=taps, prefix=prefix)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -28,7 +28,7 @@ from mistjax.policies.protocol import (
 
 
 class Wrapper(Policy):
-    """Base of policies around the one in their field `policy`; a subclass has its own `sample`."""
+    """Base of policies around the one in their field `policy`, which does what they do not say."""
 
     policy: Policy
 
@@ -69,6 +69,18 @@ class Wrapper(Policy):
         self, obs: Observation, *, edits: Sequence[Edit] = (), taps: Sequence[Tap] = ()
     ) -> Any:
         return self.policy.prefill(obs, edits=edits, taps=taps)
+
+    def sample(
+        self,
+        obs: Observation,
+        key: Array,
+        *,
+        state: Any = (),
+        edits: Sequence[Edit] = (),
+        taps: Sequence[Tap] = (),
+        prefix: Any = None,
+    ) -> Sample:
+        return self.policy.sample(obs, key, state=state, edits=edits, taps=taps, prefix=prefix)
 
     def finish(self, sample: Sample, raw: Sequence[RawObs]) -> np.ndarray:
         return self.policy.finish(sample, raw)

@@ -18,10 +18,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from mistjax.detect.novelty.monitor import InputEvidence
-from mistjax.hooks.edits import Edit
-from mistjax.hooks.sites import Tap
-from mistjax.models.observation import Observation
-from mistjax.policies.protocol import Sample
 from mistjax.policies.wrapper import Briefed
 
 NEVER = 2**30
@@ -161,16 +157,3 @@ class Scripted(Briefed):
     def told(self, state: Any, brief: Script) -> Any:
         """See `Briefed`."""
         return dataclasses.replace(state, repair=dataclasses.replace(state.repair, script=brief))
-
-    def sample(
-        self,
-        obs: Observation,
-        key: Array,
-        *,
-        state: Any = (),
-        edits: Sequence[Edit] = (),
-        taps: Sequence[Tap] = (),
-        prefix: Any = None,
-    ) -> Sample:
-        """The inner policy's."""
-        return self.policy.sample(obs, key, state=state, edits=edits, taps=taps, prefix=prefix)
