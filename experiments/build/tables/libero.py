@@ -83,7 +83,25 @@ def libero_speed(results: Mapping[str, Any]) -> str:
     )
 
 
+def libero_expert(results: Mapping[str, Any]) -> str:
+    """The scripted expert's successes, by suite, and the tasks that it does not do."""
+
+    def row(suite: str, tasks: Mapping[str, Sequence[int | None]]) -> tuple:
+        done = {task: sum(step is not None for step in tried) for task, tried in tasks.items()}
+        total = {"k": sum(done.values()), "n": sum(map(len, tasks.values()))}
+        weak = [
+            f"{task.replace('_', ' ').lower()} ({done[task]}/{len(tried)})"
+            for task, tried in tasks.items()
+            if done[task] < 0.9 * len(tried)
+        ]
+        return suite, len(tasks), rate(total), "; ".join(weak) or None
+
+    head = ["suite", "tasks played", "success [95%] (k/n)", "tasks below 90%"]
+    return markdown(head, (row(*found) for found in results["steps"].items()))
+
+
 TABLES: Tables = {
+    "libero_expert": ("libero_expert", libero_expert),
     "libero": ("libero_policy", libero),
     "libero_detectors": ("libero_policy", libero_detectors),
     "libero_served": ("served_libero", libero_served),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mistjax.envs.libero.demos import bursts
-from mistjax.envs.libero.expert import measure
+from mistjax.envs.libero.grasps import measure
 
 
 def box(length, width, height, yaw):

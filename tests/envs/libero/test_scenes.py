@@ -1,5 +1,6 @@
 """Real scenes: as LIBERO makes them, the same every time, and perturbed as asked."""
 
+import contextlib
 import multiprocessing
 import os
 from pathlib import Path
@@ -102,6 +103,23 @@ def test_pictures_are_drawn_only_when_due():
     env.close()
 
 
+def test_what_is_left_out_of_a_view_changes_no_pixel(env, monkeypatch):
+    env.reset(seed=0)
+    cameras, left_out = env._cameras, []
+    views = []
+    for _ in range(8):
+        for _ in range(4):
+            env.simulator.step(np.array([0.5, 0.0, -0.8, 0.2, 0.0, 0.3, -1.0]))
+        views.append(cameras.pictures(env.simulator.data))
+        drawn = cameras._scene.geoms[: cameras._scene.ngeom]
+        left_out.append(sum(geom.type == mujoco.mjtGeom.mjGEOM_NONE for geom in drawn))
+        with monkeypatch.context() as everything:
+            everything.setattr(type(cameras), "_leave_out", lambda *_: None)
+            assert np.array_equal(views[-1], cameras.pictures(env.simulator.data))
+    assert min(left_out) > 20  # of the wrist camera, which is drawn last
+    assert not np.array_equal(views[0], views[-1])
+
+
 def test_every_object_has_its_own_segment(env):
     env.reset(seed=0)
     segments, ids = env.segmentation(), env.solid_ids()
@@ -136,15 +154,33 @@ def test_running_out_of_steps_names_the_cause():
     assert truncated and info["failure_cause"] == "never_grasped"
 
 
-def test_the_expert_succeeds_and_stays_inside_the_action_space(env):
-    env.reset(seed=0)
-    expert, done = Expert(env.simulator), False
-    while not done:
-        action = expert.action()
-        assert np.abs(action).max() <= 1
-        *_, success, truncated, info = env.step(action)
-        done = success or truncated
-    assert info["success"] and info["step"] < 150
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("libero_object", 1),  # a box, held across
+        ("libero_spatial", 2),  # a bowl, held by its rim
+        ("libero_spatial", 1),  # beside a ramekin
+        ("libero_spatial", 4),  # in a drawer
+        ("libero_10", 0),  # two things, one after the other
+    ],
+)
+def test_the_expert_succeeds_and_stays_inside_the_action_space(name, task):
+    with contextlib.closing(LiberoEnv(name, task, pictures=False)) as env:
+        env.reset(seed=0)
+        expert, done = Expert(env.simulator), False
+        while not done:
+            action = expert.action()
+            assert np.abs(action).max() <= 1
+            *_, success, truncated, info = env.step(action)
+            done = success or truncated
+    assert info["success"] and info["step"] < 300
+
+
+def test_the_expert_refuses_what_is_no_pick_and_place():
+    with contextlib.closing(LiberoEnv("libero_goal", 0, pictures=False)) as env:
+        env.reset(seed=0)
+        with pytest.raises(ValueError, match="picks and places; the goal is .*Open"):
+            Expert(env.simulator)
 
 
 def perturbed(env, perturbation):
