@@ -55,8 +55,8 @@ class Config:
         scenes: seeds that scenes are taken from, two each.
         strengths: of steering.
         repeats: timed inferences.
-        only: policies that are measured; columns of the others stay those of `results`. None are
-            all. Attributions are compared among policies of one call.
+        only: policies that are measured; columns of the others, and `config`, stay those of
+            `results`. None are all. Attributions are compared among policies of one call.
     """
 
     work: Path = Path("runs/cross_architecture")
@@ -85,7 +85,8 @@ def measure(subject: Subject, config: Config, scenes: list[Scene]) -> tuple[dict
         "overhead": lambda: overhead_row(policy, monitor, [s.raw for s in scenes], config.repeats),
     }
     made_with = f"{len(scenes)}_{config.training}"
-    row = {"fingerprint": policy.spec.fingerprint}
+    counts = {"training": config.training, "test": config.episodes, "scenes": len(scenes)}
+    row = {"fingerprint": policy.spec.fingerprint, "counts": counts}
     for name, make in parts.items():
         fresh = name in ("success", "detection")
         row[name] = make() if fresh else _kept(folder / f"{name}_{made_with}.json", make)
@@ -136,12 +137,11 @@ def main(config: Config) -> dict[str, Any]:
         for a, b in itertools.combinations(found, 2)
         for readout in READOUTS
     ]
+    settings = {k: str(v) for k, v in dataclasses.asdict(config).items() if k != "only"}
     rows = kept.get("subjects", {}) | {name: row for name, (row, _) in found.items()}
     results = {
         "command": "python -m experiments.studies.cross_architecture",
-        "config": {
-            name: str(value) for name, value in dataclasses.asdict(config).items() if name != "only"
-        },
+        "config": kept.get("config") or settings,
         "absent": absent,
         "subjects": {name: rows[name] for name in names},
         "agreement": [pair for pair in kept.get("agreement", ()) if not {*pair["pair"]} & {*found}]
@@ -163,6 +163,9 @@ def as_table(results: Mapping[str, Any]) -> str:
 
     lines: dict[str, list[str]] = {}
     for row in subjects.values():
+        c = row["counts"]
+        text = f"{c['training']} / {c['test']} / {c['scenes']}"
+        lines.setdefault("n: training and test, each condition; scenes", []).append(text)
         for condition, f in row["success"].items():
             text = f"{f['k'] / f['n']:.0%} {interval(f)} ({f['k']}/{f['n']})"
             lines.setdefault(f"success, {condition}", []).append(text)

@@ -106,12 +106,15 @@ def test_the_table_has_a_column_for_each_policy():
     rate = {"k": 3, "n": 4, "interval": [0.3, 0.9]}
     auc = {"early": 0.7, "full": 0.9, "early interval": [0.6, 0.8], "full interval": [0.8, 1.0]}
     row = {
+        "counts": {"training": 2, "test": 4, "scenes": 3},
         "success": {"nominal": rate},
         "detection": auc,
         "stone": {"action": {"share": 0.3, "interval": [0.2, 0.4], "control": 0.1}},
         "steering": [dose],
         "overhead": {"ms quartiles": {"bare": [1, 2, 3], "monitored": [2, 3, 4]}},
     }
-    lines = as_table({"subjects": {"a": row, "b": row}}).splitlines()
+    other = row | {"counts": {"training": 1, "test": 2, "scenes": 3}}
+    lines = as_table({"subjects": {"a": row, "b": other}}).splitlines()
     assert {line.count("|") for line in lines} == {4}
-    assert "75% [0.30, 0.90] (3/4)" in lines[2]
+    assert lines[2].endswith("| 2 / 4 / 3 | 1 / 2 / 3 |")
+    assert "75% [0.30, 0.90] (3/4)" in lines[3]
