@@ -400,8 +400,9 @@ def _plain(value: Any) -> Any:
 class InferPolicy:
     """A policy of ours with openpi's interface: `infer(obs)`, `reset()` and `metadata`.
 
-    It remembers what a monitor knows of the episode, so it is for one robot at a time, and `reset`
-    has to be called where an episode begins: openpi's own loop never says so.
+    It remembers what a monitor knows of the episode, so it is for one robot at a time, and has to
+    be told where an episode begins, which openpi's own loop never says: by `reset`, or by a client
+    in an observation with a true `mist/reset`.
 
     Results hold what `policy.infer` gives, and of a monitored policy a dict `mist` of numbers:
     `score`, `threshold`, `alarm`, `edited` and whether the `fallback` goes out.
@@ -422,7 +423,12 @@ class InferPolicy:
         self._state = self.policy.initial_state(1)
 
     def infer(self, obs: Mapping[str, Any], *, noise: np.ndarray | None = None) -> dict[str, Any]:
-        """See openpi's `Policy.infer`."""
+        """See openpi's `Policy.infer`; ValueError where `mist/reset` is neither true nor false."""
+        obs = dict(obs)
+        if not isinstance(begins := obs.pop("mist/reset", False), bool | np.bool_):
+            raise ValueError(f"mist/reset is a {type(begins).__name__}: expected true or false.")
+        if begins:
+            self.reset()
         prepared = self.policy.prepare([obs])
         self._rng, key = jax.random.split(self._rng)
         policy = self.policy if noise is None else _with_noise(self.policy, noise)

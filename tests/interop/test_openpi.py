@@ -17,7 +17,7 @@ from beartype import beartype
 from flax import nnx
 from jaxtyping import Array, Float, TypeCheckError, jaxtyped
 
-from interop.openpi import OpenpiFastPolicy, OpenpiPolicy, wrap
+from interop.openpi import InferPolicy, OpenpiFastPolicy, OpenpiPolicy, wrap
 from interop.openpi.models import Modules
 from mistjax.hooks import POINTS, Add, Scale, SetNeurons, Tap
 from mistjax.models import gemma
@@ -29,6 +29,7 @@ from mistjax.models.pi0 import time_embedding
 from mistjax.models.siglip import DenseGeneral, MlpBlock, SelfAttention
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies import BOARD, FastPolicy, LanguagePolicy, PiPolicy, Policy
+from mistjax.policies.protocol import Sample
 
 KEYS = (*TINY.image_keys, "right_wrist_0_rgb")
 STACKS = ("vision", "vlm", "action")
@@ -419,3 +420,38 @@ def test_something_else_than_an_openpi_model_is_refused(pair):
     wrapped, _, _ = pair
     with pytest.raises(TypeError, match="expected openpi's Pi0"):
         wrap(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), BOARD, wrapped.tokenizer, STATS)
+
+
+class Counting(Policy):
+    """Its score is the number of looks since the episode began."""
+
+    def initial_state(self, batch):
+        return np.zeros(batch, int)
+
+    def prepare(self, raw):
+        assert raw == [{"prompt": "go"}]
+        return raw
+
+    def sample(self, obs, key, *, state):
+        return Sample(np.zeros((1, 2, 3)), {}, {"score": state}, state=state + 1)
+
+    def outputs(self, sample):
+        return [{"actions": sample.actions[0]}]
+
+    def finish(self, sample, raw):
+        return sample.actions
+
+
+def test_an_episode_begins_by_reset_or_by_a_word_of_the_client():
+    policy = InferPolicy(Counting())
+
+    def score(**said):
+        return policy.infer({"prompt": "go", **said})["mist"]["score"]
+
+    assert [score(), score(), score(**{"mist/reset": False})] == [0, 1, 2]
+    assert [score(**{"mist/reset": np.True_}), score()] == [0, 1]
+    policy.reset()
+    assert score() == 0
+    with pytest.raises(ValueError, match="mist/reset is a str: expected true or false"):
+        score(**{"mist/reset": "no"})
+    assert score() == 1
