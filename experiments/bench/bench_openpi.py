@@ -13,13 +13,13 @@ pi0's own of 14 pixels, 256 tokens a camera, and of 28, a quarter of that. The a
 - `ours`: `mistjax.models`, its largest difference from openpi beside it
 
 Two clocks: the wall's, and the time that the process computed on any core, which other processes
-disturb far less.
+disturb far less. Models that are not timed this time keep their rows in FILE.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import json
 import os
 import platform
 from collections.abc import Callable
@@ -80,7 +80,6 @@ class Row:
     its actions.
     """
 
-    model: str
     prefix: int
     arm: str
     milliseconds: float
@@ -126,16 +125,10 @@ def make_arms(config: Pi0Config, seed: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Times every arm of every model; prints, and writes the rows."""
-    openpi_sizes.put_on_path()
-    device, rows = jax.devices()[0], []
-    machine = (
-        f"{device.device_kind} ({device.platform}), jax {jax.__version__}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}"
-    )
-    print(machine, flush=True)
-    for name, side in itertools.product(config.models, config.patches):
+def time_model(name: str, config: Config) -> list[Row]:
+    """Times every arm of one model at every size of the patches; prints the rows."""
+    rows = []
+    for side in config.patches:
         tower = dataclasses.replace(SMALL.siglip, patch_size=(side, side))
         sizes = dataclasses.replace(
             SMALL, siglip=tower, pi05=name == "pi05", num_steps=config.steps
@@ -149,7 +142,7 @@ def main(config: Config) -> dict[str, Any]:
             off = None if "edit" in arm else float(np.abs(actions[arm] - actions["openpi"]).max())
             wall, cpu = (ratio(s[:, clock], base[:, clock], rng) for clock in (0, 1))
             ms = 1e3 * float(np.median(s[:, 0]))
-            rows.append(Row(name, sizes.prefix_len, arm, ms, wall, cpu, off))
+            rows.append(Row(sizes.prefix_len, arm, ms, wall, cpu, off))
             print(
                 f"{name:5} {sizes.prefix_len:4} {arm:20} {ms:8.1f} ms  "
                 "wall x {:.3f} [{:.3f}, {:.3f}]  ".format(*rows[-1].wall)
@@ -157,15 +150,37 @@ def main(config: Config) -> dict[str, Any]:
                 + ("" if off is None else f"off by {off:.1e}"),
                 flush=True,
             )
-    shapes = jax.eval_shape(lambda: pi0.init(SMALL, KEY))
-    record = {
-        "command": command("experiments.bench.bench_openpi"),
-        "machine": machine,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
-        "rows": [dataclasses.asdict(row) for row in rows],
-    }
-    write_results(config.results, record)
-    return record
+    return rows
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Times the models; writes their rows beside those of the others."""
+    openpi_sizes.put_on_path()
+    device = jax.devices()[0]
+    machine = (
+        f"{device.device_kind} ({device.platform}), jax {jax.__version__}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}"
+    )
+    print(machine, flush=True)
+    file = config.results
+    models = json.loads(file.read_text())["models"] if file is not None and file.exists() else {}
+    for name in config.models:
+        loads = [os.getloadavg()[0]]
+        rows = time_model(name, config)
+        loads.append(os.getloadavg()[0])
+        shapes = jax.eval_shape(
+            lambda name=name: pi0.init(dataclasses.replace(SMALL, pi05=name == "pi05"), KEY)
+        )
+        models[name] = {
+            "command": command("experiments.bench.bench_openpi"),
+            "machine": machine,
+            "load": loads,
+            "turns": config.turns,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+            "rows": [dataclasses.asdict(row) for row in rows],
+        }
+        write_results(file, {"models": models})
+    return {"models": models}
 
 
 if __name__ == "__main__":

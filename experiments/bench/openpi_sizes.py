@@ -20,7 +20,7 @@ SOURCE = "OPENPI_SRC"
 
 def put_on_path() -> None:
     """Makes `import openpi` find the checkout that OPENPI_SRC names: its folder, or its `src`."""
-    root = Path(os.environ[SOURCE])
+    root = Path(os.environ[SOURCE]).resolve()
     root = root.parent if root.name == "src" else root
     for folder in (root / "src", root / "packages" / "openpi-client" / "src"):
         if str(folder) not in sys.path:

@@ -88,28 +88,29 @@ def quartiles(row: Mapping[str, Any]) -> str:
     return f"({row['low']:.2f} to {row['high']:.2f})"
 
 
-def beside_openpi(results: Mapping[str, Any]) -> str:
-    head = ["model", "prefix, tokens", "arm", "ms", "wall, ratio to openpi", "CPU, ratio to openpi"]
-    head.append("difference")
+AIMS = {"wrapped, one edit": 1.05, "ours": 0.65}
+"""Arm -> the most of openpi's computing that it should take."""
 
-    def row(r: Mapping[str, Any]) -> tuple:
-        off = (
-            None
-            if r["difference"] is None
-            else f"{r['difference']:.0e}"
-            if r["difference"]
-            else "0"
-        )
+
+def beside_openpi(results: Mapping[str, Any]) -> str:
+    head = ["model", "prefix, tokens", "arm", "n", "ms"]
+    head += ["wall, ratio to openpi", "CPU, ratio to openpi", "aim", "difference"]
+
+    def row(model: str, turns: int, r: Mapping[str, Any]) -> tuple:
+        aim, off = AIMS.get(r["arm"]), r["difference"]
         return (
-            r["model"],
+            model,
             r["prefix"],
             r["arm"],
+            turns,
             f"{r['milliseconds']:.0f}",
             *(estimate(r[c], 3) for c in CLOCKS),
-            off,
+            aim and f"{aim}: {'met' if r['cpu'][0] <= aim else 'missed'}",
+            None if off is None else f"{off:.0e}" if off else "0",
         )
 
-    return markdown(head, map(row, results["rows"]))
+    models = results["models"].items()
+    return markdown(head, (row(m, found["turns"], r) for m, found in models for r in found["rows"]))
 
 
 TABLES: Tables = {
