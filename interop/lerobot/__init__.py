@@ -13,7 +13,7 @@ try:
     import torch  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "LeRobot needs PyTorch, which is not installed: see docs/another_vla.md for an environment."
+        "LeRobot needs PyTorch, which is not installed: see docs/lerobot.md for an environment."
     ) from error
 
 try:
@@ -30,5 +30,5 @@ try:
 except ImportError as error:
     raise ImportError(
         "LeRobot is not installed here: `make test-lerobot` makes an environment for it, see "
-        "docs/another_vla.md."
+        "docs/lerobot.md."
     ) from error

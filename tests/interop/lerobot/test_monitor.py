@@ -1,11 +1,17 @@
 """`MistPolicy` around SmolVLA: watched, steered, and itself while no alarm is raised."""
 
+import json
+import re
+import shutil
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mistjax.attribute.readouts import FailureScore
+from mistjax.detect.artifact import Artifact, save_detector
 from mistjax.detect.calibration.conformal import Threshold
 from mistjax.detect.inputs import DEFAULT_INPUT
 from mistjax.detect.methods.safe.heads import SafeMLP
@@ -13,6 +19,7 @@ from mistjax.detect.monitor import Monitor
 from mistjax.recover.mist import MistPolicy
 
 KEY = jax.random.key(0)
+PAGE = (Path(__file__).parents[3] / "docs" / "lerobot.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +59,25 @@ def test_a_score_has_gradients_in_the_pictures(policy, monitor, raw):
 
     for grad in jax.tree.leaves(jax.grad(score)(obs.images)):
         assert np.isfinite(grad).all() and np.abs(grad).max() > 0
+
+
+def test_the_page_makes_and_watches_a_policy_of_lerobots_own_objects(
+    policy, monitor, folder, backbone, raw, tmp_path, monkeypatch
+):
+    made = tmp_path / "outputs" / "train" / "my_smolvla" / "checkpoints" / "last"
+    shutil.copytree(folder, made / "pretrained_model")
+    config = made / "pretrained_model" / "config.json"  # LeRobot's own reader knows no name inside
+    config.write_text(config.read_text().replace('"backbone"', json.dumps(str(backbone))))
+    found = Artifact(
+        monitor.detector, policy.spec.fingerprint, monitor.reads, threshold=monitor.threshold
+    )
+    save_detector(tmp_path / "runs" / "monitor", found)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python in_hand\n(.*?)```", PAGE, re.DOTALL)
+    names: dict = {}
+    exec(compile(code, "docs/lerobot.md", "exec"), names)
+    safer = names["safer"]
+    obs = safer.prepare(raw)
+    sample = safer.sample(obs, KEY, state=safer.initial_state(2))
+    assert np.isfinite(sample.aux["score"]).all() and not sample.aux["alarm"].any()
+    np.testing.assert_array_equal(sample.actions, policy.sample(policy.prepare(raw), KEY).actions)
