@@ -175,11 +175,13 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def named(outcomes: Any) -> dict[str, dict[str, dict[str, int]]]:
-    """Condition -> input that is unsound -> input that was named -> episodes, where nothing was
-    repaired."""
+    """Condition -> input that is unsound -> input that was named -> episodes.
+
+    Of the arm that repairs nothing, or of the loop, whose first name comes before any repair.
+    """
     found: dict[str, dict[str, dict[str, int]]] = {}
     for where, arms in outcomes.items():
-        for row in arms.get("monitor", {}).values():
+        for row in arms.get("monitor", arms.get("mist", {})).values():
             truth, said = row["fault_input"] or "nothing", row["named_input"] or "nothing"
             counts = found.setdefault(where, {}).setdefault(truth, {})
             counts[said] = counts.get(said, 0) + 1

@@ -54,7 +54,7 @@ class Config:
     policy: Path = SHIPPED / "libero_pi0"
     suite: str = "libero_object"
     task: int = 0
-    first_start: int = 20
+    first_start: int = 10
     starts: int = 4
     faults: tuple[str, ...] = ("front_frozen", "wrist_frozen", "state_frozen")
     onset: int = 30

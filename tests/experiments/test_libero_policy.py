@@ -88,6 +88,6 @@ def test_names_are_counted_by_what_was_unsound():
         3: {"fault_input": None, "named_input": "state"},
         4: {"fault_input": "front", "named_input": "front"},
     }
-    assert named({"mixture": {"bare": {}, "monitor": watched}}) == {
-        "mixture": {"front": {"front": 2, "nothing": 1}, "nothing": {"state": 1}}
-    }
+    expected = {"mixture": {"front": {"front": 2, "nothing": 1}, "nothing": {"state": 1}}}
+    assert named({"mixture": {"bare": {}, "monitor": watched, "mist": {}}}) == expected
+    assert named({"mixture": {"bare": {}, "mist": watched}}) == expected
