@@ -11,10 +11,12 @@ from mistjax.demo import SHIPPED
 from mistjax.models.config import IMAGE_KEYS, TINY
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies import PRESETS, random_policy
+from mistjax.policies.load import load_policy
 from mistjax.rollouts import load_run, run_episodes
-from mistjax.rollouts.collect import make_env
+from mistjax.rollouts.collect import collect, make_env
 from mistjax.rollouts.plan import LIBERO_ENV, EpisodePlan, suite_seeds
 from tests.libero_found import FOUND
+from tests.rollouts.test_on_the_board import RAYS_OWN
 
 pytestmark = pytest.mark.skipif(not FOUND, reason="needs LIBERO and its assets")
 
@@ -65,3 +67,18 @@ def test_a_worker_process_gives_the_same_episodes(tmp_path, same):
     assert len(here.trace(0).actions) == 6
     assert here.trace(0).task != here.trace(50).task
     assert np.ptp(here.trace(0).state) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings(*RAYS_OWN)
+def test_a_machine_that_dies_takes_no_scene_with_it(same, kill_once, tmp_path):
+    policy = load_policy(SHIPPED / "libero_pi0")
+    plan = EpisodePlan(6, suite="libero_object", tasks=(0,), max_steps=30, num_envs=2)
+    with kill_once(tmp_path / "there"):
+        there = collect(policy, tmp_path / "there", plan, workers=2, executor="ray")
+    here = collect(policy, tmp_path / "here", plan)
+    assert len(there.finished) == len(here.finished) == 6
+    for row in here.finished:
+        assert row["error"] is None
+        same(here.trace(row["seed"]), there.trace(row["seed"]))

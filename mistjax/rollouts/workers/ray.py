@@ -91,7 +91,8 @@ class RayWorker:
             return _ray().get(self._pending.popleft(), timeout=workers.PATIENCE_S)
         except exceptions.GetTimeoutError:
             raise WorkerLost(f"a Ray worker said nothing for {workers.PATIENCE_S:g} s") from None
-        except exceptions.RayActorError as error:
+        except (exceptions.RayActorError, exceptions.ObjectLostError) as error:
+            # An answer above 100 kB, a picture, stays on the worker's machine and is lost with it.
             raise WorkerLost(f"a Ray worker died ({str(error).splitlines()[0]})") from None
         except exceptions.RayTaskError as error:
             raise (error.cause or error) from None
