@@ -17,6 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Int
 
 from experiments.record import command, write_results
 from mistjax.compilation import enable_cache
@@ -30,7 +31,7 @@ from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.summary import compare
-from mistjax.stats import Rate
+from mistjax.stats import bootstrap
 from mistjax.studies.arms import GATE, Subject, make_arm
 from mistjax.studies.conditions import condition
 from mistjax.studies.run import LOCKSTEP
@@ -71,12 +72,31 @@ def arms(loop: str, subject: Subject) -> dict[str, Policy]:
     return found
 
 
-def spent(run: Run, name: str) -> Rate:
-    """Inferences that spent something, of any input, among all."""
-    flags = np.concatenate(
-        [np.reshape(trace.aux[name], (len(trace.chunks), -1)).any(axis=1) for trace in run.traces()]
-    )
-    return Rate(int(flags.sum()), len(flags))
+def spent(run: Run, name: str) -> Int[np.ndarray, "episodes 2"]:
+    """Of each episode, by seed, how many inferences spent something, of any input, and how many
+    there were.
+    """
+    found = {}
+    for trace in run.traces():
+        flags = np.reshape(trace.aux[name], (len(trace.chunks), -1)).any(axis=1)
+        found[trace.seed] = int(flags.sum()), len(trace.chunks)
+    return np.array([found[seed] for seed in sorted(found)])
+
+
+def spared(
+    loop: Int[np.ndarray, "episodes 2"], arm: Int[np.ndarray, "episodes 2"]
+) -> list[float] | None:
+    """Share of what the loop spends for each inference that the arm does not: the estimate and its
+    interval over the episodes (paired by seed); None where the loop spends nothing.
+    """
+
+    def share(index: np.ndarray | slice) -> float:
+        (a, n), (b, m) = loop[index].sum(axis=0), arm[index].sum(axis=0)
+        return 1 - (b / m) / (a / n) if a else float("nan")
+
+    if not loop[:, 0].any():
+        return None
+    return [share(slice(None)), *bootstrap(share, len(loop))]
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -103,7 +123,7 @@ def main(config: Config) -> dict[str, Any]:
         }
         for arm, run in runs.items():
             pair, share = compare(runs[loop], run), spent(run, SPENT[loop])
-            before = spent(runs[loop], SPENT[loop])
+            used, inferences = share.sum(axis=0).tolist()
             rows.append(
                 {
                     "arm": arm,
@@ -113,9 +133,9 @@ def main(config: Config) -> dict[str, Any]:
                     "repaired": pair.repaired,
                     "broken": pair.broken,
                     "p": pair.p_value,
-                    "spent": share.k,
-                    "inferences": share.n,
-                    "spared": 1 - share.value / before.value if before.k else float(np.nan),
+                    "spent": used,
+                    "inferences": inferences,
+                    "spared": spared(spent(runs[loop], SPENT[loop]), share),
                 }
             )
         results = {
