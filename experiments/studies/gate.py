@@ -3,9 +3,10 @@
     python -m experiments.studies.gate
 
 The loop that repairs and the one that steers, each as it is, gated (`ActionGate`: spent only where
-the observation changed the action) and shut (only the first look is remembered, nothing is ever
-explained): where shut ends alike too, what was spared was worth nothing, and the gate shows no
-more. On the headline mixture, test seeds that no other study plays. Interrupt it at will.
+the observation changed the action) and shut (only the first two looks are remembered, and nothing
+is explained after the first inference): where shut ends alike too, what was spared was worth
+nothing, and the gate shows no more. On the headline mixture, test seeds that no other study plays.
+Interrupt it at will.
 """
 
 from __future__ import annotations
