@@ -12,6 +12,7 @@ Interrupt it at will.
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def spared(
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Plays the loops, and writes a row for each arm."""
+    """Plays the loops, and writes a row for each arm; those of other loops stay."""
     bare = load_policy(POLICY)
     subject = Subject(bare, MIST)
     plan = EpisodePlan(
@@ -110,8 +111,10 @@ def main(config: Config) -> dict[str, Any]:
         num_envs=LOCKSTEP,
         **condition("mixture").plan,
     )
+    kept = json.loads(config.results.read_text())["rows"] if config.results.exists() else []
     rows: list[dict[str, Any]] = []
     for loop in config.loops:
+        kept = [row for row in kept if row["what"] != SPENT[loop]]
         runs = {
             arm: collect(
                 policy,
@@ -128,6 +131,7 @@ def main(config: Config) -> dict[str, Any]:
             rows.append(
                 {
                     "arm": arm,
+                    "command": command("experiments.studies.gate"),
                     "what": SPENT[loop],
                     "n": pair.n,
                     "successes": pair.after.k,
@@ -140,10 +144,9 @@ def main(config: Config) -> dict[str, Any]:
                 }
             )
         results = {
-            "command": command("experiments.studies.gate"),
             "first_seed": config.first_seed,
             "tolerance": GATE,
-            "rows": rows,
+            "rows": sorted(rows + kept, key=lambda row: list(SPENT.values()).index(row["what"])),
         }
         write_results(config.results, results)
     return results
