@@ -3,20 +3,23 @@
     python -m experiments.studies.gate
 
 The loop that repairs and the one that steers, each as it is, gated (`ActionGate`: spent only where
-the observation changed the action) and shut (only the first look is remembered, nothing is ever
-explained): where shut ends alike too, what was spared was worth nothing, and the gate shows no
-more. On the headline mixture, test seeds that no other study plays. Interrupt it at will.
+the observation changed the action) and shut (only the first two looks are remembered, and nothing
+is explained after the first inference): where shut ends alike too, what was spared was worth
+nothing, and the gate shows no more. On the headline mixture, test seeds that no other study plays.
+Interrupt it at will.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Int
 
 from experiments.record import command, write_results
 from mistjax.compilation import enable_cache
@@ -30,7 +33,7 @@ from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.summary import compare
-from mistjax.stats import Rate
+from mistjax.stats import bootstrap
 from mistjax.studies.arms import GATE, Subject, make_arm
 from mistjax.studies.conditions import condition
 from mistjax.studies.run import LOCKSTEP
@@ -71,16 +74,35 @@ def arms(loop: str, subject: Subject) -> dict[str, Policy]:
     return found
 
 
-def spent(run: Run, name: str) -> Rate:
-    """Inferences that spent something, of any input, among all."""
-    flags = np.concatenate(
-        [np.reshape(trace.aux[name], (len(trace.chunks), -1)).any(axis=1) for trace in run.traces()]
-    )
-    return Rate(int(flags.sum()), len(flags))
+def spent(run: Run, name: str) -> Int[np.ndarray, "episodes 2"]:
+    """Of each episode, by seed, how many inferences spent something, of any input, and how many
+    there were.
+    """
+    found = {}
+    for trace in run.traces():
+        flags = np.reshape(trace.aux[name], (len(trace.chunks), -1)).any(axis=1)
+        found[trace.seed] = int(flags.sum()), len(trace.chunks)
+    return np.array([found[seed] for seed in sorted(found)])
+
+
+def spared(
+    loop: Int[np.ndarray, "episodes 2"], arm: Int[np.ndarray, "episodes 2"]
+) -> list[float] | None:
+    """Share of what the loop spends for each inference that the arm does not: the estimate and its
+    interval over the episodes (paired by seed); None where the loop spends nothing.
+    """
+
+    def share(index: np.ndarray | slice) -> float:
+        (a, n), (b, m) = loop[index].sum(axis=0), arm[index].sum(axis=0)
+        return 1 - (b / m) / (a / n) if a else float("nan")
+
+    if not loop[:, 0].any():
+        return None
+    return [share(slice(None)), *bootstrap(share, len(loop))]
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Plays the loops, and writes a row for each arm."""
+    """Plays the loops, and writes a row for each arm; those of other loops stay."""
     bare = load_policy(POLICY)
     subject = Subject(bare, MIST)
     plan = EpisodePlan(
@@ -89,8 +111,10 @@ def main(config: Config) -> dict[str, Any]:
         num_envs=LOCKSTEP,
         **condition("mixture").plan,
     )
+    kept = json.loads(config.results.read_text())["rows"] if config.results.exists() else []
     rows: list[dict[str, Any]] = []
     for loop in config.loops:
+        kept = [row for row in kept if row["what"] != SPENT[loop]]
         runs = {
             arm: collect(
                 policy,
@@ -103,26 +127,26 @@ def main(config: Config) -> dict[str, Any]:
         }
         for arm, run in runs.items():
             pair, share = compare(runs[loop], run), spent(run, SPENT[loop])
-            before = spent(runs[loop], SPENT[loop])
+            used, inferences = share.sum(axis=0).tolist()
             rows.append(
                 {
                     "arm": arm,
+                    "command": command("experiments.studies.gate"),
                     "what": SPENT[loop],
                     "n": pair.n,
                     "successes": pair.after.k,
                     "repaired": pair.repaired,
                     "broken": pair.broken,
                     "p": pair.p_value,
-                    "spent": share.k,
-                    "inferences": share.n,
-                    "spared": 1 - share.value / before.value if before.k else float(np.nan),
+                    "spent": used,
+                    "inferences": inferences,
+                    "spared": spared(spent(runs[loop], SPENT[loop]), share),
                 }
             )
         results = {
-            "command": command("experiments.studies.gate"),
             "first_seed": config.first_seed,
             "tolerance": GATE,
-            "rows": rows,
+            "rows": sorted(rows + kept, key=lambda row: list(SPENT.values()).index(row["what"])),
         }
         write_results(config.results, results)
     return results

@@ -73,9 +73,9 @@ PARTS = {
         (
             "bare",
             "mist",
-            *(f"{name}{kind}" for kind in ("", "_random") for name in REDRAWN),
+            *(f"{name}{kind}" for kind in ("", "_random", "_always") for name in REDRAWN),
         ),
-        {name: f"{name}_random" for name in REDRAWN},
+        {name: f"{name}_random" for name in REDRAWN} | {f"{name}_always": name for name in REDRAWN},
     ),
 }
 

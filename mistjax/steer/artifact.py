@@ -126,7 +126,7 @@ def load_steering(folder: str | Path, spec: PolicySpec) -> SteeringArtifact:
     """
     path = Path(folder) / _CARD
     if not path.is_file():
-        raise FileNotFoundError(f"no {_CARD} in {folder}: write one with save_steering(...).")
+        raise FileNotFoundError(f"no {_CARD} in {folder}: write one with `mistjax vectors`.")
     document, files = load_together(path, [_ARRAYS])
     version, policy = document.get("version"), document.get("policy")
     if version != VERSION:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from experiments.build.tables.cells import Tables, as_markdown, estimate, interval, markdown
+from mistjax.stats import Rate
 from mistjax.studies.page import loss_rows, table_rows, target_rows
 from mistjax.studies.table import Row
 
@@ -116,6 +117,23 @@ def remedies(part: str) -> Callable[[Mapping[str, Any]], str]:
     return table
 
 
+def gate(results: Mapping[str, Any]) -> str:
+    """What a gate on the action spares, and what it costs."""
+    head = ["arm", "success", "repaired / broken", "p", "spent in", "spared [95%]"]
+
+    def row(r: Mapping[str, Any]) -> tuple:
+        loop = not r["arm"].endswith(("_gated", "_shut"))
+        compared = () if loop else (f"{r['repaired']} / {r['broken']}", f"{r['p']:.2g}")
+        used = f"{r['spent']} of {r['inferences']} inferences ({r['what']})"
+        share = None
+        if not loop and r["spared"] is not None:
+            share = "{:.0%} [{:.0%}, {:.0%}]".format(*r["spared"])
+        rate = str(Rate(r["successes"], r["n"]))
+        return r["arm"], rate, *(compared or ("–", "–")), used, share or "–"
+
+    return markdown(head, map(row, results["rows"]))
+
+
 def known_change(results: Mapping[str, Any]) -> str:
     return as_markdown(results["table"])
 
@@ -210,7 +228,9 @@ TABLES: Tables = {
     "study_losses": ("full_mist", study_losses),
     "remedies_typos": ("remedies", remedies("typos")),
     "remedies_light": ("remedies", remedies("light")),
+    "remedies_patches": ("remedies", remedies("patches")),
     "remedies_redrawn": ("remedies", remedies("redrawn")),
+    "gate": ("gate", gate),
     "repair": ("repair", repair),
     "dose": ("steering_dose", dose),
     "sparse_arms": ("sparse_features", sparse_arms),

@@ -179,7 +179,7 @@ def test_the_expert_succeeds_and_stays_inside_the_action_space(name, task):
 def test_the_expert_refuses_what_is_no_pick_and_place():
     with contextlib.closing(LiberoEnv("libero_goal", 0, pictures=False)) as env:
         env.reset(seed=0)
-        with pytest.raises(ValueError, match="picks and places; the goal is .*Open"):
+        with pytest.raises(ValueError, match=r"picks and places; the goal is .*Open"):
             Expert(env.simulator)
 
 
