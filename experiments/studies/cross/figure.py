@@ -124,7 +124,7 @@ def _dose(axes: Axes, subjects: dict, colors: dict, axis: str) -> None:
     what = {"speed": "change of speed", "height": "change of vertical speed"}[axis]
     words = {"speed": "quickly - slowly", "height": "high - low"}[axis]
     label(axes, f"strength, {words} (dashed: value vectors)", f"{what} (m/s)")
-    legend(axes)
+    legend(axes, ncols=2)
 
 
 def _overhead(axes: Axes, subjects: dict, colors: dict) -> None:
@@ -140,4 +140,6 @@ def _overhead(axes: Axes, subjects: dict, colors: dict) -> None:
 
 
 def _names(axes: Axes, subjects: dict) -> None:
-    axes.set_xticks(range(len(subjects)), list(subjects))
+    """Under the bars, a name on each of two heights in turn."""
+    names = ["\n" * (i % 2) + name for i, name in enumerate(subjects)]
+    axes.set_xticks(range(len(subjects)), names)
