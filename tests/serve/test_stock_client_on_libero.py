@@ -22,6 +22,7 @@ ONSET = 30
 def test_a_camera_that_freezes_in_mid_episode_is_named_in_the_reply(tmp_path):
     config = Config(
         SHIPPED / "libero_mist",
+        first_start=11,
         starts=1,
         faults=("front_frozen",),
         onset=ONSET,
