@@ -41,6 +41,7 @@ from mistjax.policies.presets import RobotPreset
 from mistjax.policies.protocol import Policy, PolicySpec, RawObs, Sample
 from mistjax.policies.wrapper import Wrapper, innermost
 from mistjax.recover.artifact import load_mist
+from mistjax.rollouts.loop import beside
 
 _ANY = float(np.finfo(np.float32).max)  # a bound that no action reaches
 _SPREAD = 3.0  # standard deviations that stand for the range of actions, without quantiles
@@ -420,7 +421,7 @@ class InferPolicy:
 
     def reset(self) -> None:
         """Forgets the episode."""
-        self._state = self.policy.initial_state(1)
+        self._state = beside(self.policy, self.policy.initial_state(1))
 
     def infer(self, obs: Mapping[str, Any], *, noise: np.ndarray | None = None) -> dict[str, Any]:
         """See openpi's `Policy.infer`; ValueError where `mist/reset` is neither true nor false."""

@@ -8,14 +8,20 @@ doubles what it can, everywhere.
 
 import contextlib
 import dataclasses
-import importlib.machinery
 import importlib.util
 import logging
 import os
 import re
+import socket
+import subprocess
 import sys
+import textwrap
+import time
 import types
+import urllib.error
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +46,14 @@ from mistjax.models.normalize import NormStats
 from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
 from mistjax.policies import BOARD, FastPolicy, PiPolicy
 from mistjax.policies.presets import PRESETS
+from mistjax.recover import mist
 from mistjax.recover.artifact import RemedyConfig, save_remedy
 from mistjax.recover.fusion import FusionLimits
 from mistjax.recover.mist import MistPolicy, Remedy
 from mistjax.steer import Provenance, SteeringArtifact, SteeringVector, save_steering
 from mistjax.steer.schedules import constant
 from mistjax.steer.table import CauseTable
+from tests.interop import openpi_small
 
 pytestmark = [
     pytest.mark.slow,
@@ -59,6 +67,7 @@ pytestmark = [
 ]
 PROMOTION = {"jax_numpy_dtype_promotion": "standard", "jax_numpy_rank_promotion": "allow"}
 KEY = jax.random.key(0)
+ROOT = Path(__file__).parents[2]
 STACKS = ("vision", "vlm", "action")
 TAPS = tuple(Tap(f"{s}.{p}") for s in STACKS for p in POINTS)
 # openpi's transforms make pictures of 224 pixels: four patches each.
@@ -93,20 +102,8 @@ def promoting():
 @contextlib.contextmanager
 def resized(config):
     """openpi's sizes are these, and its data loader's packages are where they are not."""
-    if "OPENPI_SRC" in os.environ:
-        openpi_sizes.put_on_path()
-    loader = "lerobot.common.datasets.lerobot_dataset"
     with pytest.MonkeyPatch.context() as patch:
-        if importlib.util.find_spec("lerobot") is None:
-            names = loader.split(".")
-            for i in range(len(names)):
-                name = ".".join(names[: i + 1])
-                module = types.ModuleType(name)
-                module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-                patch.setitem(sys.modules, name, module)
-                if i:
-                    setattr(sys.modules[".".join(names[:i])], names[i], module)
-        openpi_sizes.resize(config, patch.setattr)
+        openpi_small.resize(config, patch.setattr, patch.setitem)
         if config is SIZES["pi0_fast"]:  # openpi compiles the number of steps in
             from openpi.models.pi0_fast import Pi0FAST
 
@@ -282,9 +279,21 @@ def stock_sample(config, params, obs, noise):
     return denoise(model, variables, prefix, obs.state, noise, num_steps=config.num_steps)[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """Calls make what openpi's `create_trained_policy` returns for LIBERO, anew each time."""
+
+    folder: Path
+    settings: Any
+
+    def __call__(self):
+        from openpi.policies import policy_config
+
+        return policy_config.create_trained_policy(self.settings, self.folder)
+
+
 @pytest.fixture(scope="module", params=["pi0", "pi05"])
 def made(request, words, tmp_path_factory):
-    """`made()`: what openpi's `create_trained_policy` returns for LIBERO, anew each time."""
     config = dataclasses.replace(SIZES[request.param], action_dim=8, max_token_len=16)
     folder = tmp_path_factory.mktemp("checkpoint")
     home = tmp_path_factory.mktemp("home")
@@ -308,18 +317,7 @@ def made(request, words, tmp_path_factory):
     with resized(config) as patch:
         patch.setenv("OPENPI_DATA_HOME", str(home))
         logging.disable(logging.WARNING)  # of prompts that this small model cuts off
-        from openpi.policies import policy_config
-        from openpi.training import config as training
-
-        settings = training.TrainConfig(
-            name="small",
-            exp_name="small",
-            model=openpi_sizes.model_config(config),
-            data=training.LeRobotLiberoDataConfig(
-                repo_id="libero", extra_delta_transform=request.param == "pi0"
-            ),
-        )
-        yield lambda: policy_config.create_trained_policy(settings, folder)
+        yield Made(folder, openpi_small.settings_of(config))
         logging.disable(logging.NOTSET)
 
 
@@ -373,7 +371,8 @@ def save_remedy_of(folder, policy):
         provenance=Provenance(policy.spec.fingerprint, "test"),
     )
     fingerprint = policy.spec.fingerprint
-    save_steering(folder, SteeringArtifact(fingerprint, {"push": push}, {"text": ("push", 1.0)}))
+    causes = dict.fromkeys((*policy.spec.cameras, "text", "state"), ("push", 5.0))
+    save_steering(folder, SteeringArtifact(fingerprint, {"push": push}, causes))
     save_remedy(folder, RemedyConfig(strengths=(1.0, 0.0), cap=0.5))
 
 
@@ -381,30 +380,99 @@ def save_monitor(folder, policy, limit):
     tap = Tap("action.resid", (-1,), "action", "mean")
     reads = Input.of_taps(tap)
     head = SafeMLP.create(KEY, policy.spec.stacks["action"].width, hidden=8)
-    threshold = Threshold(jnp.full(10, limit), 0.1, 9, 10)
+    threshold = Threshold(jnp.broadcast_to(limit, 10), 0.1, 9, 10)
     save_detector(folder, Artifact(head, policy.spec.fingerprint, reads, threshold=threshold))
     return head, threshold, reads
 
 
-def test_the_two_lines_of_the_docs_watch_a_policy_in_openpis_own_scripts(
-    made, tmp_path, monkeypatch
-):
-    wrapped = wrap_policy(made())
-    save_monitor(tmp_path / "runs" / "monitor", wrapped, jnp.inf)
-    save_remedy_of(tmp_path / "runs" / "monitor", wrapped)
-    page = (Path(__file__).parents[2] / "docs" / "openpi.md").read_text()
-    (code,) = re.findall(r"```python monitor\n(.*?)```", page, re.DOTALL)
-    assert len([line for line in code.splitlines() if line]) == 2
-    names = {"policy": made()}
+def code_of_the_docs(name):
+    page = (ROOT / "docs" / "openpi.md").read_text()
+    (code,) = re.findall(rf"```python {name}\n(.*?)```", page, re.DOTALL)
+    return code
+
+
+@contextlib.contextmanager
+def serve_policy(checkpoint, code, folder):
+    """openpi's `serve_policy.py` in a process of its own, with these lines below the one that makes
+    the policy; a function that waits until it listens and gives openpi's client.
+    """
+    import openpi
+    from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+    makes = "    policy = create_policy(args)\n"
+    source = (Path(openpi.__file__).parents[2] / "scripts" / "serve_policy.py").read_text()
+    assert source.count(makes) == 1
+    script, log = folder / "serve_policy.py", folder / "log"
+    script.write_text(source.replace(makes, makes + textwrap.indent(code, "    ")))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    words = ["--port", port, "policy:checkpoint", "--policy.config", "small"]
+    words = [checkpoint, script, *words, "--policy.dir", checkpoint]
+    command = [sys.executable, "-m", "tests.interop.openpi_small", *map(str, words)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    env.pop(openpi_sizes.SOURCE, None)  # it is on that path, and may be relative
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT
+        )
+
+    def client():
+        while process.poll() is None:
+            try:
+                urllib.request.urlopen(f"http://localhost:{port}/healthz").close()
+            except urllib.error.URLError:
+                time.sleep(0.2)
+            else:
+                return WebsocketClientPolicy("localhost", port)
+        raise AssertionError(log.read_text())
+
+    try:
+        yield client
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.mark.timeout(1800)  # two processes compile, which is slow where others compute
+def test_the_lines_of_the_docs_watch_a_policy_in_openpis_own_server(made, tmp_path, monkeypatch):
+    """openpi's client is given openpi's bits and the score of each; from an alarm on, those of the
+    same lines in this process.
+    """
+    from openpi_client.action_chunk_broker import ActionChunkBroker
+
     monkeypatch.chdir(tmp_path)
-    exec(code, names)
-    policy, theirs = names["policy"], made()
-    for seed in range(2):
-        got, expected = policy.infer(example(seed)), theirs.infer(example(seed))
-        np.testing.assert_array_equal(got["actions"], expected["actions"], strict=True)
-        assert got["mist"]["alarm"] is False and isinstance(got["mist"]["score"], float)
-    policy.reset()
-    assert policy.metadata == theirs.metadata
+    wrapped = wrap_policy(made())
+    late = jnp.where(jnp.arange(10) < 2, jnp.inf, -jnp.inf)  # an alarm from the third look on
+    save_monitor(tmp_path / "runs" / "monitor", wrapped, late)
+    save_remedy_of(tmp_path / "runs" / "monitor", wrapped)
+    code = code_of_the_docs("monitor")
+    assert len([line for line in code.splitlines() if line]) == 2
+    with serve_policy(made.folder, code + code_of_the_docs("compiled"), tmp_path) as connect:
+        names, theirs = {"policy": made()}, made()
+        exec(code, names)
+        here = names["policy"]
+        for policy in (here, theirs):  # as the server did before it listened
+            policy.infer(example(9))
+        here.reset()
+        compiled = mist._sample._cache_size()
+        client = connect()
+        assert client.get_server_metadata() == here.metadata == theirs.metadata
+        for look in range(5):  # an episode of three, and another
+            obs = example(look) | ({"mist/reset": True} if look == 3 else {})
+            got, same, bare = client.infer(obs), here.infer(obs), theirs.infer(example(look))
+            np.testing.assert_array_equal(got["actions"], same["actions"], strict=True)
+            assert got["mist"] == same["mist"] and isinstance(got["mist"]["score"], float)
+            assert got["mist"]["alarm"] is got["mist"]["edited"] is (look == 2)
+            kept = np.array_equal(got["actions"], bare["actions"])
+            assert got["actions"].dtype == bare["actions"].dtype and kept is (look != 2)
+        assert mist._sample._cache_size() == compiled  # while it compiles, no ping is answered
+        broker = ActionChunkBroker(client, len(bare["actions"]))
+        step = broker.infer(example(6))
+        assert step["actions"].shape == (7,) and step["mist"]["alarm"] is True
+        with pytest.raises(RuntimeError, match="mist/reset is a str: expected true or false"):
+            client.infer(example(7) | {"mist/reset": "no"})
+        client._ws.close()
 
 
 def test_an_alarm_steers_within_the_cap_and_what_is_not_finite_holds_still(made, tmp_path):
