@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from experiments.record import command, write_results
 from mistjax.envs.libero.env import LiberoEnv
-from mistjax.envs.libero.expert import Expert
-from mistjax.envs.libero.suites import Task
+from mistjax.envs.libero.expert import Expert, picks_and_places
 from mistjax.stats import Rate
 
 
@@ -47,7 +46,7 @@ def run(config: Config) -> Steps:
     known = json.loads(config.results.read_text())["steps"] if config.results.exists() else {}
     for suite in config.suites:
         env = LiberoEnv(suite, pictures=False)
-        tasks = {k: task for k, task in enumerate(env.tasks) if picks_and_places(task)}
+        tasks = {k: task for k, task in enumerate(env.tasks) if picks_and_places(task.problem)}
         steps = known.setdefault(suite, {})
         done = sum(len(steps.get(task.name, ())) for task in tasks.values())
         bar = tqdm(total=len(tasks) * config.starts, initial=done, desc=suite, unit="ep")
@@ -61,11 +60,6 @@ def run(config: Config) -> Steps:
         env.close()
     write(config, known)
     return known
-
-
-def picks_and_places(task: Task) -> bool:
-    """Whether the expert knows what to do."""
-    return all(fact[0] in ("In", "On") for fact in task.problem.goal)
 
 
 def episode(env: LiberoEnv) -> int | None:

@@ -11,11 +11,13 @@ of things: see `grasps`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import mujoco
 import numpy as np
 from jaxtyping import Float
 
+from mistjax.envs.libero.bddl import Problem
 from mistjax.envs.libero.grasps import (
     NEAR,
     UP,
@@ -44,16 +46,9 @@ class Errand:
     place: str
 
 
-def errands_of(simulator: Simulator) -> tuple[Errand, ...]:
-    """The pick-and-places that the goal asks for, in its order.
-
-    Raises:
-        ValueError: the goal asks for something else too.
-    """
-    goal = simulator.problem.goal
-    if not goal or any(fact[0] not in ("In", "On") for fact in goal):
-        raise ValueError(f"the expert picks and places; the goal is {goal}.")
-    return tuple(Errand(*fact[1:]) for fact in goal)
+def picks_and_places(problem: Problem) -> bool:
+    """Whether that is all that the goal asks for."""
+    return bool(problem.goal) and all(fact[0] in ("In", "On") for fact in problem.goal)
 
 
 class Expert:
@@ -61,23 +56,27 @@ class Expert:
 
     def __init__(self, simulator: Simulator) -> None:
         """Reads the task and measures its objects; ValueError if it is no pick-and-place."""
+        goal = simulator.problem.goal
+        if not picks_and_places(simulator.problem):
+            raise ValueError(f"the expert picks and places; the goal is {goal}.")
         self._simulator = simulator
-        self._errands = errands_of(simulator)
+        self._errands = [Errand(*fact[1:]) for fact in goal]
         self._grasping = {e.item: Grasping(simulator, e.item) for e in self._errands}
 
     @property
     def errand(self) -> Errand:
         """The present one: of what is held, or the first that is not done, or the last."""
         held = self._simulator.held()
-        ours = [errand for errand in self._errands if errand.item == held]
-        left = [errand for errand in self._errands if not self._is_done(errand)]
-        return [*ours, *left, self._errands[-1]][0]
+        ours = (errand for errand in self._errands if errand.item == held)
+        left = (errand for errand in self._errands if not self._is_done(errand))
+        return next(itertools.chain(ours, left), self._errands[-1])
 
     def action(self) -> Action:
         """The clean action for the present state."""
         simulator, errand = self._simulator, self.errand
-        grasping, item = self._grasping[errand.item], self.shape()
-        grip, place, grasp = simulator.grip_position(), self.place(), grasping.grasp(item)
+        grasping, place = self._grasping[errand.item], self._place(errand)
+        item, grip = grasping.shape(), simulator.grip_position()
+        grasp = grasping.grasp(item)
         firm = simulator.gap() < grasp.width + grasp.slack
         if simulator.held() == errand.item and firm:
             return _carry(simulator, grip, item, place, grasping.top_beside(item))

@@ -111,7 +111,8 @@ class Grasping:
     def top_beside(self, item: Shape) -> float:
         """Height of what stands within 3 cm of the object, such as the drawer that it lies in;
         minus infinity where nothing does."""
-        middle, half = self._boxes()
+        middle, turn, half = self._boxes()
+        half = np.einsum("gij,gj->gi", np.abs(turn), half)  # of boxes along the world's axes
         apart = np.maximum(np.abs(middle - item.centre) - half, 0.0)[:, :2]
         beside = np.linalg.norm(apart, axis=1) < item.width / 2 + 0.03
         return float((middle + half)[beside, 2].max(initial=-np.inf))
@@ -134,20 +135,21 @@ class Grasping:
 
     def _blocked(self, at: Point, out: Point) -> bool:
         """Whether the outer finger or the hand would be inside something."""
-        model, data, others = self._simulator.model, self._simulator.data, self._others
         points = at + ROOM @ np.stack([out, np.cross(UP, out), UP])
-        turns = data.geom_xmat[others].reshape(-1, 3, 3)
-        inside = np.einsum("gpi,gij->gpj", points - data.geom_xpos[others][:, None], turns)
-        middle, half = np.split(model.geom_aabb[others][:, None], 2, axis=-1)
-        return bool((np.abs(inside - middle) < half + MARGIN).all(-1).any())
+        middle, turn, half = self._boxes()
+        inside = np.einsum("gpi,gij->gpj", points - middle[:, None], turn)
+        return bool((np.abs(inside) < half[:, None] + MARGIN).all(-1).any())
 
-    def _boxes(self) -> tuple[Float[np.ndarray, "geoms 3"], Float[np.ndarray, "geoms 3"]]:
-        """Middles and half sizes of the others' bounding boxes, in the world's frame."""
+    def _boxes(
+        self,
+    ) -> tuple[
+        Float[np.ndarray, "geoms 3"], Float[np.ndarray, "geoms 3 3"], Float[np.ndarray, "geoms 3"]
+    ]:
+        """The others' bounding boxes: middles, axes as columns, and half sizes along these."""
         model, data, others = self._simulator.model, self._simulator.data, self._others
-        turns = data.geom_xmat[others].reshape(-1, 3, 3)
+        turn = data.geom_xmat[others].reshape(-1, 3, 3)
         middle, half = np.split(model.geom_aabb[others], 2, axis=-1)
-        at = data.geom_xpos[others] + np.einsum("gij,gj->gi", turns, middle)
-        return at, np.einsum("gij,gj->gi", np.abs(turns), half)
+        return data.geom_xpos[others] + np.einsum("gij,gj->gi", turn, middle), turn, half
 
 
 def measure(points: Float[np.ndarray, "points 3"], near: float = 0.0) -> Shape:
