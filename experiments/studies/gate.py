@@ -125,9 +125,10 @@ def main(config: Config) -> dict[str, Any]:
             )
             for arm, policy in arms(loop, subject).items()
         }
+        shares = {arm: spent(run, SPENT[loop]) for arm, run in runs.items()}
         for arm, run in runs.items():
-            pair, share = compare(runs[loop], run), spent(run, SPENT[loop])
-            used, inferences = share.sum(axis=0).tolist()
+            pair = compare(runs[loop], run)
+            used, inferences = shares[arm].sum(axis=0).tolist()
             rows.append(
                 {
                     "arm": arm,
@@ -140,7 +141,7 @@ def main(config: Config) -> dict[str, Any]:
                     "p": pair.p_value,
                     "spent": used,
                     "inferences": inferences,
-                    "spared": spared(spent(runs[loop], SPENT[loop]), share),
+                    "spared": spared(shares[loop], shares[arm]),
                 }
             )
         results = {

@@ -122,14 +122,13 @@ def gate(results: Mapping[str, Any]) -> str:
     head = ["arm", "success", "repaired / broken", "p", "spent in", "spared [95%]"]
 
     def row(r: Mapping[str, Any]) -> tuple:
-        loop = not r["arm"].endswith(("_gated", "_shut"))
-        compared = () if loop else (f"{r['repaired']} / {r['broken']}", f"{r['p']:.2g}")
         used = f"{r['spent']} of {r['inferences']} inferences ({r['what']})"
-        share = None
-        if not loop and r["spared"] is not None:
+        pair, p, share = f"{r['repaired']} / {r['broken']}", f"{r['p']:.2g}", "–"
+        if not r["arm"].endswith(("_gated", "_shut")):  # the loop, which the others go beside
+            pair = p = "–"
+        elif r["spared"] is not None:
             share = "{:.0%} [{:.0%}, {:.0%}]".format(*r["spared"])
-        rate = str(Rate(r["successes"], r["n"]))
-        return r["arm"], rate, *(compared or ("–", "–")), used, share or "–"
+        return r["arm"], str(Rate(r["successes"], r["n"])), pair, p, used, share
 
     return markdown(head, map(row, results["rows"]))
 
