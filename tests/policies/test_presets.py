@@ -100,7 +100,7 @@ def test_a_preset_is_found_in_the_path_of_a_checkpoint():
     commit = "a" * 40
     assert preset_of(f"hf://lab/mirror@{commit}/checkpoints/pi05_libero", empty) == "pi05_libero"
     assert preset_of(f"hf://lab/pi0_droid@{commit}/29999", empty) == "pi0_droid"
-    assert preset_of("/home/user@lab/pi05_libero/", empty) == "pi05_libero"
+    assert preset_of("/checkpoints/user@lab/pi05_libero/", empty) == "pi05_libero"
     assert preset_of("gs://bucket@lab/pi0_libero/x@y", empty) == "pi0_libero"
 
 
