@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import flax.struct
 import jax
@@ -26,10 +27,10 @@ from mistjax.models.config import IMAGE_KEYS, GemmaConfig, Pi0Config, SiglipConf
 from mistjax.models.normalize import NormStats, ZScore, pad_to
 from mistjax.models.observation import Observation
 from mistjax.models.pi0 import Pi0, flow_loss, flow_noise
-from mistjax.models.tokenizers import PromptTokenizer, train_word_tokenizer
-from mistjax.policies import LIBERO_TINY
+from mistjax.models.tokenizers import UNKNOWN, PromptTokenizer, train_word_tokenizer
+from mistjax.policies import LIBERO_TINY, PiPolicy
 
-PROMPT_LEN = 20
+PROMPT_LEN = 24
 LAYOUT_UNIT = 0.1
 PICTURES = ("image", "wrist_image")
 
@@ -59,6 +60,36 @@ def word_tokenizer(prompts: Sequence[str]) -> PromptTokenizer:
         return PromptTokenizer.from_file(path, PROMPT_LEN)
 
 
+def taught_before(
+    start: PiPolicy, tokenizer: PromptTokenizer, config: Pi0Config, fresh: Any
+) -> Any:
+    """The weights of a policy that has learned other tasks, for the words of `tokenizer`.
+
+    Args:
+        start: the policy.
+        tokenizer: of all tasks that are to be learned.
+        config: the model that takes the weights.
+        fresh: its initial weights, which a word keeps that `start` does not know.
+
+    Raises:
+        ValueError: the policy has another model, but for its words and the length of a prompt.
+    """
+    sizes = {"vocab_size": config.vocab_size, "max_token_len": config.max_token_len}
+    if dataclasses.replace(start.config, **sizes) != config:
+        raise ValueError(f"{start.name} has another model: expected {config}, got {start.config}.")
+    pieces = [tokenizer.id_to_piece(i) for i in range(tokenizer.vocab_size)]
+    theirs = np.array([start.tokenizer.piece_to_id(piece) for piece in pieces])
+    known = (theirs != UNKNOWN) | (np.arange(len(pieces)) == UNKNOWN)
+    params = jax.tree.map(lambda leaf: leaf, start.variables["params"])
+    table = params["PaliGemma"]["llm"]["embedder"]
+    table["input_embedding"] = jnp.where(
+        known[:, None],
+        table["input_embedding"][theirs],
+        fresh["PaliGemma"]["llm"]["embedder"]["input_embedding"],
+    )
+    return params
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LiberoData:
     """Demonstrations of `mistjax.envs.libero.demos` in memory.
@@ -72,8 +103,11 @@ class LiberoData:
     tokenizer: PromptTokenizer
 
     @classmethod
-    def load(cls, folder: Path) -> LiberoData:
-        """Every shard of a folder; FileNotFoundError when it holds none."""
+    def load(cls, folder: Path, stats: dict[str, NormStats] | None = None) -> LiberoData:
+        """Every shard of a folder; FileNotFoundError when it holds none.
+
+        State and actions are normalised by `stats`, or by their own.
+        """
         shards = sorted(folder.glob("shard_*.safetensors"))
         if not shards:
             raise FileNotFoundError(
@@ -88,7 +122,7 @@ class LiberoData:
             for p in json.loads(path.with_suffix(".json").read_text())["prompt"]
         ]
         tokenizer = word_tokenizer(prompts)
-        stats = {key: NormStats.of(columns[key]) for key in ("state", "actions")}
+        stats = stats or {key: NormStats.of(columns[key]) for key in ("state", "actions")}
         width = libero_config(tokenizer.vocab_size).action_dim
         encode = functools.cache(lambda prompt: tokenizer.encode_pi0(prompt)[0])
         arrays = {

@@ -24,7 +24,7 @@ import tyro
 
 from experiments.train.board_model import init_layout_head
 from experiments.train.board_training import Training, train
-from experiments.train.libero_model import LiberoData, libero_config, libero_loss
+from experiments.train.libero_model import LiberoData, libero_config, libero_loss, taught_before
 from mistjax.compilation import enable_cache
 from mistjax.models import pi0
 from mistjax.policies import LIBERO_TINY, PiPolicy
@@ -42,6 +42,7 @@ class Config(Training):
         flow_samples: noise draws of each example, sharing one prefix.
         patch: pixels per side of a patch of a picture.
         hold: one in so many episodes is not trained on but judged by; 0 trains on all.
+        start: a policy whose weights and statistics are taken over.
     """
 
     demos: Path = Path("data/libero_demos")
@@ -52,22 +53,24 @@ class Config(Training):
     flow_samples: int = 4
     patch: int = 8
     hold: int = 10
+    start: Path | None = None
     checkpoint_every: int = 500
     eval_episodes: int = 0  # the simulator is slow: evaluation is a program of its own
 
 
 def main(config: Config) -> PiPolicy:
     """Trains and saves; returns the policy with averaged weights."""
-    data = LiberoData.load(config.demos)
+    start = PiPolicy.load(config.start, LIBERO_TINY) if config.start else None
+    data = LiberoData.load(config.demos, start and start.norm_stats)
     held = None
     if config.hold:
         data, rest = data.split(config.hold)
         held = rest.batch(np.random.default_rng(config.seed), min(HELD, len(rest.data)))
     model = libero_config(data.tokenizer.vocab_size, config.patch)
-    params = {
-        "model": pi0.init(model, jax.random.key(config.seed))["params"],
-        "layout_head": init_layout_head(model),
-    }
+    weights = pi0.init(model, jax.random.key(config.seed))["params"]
+    if start:
+        weights = taught_before(start, data.tokenizer, model, weights)
+    params = {"model": weights, "layout_head": init_layout_head(model)}
     loss = functools.partial(
         libero_loss,
         config=model,
