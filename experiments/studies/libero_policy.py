@@ -11,8 +11,8 @@ it, about as far as places in them lie apart.
 Every episode is scored by a detector that did not see it: in turn one fifth is held out, one
 calibrates the alarm threshold and the other three train. The AUC compares episodes up to the
 shortest of their task, where the control, an episode's length, says nothing. Alarms may come at any
-time: there the control finds every failure too, but late. Interrupt it at will: recorded episodes
-are kept.
+time: there the control finds every failure too, but late. Next to that, SAFE's protocol: three
+splits, each of which holds whole tasks out. Interrupt it at will: recorded episodes are kept.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from jaxtyping import Bool, Float
 from experiments.record import command, write_results
 from mistjax.compilation import enable_cache
 from mistjax.detect.calibration.conformal import calibrate
-from mistjax.detect.data import Episodes
+from mistjax.detect.data import Episodes, split_tasks
 from mistjax.detect.detector import score_episodes
 from mistjax.detect.from_runs import episodes_from_runs
 from mistjax.detect.inputs import DEFAULT_INPUT
-from mistjax.detect.metrics import first_alarm, peak, roc_auc
+from mistjax.detect.metrics import first_alarm, peak, roc_auc, summary
 from mistjax.detect.novelty.build import refuse_unclean
 from mistjax.detect.registry import fit_detector
 from mistjax.envs.libero.env import LiberoEnv
@@ -48,6 +48,7 @@ from mistjax.rollouts.summary import by_task
 from mistjax.stats import Rate, bootstrap
 
 DETECTORS = ("safe_mlp", "linear_probe", "trajectory_length")
+SPLITS = range(3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +127,22 @@ def cross_fit(
     return peaks, alarms
 
 
+def seen_unseen(episodes: Episodes) -> dict[str, dict[str, list[float]]]:
+    """SAFE's protocol: each detector's AUC by earliest stop, split by split, in episodes of the
+    tasks that it was fitted to and of tasks that it never saw."""
+    table: dict[str, dict[str, list[float]]] = {}
+    for name in DETECTORS:
+        table[name] = {"val_seen": [], "val_unseen": []}
+        for seed in SPLITS:
+            split = split_tasks(episodes.task_id, seed)
+            detector = fit_detector(name, episodes.take(split.train), standardised=True)
+            for part, areas in table[name].items():
+                held = episodes.take(getattr(split, part))
+                scores = score_episodes(detector, held.features, jnp.asarray(held.mask))
+                areas.append(summary(scores, held)["roc_auc"])
+    return table
+
+
 def read(config: Config) -> list[Run]:
     """The runs that were recorded before.
 
@@ -167,7 +184,12 @@ def detection(config: Config, runs: Sequence[Run]) -> dict[str, Any]:
                 else None
             ),
         }
-    return counts | {"alpha": config.alpha, "folds": config.folds, "detectors": table}
+    return counts | {
+        "alpha": config.alpha,
+        "folds": config.folds,
+        "detectors": table,
+        "seen_unseen": seen_unseen(episodes),
+    }
 
 
 def _auc(metric: Callable[[np.ndarray], float], n: int) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """What the LIBERO evaluation makes of episodes: detectors that did not see what they score."""
 
+import dataclasses
+
 import numpy as np
 
 from experiments.studies import libero_policy
@@ -12,12 +14,12 @@ FIRST_END = 12  # inferences of a success; a failure takes 21
 
 
 def recorded(n, apart, width=3):
-    """n episodes of one task; every other one fails, and is `apart` from the first step on."""
+    """n episodes of five tasks; every other one fails, and is `apart` from the first step on."""
     rng, success = np.random.default_rng(0), np.arange(n) % 2 == 0
     lengths = np.where(success, FIRST_END, 21)
     own = rng.normal(0, 1, (n, width)) + apart * ~success[:, None]
     features = [x + rng.normal(0, 0.1, (t, width)) for x, t in zip(own, lengths, strict=True)]
-    return Episodes.from_sequences(features, success)
+    return Episodes.from_sequences(features, success, np.arange(n) // 2 % 5)
 
 
 def auc(name, episodes):
@@ -79,6 +81,20 @@ def test_rates_and_steps_of_alarms(monkeypatch):
     assert probe["detected_by_earliest_stop"]["k"] > 25 > length["detected_by_earliest_stop"]["k"]
     assert probe["auc"]["bootstrap95"][0] > 0.9
     assert length["detected"]["k"] == 30 and length["median_alarm_step"] == 5 * FIRST_END
+
+
+def test_tasks_that_no_detector_saw_are_scored_apart(monkeypatch):
+    episodes = recorded(60, 4.0)
+    # two of the five tasks are held out, and there failures look like successes
+    monkeypatch.setattr(libero_policy, "DETECTORS", ("linear_probe", "trajectory_length"))
+    monkeypatch.setattr(libero_policy, "SPLITS", range(1))
+    unseen = libero_policy.split_tasks(episodes.task_id, 0).val_unseen
+    features = np.array(episodes.features)
+    features[unseen] *= -1
+    found = libero_policy.seen_unseen(dataclasses.replace(episodes, features=features))
+    (seen,), (unseen,) = found["linear_probe"].values()
+    assert seen > 0.95 and unseen < 0.6
+    assert found["trajectory_length"] == {"val_seen": [0.5], "val_unseen": [0.5]}
 
 
 def test_names_are_counted_by_what_was_unsound():

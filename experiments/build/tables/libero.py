@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments.build.tables.cells import Tables, estimate, markdown, rate
 
 
@@ -42,6 +44,23 @@ def libero_detectors(results: Mapping[str, Any]) -> str:
 
     found = results["nominal"]["detection"]["detectors"]
     return markdown(head, (row(name, part) for name, part in found.items()))
+
+
+def libero_unseen(results: Mapping[str, Any]) -> str:
+    """SAFE's protocol: splits that hold whole tasks out."""
+    found = results["nominal"]["detection"]["seen_unseen"]
+    parts = ("val_seen", "val_unseen")
+    rows = (
+        (name, *(cell for part in parts for cell in _spread(areas[part])))
+        for name, areas in found.items()
+    )
+    head = ["detector", "seen tasks, AUC", "each split", "unseen tasks, AUC", "each split"]
+    return markdown(head, rows)
+
+
+def _spread(areas: Sequence[float]) -> tuple[str, str]:
+    mean, spread = np.mean(areas), np.std(areas, ddof=1)
+    return f"{mean:.2f} ± {spread:.2f}", ", ".join(f"{area:.2f}" for area in areas)
 
 
 def libero_named(results: Mapping[str, Any]) -> str:
@@ -104,6 +123,7 @@ TABLES: Tables = {
     "libero_expert": ("libero_expert", libero_expert),
     "libero": ("libero_policy", libero),
     "libero_detectors": ("libero_policy", libero_detectors),
+    "libero_unseen": ("libero_policy", libero_unseen),
     "libero_served": ("served_libero", libero_served),
     "libero_named": ("libero_loop", libero_named),
     "libero_speed": ("bench_libero", libero_speed),
