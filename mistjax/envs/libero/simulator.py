@@ -143,6 +143,7 @@ class Simulator:
         with seeded(seed):
             for _ in range(100):
                 with contextlib.suppress(RandomizationError):
+                    self._unplace_fixtures()
                     self._env.reset()
                     break
             else:
@@ -152,6 +153,13 @@ class Simulator:
         robot = self._env.robots[0]
         robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
         self._refresh()
+
+    def _unplace_fixtures(self) -> None:
+        """LIBERO places things on and in fixtures by where their sites are in a scene newly built."""
+        for fixture in self._env.fixtures_dict.values():
+            body, at = self.model.body(fixture.root_body), fixture.get_obj()
+            body.pos[:] = np.fromstring(at.get("pos", "0 0 0"), sep=" ")
+            body.quat[:] = np.fromstring(at.get("quat", "1 0 0 0"), sep=" ")
 
     def set_state(self, state: Float[np.ndarray, " size"]) -> None:
         """Takes a start state (time, qpos, qvel) of LIBERO's init files.
