@@ -1,6 +1,7 @@
 """Real scenes: as LIBERO makes them, the same every time, and perturbed as asked."""
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 from pathlib import Path
@@ -79,6 +80,18 @@ def test_an_episode_is_that_of_its_seed(env):
         later, *_ = env.step(ACTION)
     assert same(after, later) and not same(first, after)
     assert first[PROMPT_KEY] == "pick up the cream cheese and place it in the basket"
+
+
+def test_what_stands_on_a_fixture_is_drawn_there_again_and_again():
+    env = LiberoEnv("libero_spatial", 7, image_size=64, reflections=False, picture_every=10**6)
+    env.tasks = tuple(dataclasses.replace(task, init_file=None) for task in env.tasks)
+    on = [fact for fact in env.tasks[7].problem.init if fact[2].startswith(("flat", "wooden"))]
+    assert [fact[1] for fact in on] == ["akita_black_bowl_1", "akita_black_bowl_2"]
+    for seed in (350, 351):
+        env.reset(seed=seed)
+        inner = env.simulator._env
+        assert all(inner._eval_predicate([fact[0].lower(), *fact[1:]]) for fact in on)
+    env.close()
 
 
 def test_the_global_generator_is_left_alone(env):
@@ -261,8 +274,6 @@ def test_an_object_that_libero_lacks_is_named(env, bddl):
 
 
 def test_episodes_run_and_are_recorded_like_the_boards(tmp_path):
-    import dataclasses
-
     from experiments.train.libero_model import LIBERO_TINY, libero_config, word_tokenizer
     from mistjax.policies import random_policy
     from mistjax.rollouts import run_episodes
