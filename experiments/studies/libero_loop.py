@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import Run
 from mistjax.steer.remedies.build import TAP, build_imputer
 from mistjax.studies.run import StudyPlan, run_study
+from mistjax.studies.table import first_look
 
 FITS = "fits.json"
 
@@ -169,6 +170,7 @@ def main(config: Config) -> dict[str, Any]:
         "tables": {"study": [row.to_json() for row in found.rows]},
         "losses": found.losses,
         "named": named(found.outcomes),
+        "faults": by_fault(found.outcomes, policy.spec.execute_steps),
     }
     write_results(config.results, results)
     return results
@@ -186,6 +188,34 @@ def named(outcomes: Any) -> dict[str, dict[str, dict[str, int]]]:
             counts = found.setdefault(where, {}).setdefault(truth, {})
             counts[said] = counts.get(said, 0) + 1
     return found
+
+
+def by_fault(outcomes: Any, execute: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """Condition -> fault -> episodes, successes by arm, and when the loop named the unsound input:
+    at the first look that could show it, within ten looks, later, or never."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for where, arms in outcomes.items():
+        for seed, row in arms.get("mist", {}).items():
+            kind = row["fault"] or "none"
+            part = found.setdefault(where, {}).setdefault(
+                kind, {"n": 0, "success": {}, "named": {}}
+            )
+            part["n"] += 1
+            for arm, rows in arms.items():
+                part["success"][arm] = part["success"].get(arm, 0) + bool(rows[seed]["success"])
+            if row["fault_input"]:
+                when = _when(row, execute)
+                part["named"][when] = part["named"].get(when, 0) + 1
+    return found
+
+
+def _when(row: Mapping[str, Any], execute: int) -> str:
+    if row["named_input"] != row["fault_input"]:
+        return "never"
+    looks = (row["named_step"] - first_look(row, execute)) // execute
+    if looks < 0:
+        return "before"
+    return "at once" if looks == 0 else "within ten looks" if looks <= 10 else "later"
 
 
 if __name__ == "__main__":

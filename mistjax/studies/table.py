@@ -195,13 +195,18 @@ def losses(mist: Outcomes, inputs: Sequence[str], execute: int) -> dict[str, int
     return counts
 
 
+def first_look(row: Mapping[str, Any], execute: int) -> int:
+    """Step of the first inference that can show an episode's fault."""
+    return -(-row["fault_onset"] // execute) * execute
+
+
 def _link(row: Mapping[str, Any], inputs: Sequence[str], execute: int) -> str:
     named, at = row["named_input"], row["named_step"]
     if row["fault_input"] not in inputs:
         if named not in inputs:
             return "policy"
         return "false alarm" if row["fault"] is None else "naming"
-    first = -(-row["fault_onset"] // execute) * execute
+    first = first_look(row, execute)
     if row["steps"] <= first:
         return "policy"
     if at is None:

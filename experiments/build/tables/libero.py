@@ -71,6 +71,19 @@ def libero_named(results: Mapping[str, Any]) -> str:
     return markdown(["unsound", *(f"named: {name}" for name in said)], rows)
 
 
+def libero_faults(results: Mapping[str, Any]) -> str:
+    """Successes of each arm by fault, and when the loop named what was unsound."""
+    found = results["faults"]["mixture"]
+    arms = list(next(iter(found.values()))["success"])
+    times = ("at once", "within ten looks", "later", "before", "never")
+    rows = (
+        (kind, part["n"], *part["success"].values(), *(part["named"].get(t) for t in times))
+        for kind, part in sorted(found.items())
+    )
+    head = ["fault", "episodes", *(f"{arm} succeeded" for arm in arms)]
+    return markdown([*head, *(f"named {t}" for t in times)], rows)
+
+
 def libero_served(results: Mapping[str, Any]) -> str:
     """What openpi's client saw of each fault, episode by episode."""
     head = ["fault", "episodes", "succeeded", "alarmed", "alarm at step", "named then"]
@@ -125,6 +138,7 @@ TABLES: Tables = {
     "libero_detectors": ("libero_policy", libero_detectors),
     "libero_unseen": ("libero_policy", libero_unseen),
     "libero_served": ("served_libero", libero_served),
+    "libero_faults": ("libero_loop", libero_faults),
     "libero_named": ("libero_loop", libero_named),
     "libero_speed": ("bench_libero", libero_speed),
 }

@@ -155,7 +155,7 @@ class Simulator:
         self._refresh()
 
     def _unplace_fixtures(self) -> None:
-        """LIBERO places things on and in fixtures by where their sites are in a scene newly built."""
+        """LIBERO places things on fixtures by where their sites are in a scene newly built."""
         for fixture in self._env.fixtures_dict.values():
             body, at = self.model.body(fixture.root_body), fixture.get_obj()
             body.pos[:] = np.fromstring(at.get("pos", "0 0 0"), sep=" ")
