@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from experiments.studies import libero_policy
-from experiments.studies.libero_loop import named
+from experiments.studies.libero_loop import by_fault, named
 from experiments.studies.libero_policy import Config, cross_fit, detection
 from mistjax.detect.data import Episodes
 from mistjax.detect.metrics import roc_auc
@@ -107,3 +107,27 @@ def test_names_are_counted_by_what_was_unsound():
     expected = {"mixture": {"front": {"front": 2, "nothing": 1}, "nothing": {"state": 1}}}
     assert named({"mixture": {"bare": {}, "monitor": watched, "mist": {}}}) == expected
     assert named({"mixture": {"bare": {}, "mist": watched}}) == expected
+
+
+def test_when_a_fault_was_named_and_what_each_arm_made_of_it():
+    def row(at, name="front", success=True, fault="front_black", truth="front"):
+        return {"fault": fault, "fault_input": truth, "fault_onset": 7, "named_input": name,
+                "named_step": at, "success": success}  # fmt: skip
+
+    mist = {
+        1: row(10),
+        2: row(15, success=False),
+        3: row(65),
+        4: row(5),
+        5: row(10, "wrist"),
+        6: row(None, None),
+        7: row(None, None, fault=None, truth=None),
+    }
+    bare = {seed: row(None, success=seed == 7) for seed in mist}
+    found = by_fault({"mixture": {"bare": bare, "mist": mist}}, 5)["mixture"]
+    assert found["none"] == {"n": 1, "success": {"bare": 1, "mist": 1}, "named": {}}
+    assert found["front_black"] == {
+        "n": 6,
+        "success": {"bare": 0, "mist": 5},
+        "named": {"at once": 1, "within ten looks": 1, "later": 1, "before": 1, "never": 2},
+    }
