@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from experiments.studies import libero_policy
+from experiments.studies import libero_policy, libero_pro
 from experiments.studies.libero_loop import by_fault, named
 from experiments.studies.libero_policy import Config, cross_fit, detection
 from mistjax.detect.data import Episodes
@@ -131,3 +131,26 @@ def test_when_a_fault_was_named_and_what_each_arm_made_of_it():
         "success": {"bare": 0, "mist": 5},
         "named": {"at once": 1, "within ten looks": 1, "later": 1, "before": 1, "never": 2},
     }
+
+
+def test_a_condition_is_a_suite_or_a_strength():
+    config = libero_pro.Config(episodes=2)
+    swapped, moved = (libero_pro.plan(config, name) for name in ("swap", "position_0.5"))
+    assert (swapped.suite, dict(swapped.perturbation)) == ("libero_object_swap", {})
+    assert (moved.suite, dict(moved.perturbation)) == ("libero_object", {"position": 0.5})
+
+
+def test_both_arms_are_paired_and_crashes_are_in_no_rate():
+    def row(success, named=None):
+        at = None if named is None else 10
+        return {"success": success, "named_input": named, "named_step": at, "median_ms": 1.0,
+                "fault": None}  # fmt: skip
+
+    found = {
+        "bare": {1: row(True), 2: row(False), 3: row(True)},
+        "mist": {1: row(False, "front"), 2: row(False), 3: row(True, "front")},
+    }
+    result = libero_pro.summary("swap", found, 4)
+    bare, mist = result["rows"]
+    assert (bare["successes"], mist["successes"], mist["broken"], mist["crashed"]) == (2, 1, 1, 1)
+    assert result["named"] == {"front": 2, "nothing": 1}

@@ -84,6 +84,23 @@ def libero_faults(results: Mapping[str, Any]) -> str:
     return markdown([*head, *(f"named {t}" for t in times)], rows)
 
 
+def libero_pro(results: Mapping[str, Any]) -> str:
+    """Both arms under each condition, and what the monitor named."""
+
+    def line(condition: str, found: Mapping[str, Any]) -> tuple:
+        bare, mist = found["rows"]
+        named = ", ".join(f"{name} {count}" for name, count in found["named"].items())
+        changed = f"{mist['repaired']} / {mist['broken']}"
+        return condition.replace("_", " "), _share(bare), _share(mist), changed, named
+
+    head = ["condition", "bare", "mist", "repaired / broken", "named first, episodes"]
+    return markdown(head, (line(*item) for item in results["conditions"].items()))
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    return rate({"k": row["successes"], "n": row["n"]})
+
+
 def libero_served(results: Mapping[str, Any]) -> str:
     """What openpi's client saw of each fault, episode by episode."""
     head = ["fault", "episodes", "succeeded", "alarmed", "alarm at step", "named then"]
@@ -137,6 +154,7 @@ TABLES: Tables = {
     "libero": ("libero_policy", libero),
     "libero_detectors": ("libero_policy", libero_detectors),
     "libero_unseen": ("libero_policy", libero_unseen),
+    "libero_pro": ("libero_pro", libero_pro),
     "libero_served": ("served_libero", libero_served),
     "libero_faults": ("libero_loop", libero_faults),
     "libero_named": ("libero_loop", libero_named),
