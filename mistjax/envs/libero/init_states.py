@@ -1,8 +1,9 @@
 """LIBERO's fixed start states, read as data.
 
 LIBERO's files are what `torch.save` made of one float64 array: a zip archive around a pickle, which
-`mistjax.pickled` reads without running it; LIBERO-PRO's are NumPy archives with the array `states`.
-So files by others are safe to open, and PyTorch is not needed.
+`mistjax.pickled` reads without running it; LIBERO-PRO's are NumPy archives with the array `states`,
+and some of LIBERO-Plus's hold one state alone. So files by others are safe to open, and PyTorch is
+not needed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MAX_BYTES = 100_000_000
 
 
 def read_init_states(path: str | Path) -> Float[np.ndarray, "states size"]:
-    """The start states of a task, each (time, qpos, qvel).
+    """The start states of a task, each (time, qpos, qvel); one state alone is one row.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -75,8 +76,8 @@ def _checked(states: object) -> Float[np.ndarray, "states size"]:
         raise ValueError("it holds something other than an array.")
     if states.dtype != np.float64:
         raise ValueError(f"it has the type {states.dtype}, expected float64.")
-    if states.ndim != 2:
+    if states.ndim not in (1, 2):
         raise ValueError(f"it has the shape {states.shape}, expected states and their size.")
     if not np.isfinite(states).all():
         raise ValueError("it holds numbers that are not finite.")
-    return states.astype(np.float64)
+    return np.atleast_2d(states).astype(np.float64)

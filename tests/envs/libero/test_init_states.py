@@ -25,6 +25,10 @@ def test_states_are_read_bit_for_bit(tmp_path, states, protocol):
     assert found.dtype == np.float64 and np.array_equal(found, states)
 
 
+def test_one_state_alone_is_a_matrix_of_one_row(tmp_path):
+    assert np.array_equal(read_init_states(written(tmp_path / "a.init", STATES[0])), STATES[:1])
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("hacked",)
@@ -36,7 +40,7 @@ class Evil:
         (Evil(), r"posix\.mkdir"),
         ({"states": STATES}, "something other than an array"),
         (STATES.astype(np.float32), "has the type"),
-        (STATES[0], "has the shape"),
+        (STATES[None], "has the shape"),
         (np.array([[None]]), "holds objects"),
         (7, "something other than an array"),
         (np.full((2, 3), np.nan), "not finite"),
@@ -82,7 +86,7 @@ def test_numpy_archives_are_read_as_published(tmp_path):
         ({"other": STATES}, "expected one array, states"),
         ({"states": STATES, "more": STATES}, "expected one array, states"),
         ({"states": STATES.astype(np.float32)}, "type float32, expected float64"),
-        ({"states": STATES[0]}, "expected states and their size"),
+        ({"states": STATES[None]}, "expected states and their size"),
         ({"states": STATES * np.nan}, "not finite"),
         ({"states": np.array([None])}, "allow_pickle=False"),
     ],
