@@ -64,7 +64,7 @@ class Config:
         recorded: in place of playing those, run folders of fixed starts, each start in one of them.
         perturbation: what is changed in the others.
         drawn: perturbed episodes of each task, from drawn starts; 0 leaves that condition out.
-        folds: parts that are held out in turn.
+        folds: parts that are held out in turn; 0 fits no detectors.
         alpha: promised bound on the chance of an alarm in a success.
         workers: processes that step the environments; 0 is this one.
     """
@@ -209,7 +209,6 @@ def _rate(rate: Rate) -> dict[str, Any]:
 
 def condition(config: Config, runs: Sequence[Run]) -> dict[str, Any]:
     """All numbers of one condition; detectors see the runs that recorded what they read."""
-    seen = [run for run in runs if set(DEFAULT_INPUT.features) <= set(run.config["taps"])]
     rates = by_task(*runs)
     for task, rate in rates.items():
         print(f"{task}: {rate}")
@@ -217,9 +216,11 @@ def condition(config: Config, runs: Sequence[Run]) -> dict[str, Any]:
         "perturbation": runs[0].config["perturbation"],
         "errors": sum(len(run.rows) - len(run.finished) for run in runs),
         "success": {task: _rate(rate) for task, rate in rates.items()},
-        "detection": detection(config, seen),
     }
-    print(json.dumps(result["detection"], indent=1))
+    if config.folds:
+        seen = [run for run in runs if set(DEFAULT_INPUT.features) <= set(run.config["taps"])]
+        result["detection"] = detection(config, seen)
+        print(json.dumps(result["detection"], indent=1))
     return result
 
 
