@@ -67,12 +67,13 @@ class Config:
 def plan(config: Config, condition: str) -> EpisodePlan:
     """The episodes of a condition."""
     kind, _, strength = condition.partition("_")
-    if kind == "position":
-        where: dict[str, Any] = {"perturbation": {"position": float(strength)}}
-    else:
-        where = {}
-    suite = config.suite if where else f"{config.suite}_{kind}"
-    return EpisodePlan(suite=suite, episodes=config.episodes, num_envs=1, **where)
+    moved = kind == "position"
+    return EpisodePlan(
+        suite=config.suite if moved else f"{config.suite}_{kind}",
+        episodes=config.episodes,
+        perturbation={"position": float(strength)} if moved else {},
+        num_envs=1,
+    )
 
 
 def play(config: Config, condition: str) -> dict[str, Outcomes]:
