@@ -76,14 +76,12 @@ def plan(config: Config, condition: str) -> EpisodePlan:
     )
 
 
-def play(config: Config, condition: str) -> dict[str, Outcomes]:
+def play(subject: Subject, out: Path, asked: EpisodePlan) -> dict[str, Outcomes]:
     """The episodes of each arm, recorded where they are not yet."""
-    subject = Subject(load_policy(config.policy), config.mist)
-    asked = plan(config, condition)
     runs = {
         arm: collect(
             make_arm(arm, subject, Mixture()),
-            config.out / condition / arm,
+            out / arm,
             asked,
             env_options=subject.bare.preset.env_options,
         )
@@ -104,19 +102,18 @@ def summary(condition: str, found: dict[str, Outcomes], asked: int) -> dict[str,
 
 def main(config: Config) -> None:
     """Plays, prints and writes the numbers."""
-    results = {}
+    results, subject = {}, Subject(load_policy(config.policy), config.mist)
     for condition in config.conditions:
-        found = play(config, condition)
-        asked = len(plan(config, condition).seeds())
-        results[condition] = summary(condition, found, asked)
+        asked = plan(config, condition)
+        found = play(subject, config.out / condition, asked)
+        results[condition] = summary(condition, found, len(asked.seeds()))
         for row in results[condition]["rows"]:
             print(f"{condition}, {row['arm']}: {row['successes']} of {row['n']}")
         print(f"named: {results[condition]['named']}", flush=True)
     if config.table:
-        spec = load_policy(config.policy).spec
         content = {
             "command": command("experiments.studies.libero_pro"),
-            "policy_fingerprint": spec.fingerprint,
+            "policy_fingerprint": subject.bare.spec.fingerprint,
             "episodes": config.episodes,
             "conditions": results,
         }

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from experiments.build.tables.cells import Tables, estimate, markdown, rate
+from experiments.build.tables.cells import Tables, estimate, markdown, over_seeds, rate
 
 
 def libero(results: Mapping[str, Any]) -> str:
@@ -51,16 +49,15 @@ def libero_unseen(results: Mapping[str, Any]) -> str:
     found = results["nominal"]["detection"]["seen_unseen"]
     parts = ("val_seen", "val_unseen")
     rows = (
-        (name, *(cell for part in parts for cell in _spread(areas[part])))
+        (name, *(cell for part in parts for cell in (over_seeds(areas[part]), _each(areas[part]))))
         for name, areas in found.items()
     )
     head = ["detector", "seen tasks, AUC", "each split", "unseen tasks, AUC", "each split"]
     return markdown(head, rows)
 
 
-def _spread(areas: Sequence[float]) -> tuple[str, str]:
-    mean, spread = np.mean(areas), np.std(areas, ddof=1)
-    return f"{mean:.2f} ± {spread:.2f}", ", ".join(f"{area:.2f}" for area in areas)
+def _each(areas: Sequence[float]) -> str:
+    return ", ".join(f"{area:.2f}" for area in areas)
 
 
 def libero_named(results: Mapping[str, Any]) -> str:
