@@ -144,13 +144,27 @@ class LiberoData:
         rest, held = (dataclasses.replace(self, data=part) for part in parts)
         return rest, held
 
-    def batch(self, rng: np.random.Generator, size: int) -> Batch:
-        """Examples under light of random brightness, within 15%."""
+    def batch(self, rng: np.random.Generator, size: int, shift: int = 0) -> Batch:
+        """Examples under light of random brightness, within 15%, and each picture moved by up to
+        `shift` pixels, with its edge repeated."""
         obs, arrays = self.data.draw(rng, size)
         gain = rng.uniform(0.85, 1.15, (size, 1, 1, 1)).astype(np.float32)
         images = {k: np.clip((v + 1) * gain - 1, -1, 1) for k, v in obs.images.items()}
+        if shift:
+            images = {k: shifted(v, rng, shift) for k, v in images.items()}
         obs = dataclasses.replace(obs, images=images)
         return Batch(obs, arrays["actions"], arrays["layout"])  # pyright: ignore[reportArgumentType]
+
+
+def shifted(
+    images: Float[np.ndarray, "b h w c"], rng: np.random.Generator, most: int
+) -> Float[np.ndarray, "b h w c"]:
+    """Each picture moved by up to `most` pixels along either side, with its edge repeated."""
+    (b, height, width), by = images.shape[:3], rng.integers(-most, most + 1, (2, len(images), 1))
+    rows, columns = (
+        np.clip(np.arange(n) + d, 0, n - 1) for n, d in zip((height, width), by, strict=True)
+    )
+    return images[np.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 @flax.struct.dataclass

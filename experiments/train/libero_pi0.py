@@ -41,6 +41,7 @@ class Config(Training):
         demos: folder of demonstrations.
         flow_samples: noise draws of each example, sharing one prefix.
         patch: pixels per side of a patch of a picture.
+        shift: pixels by which a picture is moved at random, at most.
         hold: one in so many episodes is not trained on but judged by; 0 trains on all.
         start: a policy whose weights and statistics are taken over.
     """
@@ -52,6 +53,7 @@ class Config(Training):
     ema: float = 0.998
     flow_samples: int = 4
     patch: int = 8
+    shift: int = 0
     hold: int = 10
     start: Path | None = None
     checkpoint_every: int = 500
@@ -70,7 +72,9 @@ def main(config: Config) -> PiPolicy:
     weights = pi0.init(model, jax.random.key(config.seed))["params"]
     if start:
         weights = taught_before(start, data.tokenizer, model, weights)
-    params = {"model": weights, "layout_head": init_layout_head(model)}
+    head = init_layout_head(model)
+    head["bias"] += data.data.arrays["layout"].mean(axis=0)
+    params = {"model": weights, "layout_head": head}
     loss = functools.partial(
         libero_loss,
         config=model,
@@ -82,7 +86,8 @@ def main(config: Config) -> PiPolicy:
         stats, name = data.data.norm_stats, config.out.name
         return PiPolicy(model, {"params": params}, data.tokenizer, stats, LIBERO_TINY, name)
 
-    return train(config, params, loss, data.batch, policy, held)
+    batch = functools.partial(data.batch, shift=config.shift)
+    return train(config, params, loss, batch, policy, held)
 
 
 if __name__ == "__main__":

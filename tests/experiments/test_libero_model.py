@@ -4,7 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.train.libero_model import libero_config, taught_before, word_tokenizer
+from experiments.train.libero_model import (
+    libero_config,
+    shifted,
+    taught_before,
+    word_tokenizer,
+)
 from mistjax.demo import SHIPPED
 from mistjax.models import pi0
 from mistjax.policies import LIBERO_TINY, PiPolicy
@@ -37,3 +42,14 @@ def test_a_policy_keeps_what_it_was_taught_and_gets_new_words():
     assert not np.allclose(act(policy, NEW), act(start, NEW), atol=1e-3)
     with pytest.raises(ValueError, match="libero_pi0 has another model"):
         taught_before(start, tokenizer, libero_config(tokenizer.vocab_size, patch=16), fresh)
+
+
+def test_a_shifted_picture_repeats_its_edge():
+    pictures = np.arange(2 * 6 * 5).reshape(2, 6, 5, 1).astype(np.float32)
+    moved = shifted(pictures, np.random.default_rng(0), 2)
+    assert not np.array_equal(moved[0] - pictures[0], moved[1] - pictures[1])
+    for before, after in zip(pictures, moved, strict=True):
+        padded = np.pad(before, ((2, 2), (2, 2), (0, 0)), mode="edge")
+        windows = [padded[y : y + 6, x : x + 5] for y in range(5) for x in range(5)]
+        assert any(np.array_equal(after, window) for window in windows)
+    np.testing.assert_array_equal(shifted(pictures, np.random.default_rng(0), 0), pictures)
