@@ -8,10 +8,12 @@ devices; one training step keeps about one CPU core busy, so two cores are two d
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from mistjax.policies.protocol import Policy
 
 Loss = Callable[..., tuple[Any, dict[str, Any]]]
 """(params, batch, key) -> (total, its parts)."""
+AHEAD = 8
+"""Batches that are drawn before they are needed: a GPU waits for pictures otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +122,23 @@ def evaluate(policy: Policy, episodes: int, first_seed: int = 900_000) -> float:
     return summarize(run).success.value
 
 
+def draw_ahead(
+    config: Training, batch: Callable[[np.random.Generator, int], Any], first: int
+) -> Iterator[tuple[int, Any]]:
+    """Each step from `first` on with its batch; threads draw a few ahead."""
+
+    def draw(step: int) -> Any:
+        return batch(np.random.default_rng((config.seed, step)), config.batch_size)
+
+    waiting: collections.deque[Future[Any]] = collections.deque()
+    with ThreadPoolExecutor(AHEAD) as pool:
+        for step in range(first, config.steps + AHEAD):
+            if step < config.steps:
+                waiting.append(pool.submit(draw, step))
+            if step >= first + AHEAD:
+                yield step - AHEAD, waiting.popleft().result()
+
+
 def train(
     config: Training,
     params: dict[str, Any],
@@ -153,9 +174,8 @@ def train(
             state = manager.restore(latest, args=ocp.args.StandardRestore(state))
         bar = tqdm(total=config.steps, initial=int(state["step"]), unit="step", smoothing=0.05)
         window: list[dict] = []
-        for i in range(int(state["step"]), config.steps):
-            rng = np.random.default_rng((config.seed, i))
-            state, parts = step(state, jax.device_put(batch(rng, config.batch_size), split))
+        for i, drawn in draw_ahead(config, batch, int(state["step"])):
+            state, parts = step(state, jax.device_put(drawn, split))
             window.append(parts)
             bar.update()
             if len(window) == 50:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from mistjax.envs.libero.expert import Expert
 HORIZON = 8
 DISTURBED = 0.7
 FIRST_SEED = 1_000_000
+Driver = Callable[[LiberoEnv], Iterable[np.ndarray]]
+"""A scene -> its actions [7] of the next steps, at least one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +55,29 @@ class Config:
     seed: int = FIRST_SEED
 
 
-def demonstrate(env: LiberoEnv, seed: int, every: int) -> dict[str, Any] | None:
+def demonstrate(
+    env: LiberoEnv, seed: int, every: int, other: Driver | None = None
+) -> dict[str, Any] | None:
     """One episode's kept frames as columns, or None if the disturbed expert failed.
+
+    What disturbs it is noise, or another driver that has turns; see `bursts` and `turns`.
 
     Columns: image and wrist_image uint8 [n,h,w,3], state [n,8], actions [n,8,7], aux [n,6] (metres:
     where the object and the place to put it are), episode [n], and prompt, a list.
     """
     env.reset(seed=seed)
-    noise = bursts(np.random.default_rng([seed, 1]), env.max_steps + HORIZON)
-    dirty = np.any(noise, axis=1)
-    expert, frames, actions = Expert(env.simulator), [], []
+    rng, steps = np.random.default_rng([seed, 1]), env.max_steps + HORIZON
+    noise = bursts(rng, steps) if other is None else np.zeros((steps, 7))
+    theirs = np.zeros(steps, bool) if other is None else turns(rng, steps)
+    dirty = np.any(noise, axis=1) | theirs
+    expert, frames, actions, planned = Expert(env.simulator), [], [], []
     finished = 0
     for step in range(env.max_steps):
-        action = expert.action().astype(np.float32)
+        if other is not None and theirs[step]:
+            planned = planned or list(other(env))
+            action = planned.pop(0)
+        else:
+            planned, action = [], expert.action().astype(np.float32)
         if step % every == 0 and not np.any(dirty[step : step + HORIZON]):
             frames.append((step, _frame(env, expert)))
         actions.append(action)
@@ -79,6 +92,17 @@ def demonstrate(env: LiberoEnv, seed: int, every: int) -> dict[str, Any] | None:
     chunks = np.stack([actions[step : step + HORIZON] for step, _ in kept])
     prompt = [env.episode.change.prompt] * len(kept)
     return {**columns, "actions": chunks, "episode": np.full(len(kept), seed), "prompt": prompt}
+
+
+def turns(rng: np.random.Generator, steps: int) -> np.ndarray:
+    """Whether another driver has the step [steps]: in turns of 15 to 60 steps with 15 or 30 of the
+    expert's between, and none in the last half, which leaves the expert time to end well."""
+    theirs, step = np.zeros(steps, bool), 15 * int(rng.integers(0, 3))
+    while step < steps // 2:
+        length = 15 * int(rng.integers(1, 5))
+        theirs[step : step + length] = True
+        step += length + 15 * int(rng.integers(1, 3))
+    return theirs
 
 
 def bursts(rng: np.random.Generator, steps: int) -> np.ndarray:
@@ -108,8 +132,8 @@ def _frame(env: LiberoEnv, expert: Expert) -> dict[str, np.ndarray]:
     }
 
 
-def generate(config: Config) -> None:
-    """Writes the shards that are missing."""
+def generate(config: Config, other: Driver | None = None) -> None:
+    """Writes the shards that are missing; `other` is who disturbs the expert, or noise does."""
     config.out.mkdir(parents=True, exist_ok=True)
     for task_id in config.tasks:
         env = LiberoEnv(
@@ -126,7 +150,8 @@ def generate(config: Config) -> None:
             if not name.with_suffix(".safetensors").exists():
                 count = min(10, config.episodes - start)
                 first = config.seed + 10_000 * task_id + start
-                _write(name, [demonstrate(env, first + i, config.every) for i in range(count)])
+                seeds = range(first, first + count)
+                _write(name, [demonstrate(env, seed, config.every, other) for seed in seeds])
         env.close()
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mistjax.envs.libero.demos import bursts
+from mistjax.envs.libero.demos import bursts, turns
 from mistjax.envs.libero.grasps import measure
 
 
@@ -39,3 +39,12 @@ def test_noise_comes_in_short_bursts_and_spares_rotation_and_gripper():
         edges = np.flatnonzero(np.diff(noise.any(axis=1).astype(int), prepend=0, append=0))
         lengths, gaps = edges[1::2] - edges[::2], edges[2::2] - edges[1:-1:2]
         assert lengths.max() <= 4 and gaps.min() >= 12
+
+
+def test_another_driver_has_turns_and_leaves_the_expert_time():
+    for seed in range(200):
+        theirs = turns(np.random.default_rng(seed), 288)
+        edges = np.flatnonzero(np.diff(theirs.astype(int), prepend=0, append=0))
+        lengths, gaps = edges[1::2] - edges[::2], edges[2::2] - edges[1:-1:2]
+        assert len(lengths) and set(lengths) <= {15, 30, 45, 60} and set(gaps) <= {15, 30}
+        assert edges[-1] < 144 + 60
