@@ -107,17 +107,19 @@ class LiberoData:
     tokenizer: PromptTokenizer
 
     @classmethod
-    def load(cls, folder: Path, stats: dict[str, NormStats] | None = None) -> LiberoData:
-        """Every shard of a folder; FileNotFoundError when it holds none.
+    def load(cls, *folders: Path, stats: dict[str, NormStats] | None = None) -> LiberoData:
+        """Every shard of the folders; FileNotFoundError names a folder that holds none.
 
         State and actions are normalised by `stats`, or by their own.
         """
-        shards = sorted(folder.glob("shard_*.safetensors"))
-        if not shards:
-            raise FileNotFoundError(
-                f"{folder} holds no demonstrations: write some with "
-                f"`python -m mistjax.envs.libero.demos --out {folder}`."
-            )
+        shards = []
+        for folder in folders:
+            shards += (found := sorted(folder.glob("shard_*.safetensors")))
+            if not found:
+                raise FileNotFoundError(
+                    f"{folder} holds no demonstrations: write some with "
+                    f"`python -m mistjax.envs.libero.demos --out {folder}`."
+                )
         parts = [load_file(path) for path in shards]
         columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         prompts = [

@@ -38,16 +38,16 @@ def noise(rng, size):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """`run(name, batch)` trains for 60 steps; evaluations are counted, not made."""
+    """`run(name, batch, slices)` trains for 60 steps; evaluations are counted, not made."""
     evaluated = []
     monkeypatch.setattr(
         board_training, "evaluate", lambda policy, n: evaluated.append(policy) or 0.25
     )
 
-    def go(name, batch=noise):
+    def go(name, batch=noise, slices=1):
         config = Training(
             out=tmp_path / name, steps=60, batch_size=4, learning_rate=0.2, warmup=5, ema=0.9,
-            checkpoint_every=20, keep_every=25, eval_every=40,
+            checkpoint_every=20, keep_every=25, eval_every=40, slices=slices,
         )  # fmt: skip
         params = {"model": {"w": jnp.zeros(3)}, "head": {"b": jnp.zeros(3)}}
         return train(config, params, loss, batch, lambda p: Point(p)), evaluated
@@ -61,15 +61,21 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(run):
 
     def breaks(rng, size):
         drawn.append(size)
-        if len(drawn) == 33:
+        if len(drawn) >= 33:  # it is drawn at most eight steps ahead
             raise KeyboardInterrupt
         return noise(rng, size)
 
     with pytest.raises(KeyboardInterrupt):
         run("parts", breaks)
+    drawn.clear()
     parts, _ = run("parts", lambda rng, size: (drawn.append(size), noise(rng, size))[1])
-    assert len(drawn) == 33 + 40  # from the checkpoint at step 20 on
+    assert len(drawn) == 40  # from the checkpoint at step 20 on
     np.testing.assert_array_equal(parts.params["w"], whole.params["w"])
+
+
+def test_a_batch_in_slices_teaches_the_same(run):
+    whole, sliced = run("whole")[0], run("sliced", slices=2)[0]
+    np.testing.assert_allclose(sliced.params["w"], whole.params["w"], atol=1e-5)
 
 
 def test_each_camera_is_left_out_of_its_share_of_the_examples():

@@ -34,8 +34,11 @@ def test_every_task_of_a_suite_takes_its_turn():
 
 
 @pytest.mark.slow
-def test_the_shipped_policy_is_evaluated_without_naming_its_robot(tmp_path):
-    words = ["eval", str(SHIPPED / "libero_pi0"), "--suite", "libero_object", "--tasks", "3"]
+@pytest.mark.parametrize(
+    ("name", "suite"), [("libero_pi0", "libero_object"), ("libero_both_pi0", "libero_spatial")]
+)
+def test_a_shipped_policy_is_evaluated_without_naming_its_robot(name, suite, tmp_path):
+    words = ["eval", str(SHIPPED / name), "--suite", suite, "--tasks", "3"]
     options = ["--episodes", "1", "--max-steps", "10", "--out", str(tmp_path / "run")]
     assert main([*words, *options]) == 0
     (row,) = load_run(tmp_path / "run" / "bare").rows

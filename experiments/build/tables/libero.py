@@ -149,6 +149,8 @@ def libero_expert(results: Mapping[str, Any]) -> str:
 TABLES: Tables = {
     "libero_expert": ("libero_expert", libero_expert),
     "libero": ("libero_policy", libero),
+    "libero_both_spatial": ("libero_both_spatial", libero),
+    "libero_both_object": ("libero_both_object", libero),
     "libero_detectors": ("libero_policy", libero_detectors),
     "libero_unseen": ("libero_policy", libero_unseen),
     "libero_pro": ("libero_pro", libero_pro),
