@@ -10,7 +10,11 @@ Two suites, from what was learned of one (`checkpoints/libero_both_pi0`):
 1. `python -m mistjax.envs.libero.demos --suite libero_spatial --episodes 60 --out data/libero_both`
 2. `python -m mistjax.envs.libero.demos --suite libero_object --episodes 30 --out data/libero_both`
 3. `python -m experiments.train.libero_pi0 --demos data/libero_both --start checkpoints/libero_pi0
-   --shift 2 --warmup 100 --ema 0.995 --steps 3500 --slices 4 --out checkpoints/libero_both_pi0`
+   --shift 2 --warmup 100 --ema 0.995 --steps 3500 --slices 4 --out runs/libero_cloned`
+4. `python -m experiments.train.libero_dagger --suite libero_spatial --episodes 10`
+5. `python -m experiments.train.libero_pi0 --demos data/libero_both data/libero_dagger
+   data/libero_dagger --start runs/libero_cloned --shift 2 --warmup 50 --learning-rate 1e-3
+   --ema 0.995 --steps 1600 --slices 4 --out checkpoints/libero_both_pi0`
 
 A demonstration that the whole loop runs on a real benchmark, not a competitor on it: 0.8 M
 parameters, some hundred scripted demonstrations, no pretraining. For one suite, longer trainings
