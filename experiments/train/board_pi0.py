@@ -66,6 +66,7 @@ class Config(Training):
     camera_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.camera_dropout <= 0.5:
             raise ValueError(
                 f"camera_dropout is {self.camera_dropout}: expected the chance of each of the two "

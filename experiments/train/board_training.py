@@ -60,6 +60,12 @@ class Training(Schedule):
     eval_every: int = 1500
     eval_episodes: int = 40
 
+    def __post_init__(self) -> None:
+        if self.slices < 1 or self.batch_size % self.slices:
+            raise ValueError(
+                f"slices is {self.slices}: expected a divisor of batch_size, {self.batch_size}."
+            )
+
     def kept(self, step: int) -> Path:
         """Where the policy of a step is kept."""
         return self.out.with_name(f"{self.out.name}_{step:05d}")

@@ -76,6 +76,8 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(run):
 def test_a_batch_in_slices_teaches_the_same(run):
     whole, sliced = run("whole")[0], run("sliced", slices=2)[0]
     np.testing.assert_allclose(sliced.params["w"], whole.params["w"], atol=1e-5)
+    with pytest.raises(ValueError, match="slices is 3: expected a divisor of batch_size, 4"):
+        run("uneven", slices=3)
 
 
 def test_each_camera_is_left_out_of_its_share_of_the_examples():

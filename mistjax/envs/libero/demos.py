@@ -96,7 +96,7 @@ def demonstrate(
 
 def turns(rng: np.random.Generator, steps: int) -> np.ndarray:
     """Whether another driver has the step [steps]: in turns of 15 to 60 steps with 15 or 30 of the
-    expert's between, and none in the last half, which leaves the expert time to end well."""
+    expert's between; none begins in the last half, which leaves the expert time to end well."""
     theirs, step = np.zeros(steps, bool), 15 * int(rng.integers(0, 3))
     while step < steps // 2:
         length = 15 * int(rng.integers(1, 5))
