@@ -9,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -39,6 +40,26 @@ def board_tokenizer() -> PromptTokenizer:
         return PromptTokenizer.from_file(path, PROMPT_LEN)
 
 
+def read_shards(
+    folders: Sequence[Path], program: str
+) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Every shard of the folders: its columns, all in one, and its text, one after another.
+
+    Raises:
+        FileNotFoundError: a folder holds none; it says that `program` writes them.
+    """
+    for folder in folders:
+        if not any(folder.glob("shard_*.safetensors")):
+            raise FileNotFoundError(
+                f"{folder} holds no demonstrations: write some with "
+                f"`python -m {program} --out {folder}`."
+            )
+    paths = sorted(path for f in folders for path in f.glob("shard_*.safetensors"))
+    parts = [load_file(path) for path in paths]
+    text = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, text
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shards:
     """Demonstrations as they were written.
@@ -55,16 +76,7 @@ class Shards:
     @classmethod
     def read(cls, folders: Sequence[Path]) -> Shards:
         """Every shard of the folders; FileNotFoundError names a folder that holds none."""
-        for folder in folders:
-            if not any(folder.glob("shard_*.safetensors")):
-                raise FileNotFoundError(
-                    f"{folder} holds no demonstrations: write some with "
-                    f"`python -m mistjax.envs.board.demos --episodes 2400 --out {folder}`."
-                )
-        paths = sorted(path for f in folders for path in f.glob("shard_*.safetensors"))
-        parts = [load_file(path) for path in paths]
-        text = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
-        columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        columns, text = read_shards(folders, "mistjax.envs.board.demos --episodes 2400")
         prompts, captions = ([t for part in text for t in part[k]] for k in ("prompt", "caption"))
         return cls(columns, prompts, captions)
 

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +152,14 @@ def draw_ahead(
         drawn = batch(np.random.default_rng((config.seed, step)), config.batch_size)
         return jax.tree.map(lambda x: x.reshape(config.slices, -1, *x.shape[1:]), drawn)
 
-    waiting: collections.deque[Future[Any]] = collections.deque()
+    steps = range(first, config.steps)
     with ThreadPoolExecutor(AHEAD) as pool:
-        for step in range(first, config.steps + AHEAD):
-            if step < config.steps:
-                waiting.append(pool.submit(draw, step))
-            if step >= first + AHEAD:
-                yield step - AHEAD, waiting.popleft().result()
+        waiting = collections.deque(pool.submit(draw, step) for step in steps[:AHEAD])
+        for step in steps:
+            drawn = waiting.popleft().result()
+            if step + AHEAD in steps:
+                waiting.append(pool.submit(draw, step + AHEAD))
+            yield step, drawn
 
 
 def train(

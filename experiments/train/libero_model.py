@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
-from safetensors.numpy import load_file
 
-from experiments.train.board_data import BoardData
+from experiments.train.board_data import BoardData, read_shards
 from experiments.train.board_model import layout_error
 from mistjax.models.config import IMAGE_KEYS, GemmaConfig, Pi0Config, SiglipConfig
 from mistjax.models.normalize import NormStats, ZScore, pad_to
@@ -112,21 +110,8 @@ class LiberoData:
 
         State and actions are normalised by `stats`, or by their own.
         """
-        shards = []
-        for folder in folders:
-            shards += (found := sorted(folder.glob("shard_*.safetensors")))
-            if not found:
-                raise FileNotFoundError(
-                    f"{folder} holds no demonstrations: write some with "
-                    f"`python -m mistjax.envs.libero.demos --out {folder}`."
-                )
-        parts = [load_file(path) for path in shards]
-        columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        prompts = [
-            p
-            for path in shards
-            for p in json.loads(path.with_suffix(".json").read_text())["prompt"]
-        ]
+        columns, text = read_shards(folders, "mistjax.envs.libero.demos")
+        prompts = [prompt for part in text for prompt in part["prompt"]]
         tokenizer = word_tokenizer(prompts)
         stats = stats or {key: NormStats.of(columns[key]) for key in ("state", "actions")}
         width = libero_config(tokenizer.vocab_size).action_dim

@@ -1,12 +1,11 @@
 """The expert takes over in a real scene, from a fixed driver and from the shipped policy."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from experiments.train import libero_dagger
 from experiments.train.libero_model import LiberoData
+from mistjax.demo import SHIPPED
 from mistjax.envs.libero.demos import HORIZON, demonstrate
 from mistjax.envs.libero.env import LiberoEnv
 from tests.libero_found import FOUND
@@ -15,7 +14,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not FOUND, reason="needs LIBERO and its assets"),
 ]
-CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "libero_pi0"
 
 
 def test_no_action_of_another_driver_is_kept():
@@ -34,7 +32,7 @@ def test_no_action_of_another_driver_is_kept():
 
 
 def test_corrections_of_the_shipped_policy_can_be_trained_on(tmp_path):
-    config = libero_dagger.Config(out=tmp_path, policy=CHECKPOINT, tasks=(0,), episodes=2)
+    config = libero_dagger.Config(out=tmp_path, policy=SHIPPED / "libero_pi0", tasks=(0,), episodes=2)
     libero_dagger.main(config)
     data = LiberoData.load(tmp_path).data
     assert set(data.arrays["episode"]) <= {config.seed, config.seed + 1} and len(data) > 10
