@@ -32,7 +32,9 @@ def test_no_action_of_another_driver_is_kept():
 
 
 def test_corrections_of_the_shipped_policy_can_be_trained_on(tmp_path):
-    config = libero_dagger.Config(out=tmp_path, policy=SHIPPED / "libero_pi0", tasks=(0,), episodes=2)
+    config = libero_dagger.Config(
+        out=tmp_path, policy=SHIPPED / "libero_pi0", tasks=(0,), episodes=2
+    )
     libero_dagger.main(config)
     data = LiberoData.load(tmp_path).data
     assert set(data.arrays["episode"]) <= {config.seed, config.seed + 1} and len(data) > 10
