@@ -46,6 +46,30 @@ class Errand:
     place: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Aim:
+    """How an object is to be put down.
+
+    Attributes:
+        at: the point of it that is brought over the place.
+        place: where to let go of it: 5 cm above a site's middle, or above an object's origin.
+        low: height of its lowest point at which it is let go.
+        stands: whether it stands on the place already, and can be let go higher than that.
+        within: how far off, seen from above, it still counts as put down.
+    """
+
+    at: Point
+    place: Point
+    low: float
+    stands: bool
+    within: float
+
+    @property
+    def off(self) -> float:
+        """How far off it is, seen from above."""
+        return float(np.linalg.norm((self.at - self.place)[:2]))
+
+
 def picks_and_places(problem: Problem) -> bool:
     """Whether that is all that the goal asks for."""
     return bool(problem.goal) and all(fact[0] in ("In", "On") for fact in problem.goal)
@@ -74,12 +98,12 @@ class Expert:
     def action(self) -> Action:
         """The clean action for the present state."""
         simulator, errand = self._simulator, self.errand
-        grasping, place = self._grasping[errand.item], self._place(errand)
+        grasping = self._grasping[errand.item]
         item, grip = grasping.shape(), simulator.grip_position()
-        grasp = grasping.grasp(item)
+        grasp, aim = grasping.grasp(item), self._aim(errand)
         firm = simulator.gap() < grasp.width + grasp.slack
         if simulator.held() == errand.item and firm:
-            return _carry(simulator, grip, item, place, grasping.top_beside(item))
+            return _carry(simulator, grip, item, aim, grasping.top_beside(item))
         if self._is_done(errand):
             return _move(simulator, grip + 0.1 * UP, None, OPEN)
         return _fetch(simulator, grip, item, grasp)
@@ -89,21 +113,21 @@ class Expert:
         return self._grasping[self.errand.item].shape()
 
     def place(self) -> Point:
-        """Where to let go of it: 5 cm above a site's middle, or above an object's origin."""
-        return self._place(self.errand)
+        """Where to let go of it; see `Aim`."""
+        return self._aim(self.errand).place
 
-    def _place(self, errand: Errand) -> Point:
-        simulator, site = self._simulator, self._site(errand)
-        at = simulator.position(errand.place) if site < 0 else simulator.data.site_xpos[site]
-        return at + 0.05 * UP
-
-    def _site(self, errand: Errand) -> int:
-        return mujoco.mj_name2id(self._simulator.model, mujoco.mjtObj.mjOBJ_SITE, errand.place)
+    def _aim(self, errand: Errand) -> Aim:
+        simulator, item, other = self._simulator, errand.item, errand.place
+        site = mujoco.mj_name2id(simulator.model, mujoco.mjtObj.mjOBJ_SITE, other)
+        if site < 0:  # LIBERO asks that its origin be within 3 cm of the other's
+            at, place = simulator.position(item), simulator.position(other) + 0.05 * UP
+            return Aim(at, place, place[2] - 0.045, simulator.touch(item, other), 0.03)
+        at, place = self._grasping[item].shape().centre, simulator.data.site_xpos[site] + 0.05 * UP
+        return Aim(at, place, place[2] - 0.02, False, 0.05)
 
     def _is_done(self, errand: Errand) -> bool:
-        item, place = self._grasping[errand.item].shape(), self._place(errand)
-        within = 0.03 if self._site(errand) < 0 else 0.05  # LIBERO asks for 3 cm on an object
-        return bool(np.linalg.norm(item.centre[:2] - place[:2]) < within and item.bottom < place[2])
+        aim = self._aim(errand)
+        return aim.off < aim.within and self._grasping[errand.item].shape().bottom < aim.place[2]
 
 
 def _fetch(simulator: Simulator, grip: Point, item: Shape, grasp: Grasp) -> Action:
@@ -121,20 +145,19 @@ def _fetch(simulator: Simulator, grip: Point, item: Shape, grasp: Grasp) -> Acti
     return _move(simulator, goal, grasp.yaw, OPEN)
 
 
-def _carry(simulator: Simulator, grip: Point, item: Shape, place: Point, beside: float) -> Action:
+def _carry(simulator: Simulator, grip: Point, item: Shape, aim: Aim, beside: float) -> Action:
     hangs = grip[2] - item.bottom
-    travel = max(place[2] + 0.10, beside + 0.05) + hangs
-    off = np.linalg.norm(item.centre[:2] - place[:2])
-    if off < (0.025 if grip[2] > travel - 0.04 else 0.03):
-        low = place[2] - 0.02 + hangs
-        if grip[2] < low + NEAR:
+    over = grip[:2] + (aim.place - aim.at)[:2]
+    travel, low = max(aim.place[2] + 0.10, beside + 0.05) + hangs, aim.low + hangs
+    if aim.off < (0.018 if grip[2] > travel - 0.04 else 0.025):
+        if aim.stands or grip[2] < low + NEAR:
             return _move(simulator, grip, None, OPEN)
-        goal = np.array([*(place[:2] - item.centre[:2] + grip[:2]), low])
+        goal = [*over, max(low, grip[2] - METRES / 2)]  # no faster down than sideways
     elif grip[2] < travel - 0.04:
-        goal = np.array([*grip[:2], travel])
+        goal = [*grip[:2], travel]
     else:
-        goal = np.array([*(place[:2] - item.centre[:2] + grip[:2]), travel])
-    return _move(simulator, goal, None, CLOSE)
+        goal = [*over, travel]
+    return _move(simulator, np.array(goal), None, CLOSE)
 
 
 def _turn(simulator: Simulator, yaw: float) -> float:
