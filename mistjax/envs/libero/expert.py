@@ -56,6 +56,7 @@ class Aim:
         low: height of its lowest point at which it is let go.
         stands: whether it stands on the place already, and can be let go higher than that.
         within: how far off, seen from above, it still counts as put down.
+        turn: radians about the vertical by which it is turned before.
     """
 
     at: Point
@@ -63,6 +64,7 @@ class Aim:
     low: float
     stands: bool
     within: float
+    turn: float = 0.0
 
     @property
     def off(self) -> float:
@@ -106,7 +108,7 @@ class Expert:
             return _carry(simulator, grip, item, aim, grasping.top_beside(item))
         if self._is_done(errand):
             return _move(simulator, grip + 0.1 * UP, None, OPEN)
-        return _fetch(simulator, grip, item, grasp)
+        return _fetch(simulator, grip, item, grasp, self._floor(grip))
 
     def shape(self) -> Shape:
         """The present errand's object where it is now."""
@@ -122,23 +124,37 @@ class Expert:
         if site < 0:  # LIBERO asks that its origin be within 3 cm of the other's
             at, place = simulator.position(item), simulator.position(other) + 0.05 * UP
             return Aim(at, place, place[2] - 0.045, simulator.touch(item, other), 0.03)
-        at, place = self._grasping[item].shape().centre, simulator.data.site_xpos[site] + 0.05 * UP
-        return Aim(at, place, place[2] - 0.02, False, 0.05)
+        shape, place = self._grasping[item].shape(), simulator.data.site_xpos[site] + 0.05 * UP
+        return Aim(shape.centre, place, place[2] - 0.02, False, 0.05, self._to_fit(shape, site))
+
+    def _to_fit(self, item: Shape, site: int) -> float:
+        """The turn with which an object fits into a narrow site, if it does so in one way only."""
+        sides = self._simulator.model.site_size[site, :2]
+        if not item.width < 2 * sides.min() < item.length:
+            return 0.0
+        axis = self._simulator.data.site_xmat[site].reshape(3, 3)[:, sides.argmin()]
+        return float(half_turns(np.arctan2(axis[1], axis[0]) - item.yaw))
+
+    def _floor(self, grip: Point) -> float:
+        """Above what was put down already, where the hand is over it; else minus infinity."""
+        done = [self._aim(errand).place for errand in self._errands if self._is_done(errand)]
+        near = [place for place in done if np.linalg.norm((grip - place)[:2]) < 0.12]
+        return max((place[2] + 0.10 for place in near), default=-np.inf)
 
     def _is_done(self, errand: Errand) -> bool:
         aim = self._aim(errand)
         return aim.off < aim.within and self._grasping[errand.item].shape().bottom < aim.place[2]
 
 
-def _fetch(simulator: Simulator, grip: Point, item: Shape, grasp: Grasp) -> Action:
+def _fetch(simulator: Simulator, grip: Point, item: Shape, grasp: Grasp, floor: float) -> Action:
     gap, goal = simulator.gap(), grasp.at
     off = np.linalg.norm(grip[:2] - goal[:2])
     turn = _turn(simulator, grasp.yaw)
-    missed = gap < 0.7 * grasp.width
+    missed = gap < 0.4 * grasp.width
     if grip[2] < goal[2] + NEAR and off < grasp.near and not missed:
         return _move(simulator, goal, None, CLOSE)
     if missed or off > grasp.near or abs(turn) > ALIGNED or gap < grasp.opening:
-        above = np.array([*goal[:2], item.centre[2] + CLEARANCE])
+        above = np.array([*goal[:2], max(item.centre[2] + CLEARANCE, floor)])
         if off > 0.03 and grip[2] < above[2] - 0.03:
             above[:2] = grip[:2]
         return _move(simulator, above, grasp.yaw, OPEN)
@@ -149,7 +165,7 @@ def _carry(simulator: Simulator, grip: Point, item: Shape, aim: Aim, beside: flo
     hangs = grip[2] - item.bottom
     over = grip[:2] + (aim.place - aim.at)[:2]
     travel, low = max(aim.place[2] + 0.10, beside + 0.05) + hangs, aim.low + hangs
-    if aim.off < (0.018 if grip[2] > travel - 0.04 else 0.025):
+    if aim.off < (0.018 if grip[2] > travel - 0.04 else 0.025) and abs(aim.turn) < ALIGNED:
         if aim.stands or grip[2] < low + NEAR:
             return _move(simulator, grip, None, OPEN)
         goal = [*over, max(low, grip[2] - METRES / 2)]  # no faster down than sideways
@@ -157,7 +173,7 @@ def _carry(simulator: Simulator, grip: Point, item: Shape, aim: Aim, beside: flo
         goal = [*grip[:2], travel]
     else:
         goal = [*over, travel]
-    return _move(simulator, np.array(goal), None, CLOSE)
+    return _move(simulator, np.array(goal), fingers_yaw(simulator) + aim.turn, CLOSE)
 
 
 def _turn(simulator: Simulator, yaw: float) -> float:

@@ -30,6 +30,7 @@ NEAR, SLACK = 0.008, 0.012
 
 WALL, INWARD = 0.004, 0.009  # of a bowl: how thick it is, and how far inside of its outline
 RIM_DEPTH = 0.022  # of the fingers below a rim: further down the wall is too slanted
+RIM_SLACK = 0.05  # mugs have thick walls, and handles
 RIM_OPENING = 0.07
 RIM_ANGLES = np.arange(72) * np.pi / 36
 MARGIN = 0.006  # to what stands beside a rim
@@ -55,12 +56,14 @@ class Shape:
         bottom: its lowest point's height.
         yaw: direction, in [0, pi), across its narrowest side.
         width: its extent in that direction.
+        length: its extent across that direction.
     """
 
     centre: Point
     bottom: float
     yaw: float
     width: float
+    length: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Grasping:
         if item.width > WIDEST + 0.01:
             return self._by_the_rim(item)
         at = item.centre - min(DEEPEST, 0.5 * (item.centre[2] - item.bottom) + 0.005) * UP
-        at[2] = max(at[2], item.bottom + 0.008)
+        at[2] = max(at[2], item.bottom + 0.014)
         opening = min(item.width, WIDEST) - 0.002
         return Grasp(at, item.yaw, item.width, SLACK, opening, NEAR)
 
@@ -131,7 +134,7 @@ class Grasping:
         angles = sorted(map(float, RIM_ANGLES), key=turn)
         free = (a for a in angles if astride or not self._blocked(*_rim(item, a)))
         angle = next(free, angles[0])
-        return Grasp(_rim(item, angle)[0], angle, WALL, 2 * WALL, RIM_OPENING, 2 * NEAR)
+        return Grasp(_rim(item, angle)[0], angle, WALL, RIM_SLACK, RIM_OPENING, 2 * NEAR)
 
     def _blocked(self, at: Point, out: Point) -> bool:
         """Whether the outer finger or the hand would be inside something."""
@@ -164,7 +167,8 @@ def measure(points: Float[np.ndarray, "points 3"], near: float = 0.0) -> Shape:
     best = int(np.where(widths < widths.min() + 0.004, turns, np.inf).argmin())
     low, high = points.min(axis=0), points.max(axis=0)
     centre = np.array([*(low + high)[:2] / 2, high[2]])
-    return Shape(centre, float(low[2]), float(yaws[best]), float(widths[best]))
+    across = np.roll(widths, -len(yaws) // 2)
+    return Shape(centre, float(low[2]), float(yaws[best]), float(widths[best]), float(across[best]))
 
 
 def hull(simulator: Simulator, name: str) -> Float[np.ndarray, "points 3"]:

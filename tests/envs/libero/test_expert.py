@@ -18,7 +18,7 @@ def test_a_box_is_gripped_across_its_narrow_side(turn):
     yaw = turn * np.pi / 36
     shape = measure(box(0.08, 0.03, 0.05, yaw))
     assert shape.yaw == pytest.approx((yaw + np.pi / 2) % np.pi)
-    assert shape.width == pytest.approx(0.03)
+    assert shape.width == pytest.approx(0.03) and shape.length == pytest.approx(0.08)
     assert shape.centre == pytest.approx([0.3, -0.2, 0.15]) and shape.bottom == pytest.approx(0.1)
 
 

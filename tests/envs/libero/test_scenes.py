@@ -174,7 +174,10 @@ def test_running_out_of_steps_names_the_cause():
         ("libero_spatial", 2, 150),  # a bowl, held by its rim
         ("libero_spatial", 1, 150),  # beside a ramekin
         ("libero_spatial", 4, 150),  # in a drawer
+        ("libero_goal", 9, 150),  # a bottle, held by its neck
         ("libero_10", 0, 300),  # two things, one after the other
+        ("libero_10", 4, 300),  # mugs, held by their rims
+        ("libero_10", 5, 150),  # a book, which fits into its place in one way only
     ],
 )
 def test_the_expert_succeeds_and_stays_inside_the_action_space(name, task, steps):
@@ -187,6 +190,20 @@ def test_the_expert_succeeds_and_stays_inside_the_action_space(name, task, steps
             *_, success, truncated, info = env.step(action)
             done = success or truncated
     assert info["success"] and info["step"] < steps
+
+
+def test_the_expert_puts_a_bowl_down_on_the_middle_of_a_plate():
+    with contextlib.closing(LiberoEnv("libero_spatial", 7, pictures=False)) as env:
+        env.reset(seed=4)
+        expert, success = Expert(env.simulator), False
+        while not success:
+            *_, success, truncated, _ = env.step(expert.action())
+            assert not truncated
+        for _ in range(20):
+            env.step(expert.action())
+        off = env.simulator.position("akita_black_bowl_1") - env.simulator.position("plate_1")
+        assert env.simulator.held() is None and env.simulator.success()
+    assert np.linalg.norm(off[:2]) < 0.02  # LIBERO counts 3 cm
 
 
 def test_the_expert_refuses_what_is_no_pick_and_place():
