@@ -27,6 +27,7 @@ from mistjax.envs.libero.grasps import (
     Shape,
     fingers_yaw,
     half_turns,
+    turn_to_fit,
 )
 from mistjax.envs.libero.simulator import Simulator
 
@@ -35,46 +36,56 @@ Action = Float[np.ndarray, "7"]
 METRES, RADIANS = 0.05, 0.5  # of one unit of action
 OPEN, CLOSE = -1.0, 1.0
 CLEARANCE = 0.05  # under the fingers when they travel
+TRAVEL, ABOVE = 0.10, 0.05  # of what is carried above its place; of a place above its site
+OVER, KEPT = 0.018, 0.025  # how far off its place a thing is lowered; how far off it goes on
 ALIGNED = 0.06
+THINNEST = 0.4  # of an object's width where it is held, such as a bottle's neck
 
 
 @dataclasses.dataclass(frozen=True)
 class Errand:
-    """What goes where: an object, and a site, or object, to put it into or onto."""
+    """A fact of the goal: an object, and a site, or object, to put it into or onto."""
 
+    relation: str
     item: str
     place: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Aim:
-    """How an object is to be put down.
+    """How an object is put down.
 
     Attributes:
         at: the point of it that is brought over the place.
-        place: where to let go of it: 5 cm above a site's middle, or above an object's origin.
+        place: 5 cm above a site's middle, or above an object's origin.
         low: height of its lowest point at which it is let go.
-        stands: whether it stands on the place already, and can be let go higher than that.
         within: how far off, seen from above, it still counts as put down.
-        turn: radians about the vertical by which it is turned before.
+        soft: whether it is let go as soon as it stands on something.
+        turn: radians about the vertical by which it is turned before it is lowered.
     """
 
     at: Point
     place: Point
     low: float
-    stands: bool
     within: float
+    soft: bool
     turn: float = 0.0
 
     @property
-    def off(self) -> float:
-        """How far off it is, seen from above."""
-        return float(np.linalg.norm((self.at - self.place)[:2]))
+    def apart(self) -> Float[np.ndarray, "2"]:
+        """From what is brought to the place, seen from above."""
+        return (self.place - self.at)[:2]
 
 
 def picks_and_places(problem: Problem) -> bool:
     """Whether that is all that the goal asks for."""
     return bool(problem.goal) and all(fact[0] in ("In", "On") for fact in problem.goal)
+
+
+def in_order(errands: list[Errand]) -> list[Errand]:
+    """What others are put on goes first."""
+    items = {errand.item for errand in errands}
+    return sorted(errands, key=lambda errand: errand.place in items)
 
 
 class Expert:
@@ -86,7 +97,7 @@ class Expert:
         if not picks_and_places(simulator.problem):
             raise ValueError(f"the expert picks and places; the goal is {goal}.")
         self._simulator = simulator
-        self._errands = [Errand(*fact[1:]) for fact in goal]
+        self._errands = in_order([Errand(*fact) for fact in goal])
         self._grasping = {e.item: Grasping(simulator, e.item) for e in self._errands}
 
     @property
@@ -103,76 +114,80 @@ class Expert:
         grasping = self._grasping[errand.item]
         item, grip = grasping.shape(), simulator.grip_position()
         grasp, aim = grasping.grasp(item), self._aim(errand)
-        firm = simulator.gap() < grasp.width + grasp.slack
-        if simulator.held() == errand.item and firm:
-            return _carry(simulator, grip, item, aim, grasping.top_beside(item))
+        held, firm = simulator.held(), simulator.gap() < grasp.width + grasp.slack
+        if held == errand.item and firm:
+            stands = aim.soft and grasping.stands()
+            return _carry(simulator, grip, item, aim, grasping.top_beside(item), stands)
         if self._is_done(errand):
             return _move(simulator, grip + 0.1 * UP, None, OPEN)
-        return _fetch(simulator, grip, item, grasp, self._floor(grip))
+        missed = simulator.gap() < THINNEST * grasp.width or held not in (None, errand.item)
+        return _fetch(simulator, grip, item, grasp, self._floor(grip), missed)
 
     def shape(self) -> Shape:
         """The present errand's object where it is now."""
         return self._grasping[self.errand.item].shape()
 
     def place(self) -> Point:
-        """Where to let go of it; see `Aim`."""
+        """What it is brought over; see `Aim`."""
         return self._aim(self.errand).place
 
     def _aim(self, errand: Errand) -> Aim:
-        simulator, item, other = self._simulator, errand.item, errand.place
-        site = mujoco.mj_name2id(simulator.model, mujoco.mjtObj.mjOBJ_SITE, other)
+        simulator = self._simulator
+        site = mujoco.mj_name2id(simulator.model, mujoco.mjtObj.mjOBJ_SITE, errand.place)
         if site < 0:  # LIBERO asks that its origin be within 3 cm of the other's
-            at, place = simulator.position(item), simulator.position(other) + 0.05 * UP
-            return Aim(at, place, place[2] - 0.045, simulator.touch(item, other), 0.03)
-        shape, place = self._grasping[item].shape(), simulator.data.site_xpos[site] + 0.05 * UP
-        return Aim(shape.centre, place, place[2] - 0.02, False, 0.05, self._to_fit(shape, site))
-
-    def _to_fit(self, item: Shape, site: int) -> float:
-        """The turn with which an object fits into a narrow site, if it does so in one way only."""
-        sides = self._simulator.model.site_size[site, :2]
-        if not item.width < 2 * sides.min() < item.length:
-            return 0.0
-        axis = self._simulator.data.site_xmat[site].reshape(3, 3)[:, sides.argmin()]
-        return float(half_turns(np.arctan2(axis[1], axis[0]) - item.yaw))
+            at, on = simulator.position(errand.item), simulator.position(errand.place)
+            return Aim(at, on + ABOVE * UP, on[2] + 0.005, 0.03, soft=True)
+        item, on = self._grasping[errand.item].shape(), simulator.data.site_xpos[site]
+        half, axes = simulator.model.site_size[site], simulator.data.site_xmat[site].reshape(3, 3)
+        turn = turn_to_fit(item, half, axes) if errand.relation == "In" else 0.0
+        within = min(0.05, float((np.abs(axes) @ half)[:2].min()))
+        return Aim(item.centre, on + ABOVE * UP, on[2] + 0.03, within, soft=False, turn=turn)
 
     def _floor(self, grip: Point) -> float:
-        """Above what was put down already, where the hand is over it; else minus infinity."""
-        done = [self._aim(errand).place for errand in self._errands if self._is_done(errand)]
-        near = [place for place in done if np.linalg.norm((grip - place)[:2]) < 0.12]
-        return max((place[2] + 0.10 for place in near), default=-np.inf)
+        """How high the hand must be to leave what it put down; minus infinity away from all."""
+        floor = -np.inf
+        for errand in filter(self._is_done, self._errands):
+            place, item = self._aim(errand).place, self._grasping[errand.item].shape()
+            if np.linalg.norm((grip - place)[:2]) < 0.12:
+                floor = max(floor, place[2] + TRAVEL, item.centre[2] + CLEARANCE + 0.03)
+        return floor
 
     def _is_done(self, errand: Errand) -> bool:
-        aim = self._aim(errand)
-        return aim.off < aim.within and self._grasping[errand.item].shape().bottom < aim.place[2]
+        aim, bottom = self._aim(errand), self._grasping[errand.item].shape().bottom
+        return bool(np.linalg.norm(aim.apart) < aim.within and bottom < aim.place[2])
 
 
-def _fetch(simulator: Simulator, grip: Point, item: Shape, grasp: Grasp, floor: float) -> Action:
-    gap, goal = simulator.gap(), grasp.at
-    off = np.linalg.norm(grip[:2] - goal[:2])
-    turn = _turn(simulator, grasp.yaw)
-    missed = gap < 0.4 * grasp.width
+def _fetch(
+    simulator: Simulator, grip: Point, item: Shape, grasp: Grasp, floor: float, missed: bool
+) -> Action:
+    goal, off = grasp.at, np.linalg.norm((grip - grasp.at)[:2])
     if grip[2] < goal[2] + NEAR and off < grasp.near and not missed:
         return _move(simulator, goal, None, CLOSE)
-    if missed or off > grasp.near or abs(turn) > ALIGNED or gap < grasp.opening:
+    ready = abs(_turn(simulator, grasp.yaw)) < ALIGNED and simulator.gap() > grasp.opening
+    if missed or off > grasp.near or not ready:
         above = np.array([*goal[:2], max(item.centre[2] + CLEARANCE, floor)])
         if off > 0.03 and grip[2] < above[2] - 0.03:
             above[:2] = grip[:2]
-        return _move(simulator, above, grasp.yaw, OPEN)
+        leaving = grip[2] < floor - 0.03
+        return _move(simulator, above, None if leaving else grasp.yaw, OPEN)
     return _move(simulator, goal, grasp.yaw, OPEN)
 
 
-def _carry(simulator: Simulator, grip: Point, item: Shape, aim: Aim, beside: float) -> Action:
+def _carry(
+    simulator: Simulator, grip: Point, item: Shape, aim: Aim, beside: float, stands: bool
+) -> Action:
     hangs = grip[2] - item.bottom
-    over = grip[:2] + (aim.place - aim.at)[:2]
-    travel, low = max(aim.place[2] + 0.10, beside + 0.05) + hangs, aim.low + hangs
-    if aim.off < (0.018 if grip[2] > travel - 0.04 else 0.025) and abs(aim.turn) < ALIGNED:
-        if aim.stands or grip[2] < low + NEAR:
+    travel, low = max(aim.place[2] + TRAVEL, beside + 0.05) + hangs, aim.low + hangs
+    high = grip[2] > travel - 0.04
+    if np.linalg.norm(aim.apart) < (OVER if high else KEPT) and abs(aim.turn) < ALIGNED:
+        if stands or grip[2] < low + NEAR:
             return _move(simulator, grip, None, OPEN)
-        goal = [*over, max(low, grip[2] - METRES / 2)]  # no faster down than sideways
-    elif grip[2] < travel - 0.04:
-        goal = [*grip[:2], travel]
+        # At full speed; a longer way down would leave less of it for the way sideways.
+        goal = [*(grip[:2] + aim.apart), max(low, grip[2] - METRES / 2)]
+    elif high:
+        goal = [*(grip[:2] + aim.apart), travel]
     else:
-        goal = [*over, travel]
+        goal = [*grip[:2], travel]
     return _move(simulator, np.array(goal), fingers_yaw(simulator) + aim.turn, CLOSE)
 
 

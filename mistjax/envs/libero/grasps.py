@@ -1,8 +1,8 @@
 """How a gripper that points down takes hold of an object: across it, or by its rim.
 
 Objects are read off their meshes. One that fits between the fingers is held across its narrowest
-side. A bowl that does not is held by the wall, one finger inside, at a point of the rim where the
-other finger and the hand have room.
+side. A bowl or mug that does not is held by the wall, one finger inside, at a point of the rim
+where the other finger and the hand have room.
 """
 
 # MuJoCo ships no type stubs.
@@ -26,11 +26,12 @@ Angle = TypeVar("Angle", float, np.ndarray)
 UP = np.array([0.0, 0.0, 1.0])
 WIDEST = 0.076  # between the fingers
 DEEPEST = 0.040  # of the fingers below the top of an object
+LOWEST = 0.014  # of them above what it stands on
 NEAR, SLACK = 0.008, 0.012
 
 WALL, INWARD = 0.004, 0.009  # of a bowl: how thick it is, and how far inside of its outline
 RIM_DEPTH = 0.022  # of the fingers below a rim: further down the wall is too slanted
-RIM_SLACK = 0.05  # mugs have thick walls, and handles
+RIM_SLACK = 0.05  # of a mug's wall with its handle: whatever is held by a rim is held firmly
 RIM_OPENING = 0.07
 RIM_ANGLES = np.arange(72) * np.pi / 36
 MARGIN = 0.006  # to what stands beside a rim
@@ -94,7 +95,7 @@ class Grasping:
         """Measures the object."""
         self._simulator, self._name = simulator, name
         self._hull = hull(simulator, name)
-        self._others = obstacles(simulator, name)
+        self._own, self._others = simulator.geoms(name), obstacles(simulator, name)
 
     def shape(self) -> Shape:
         """The object where it is now."""
@@ -107,9 +108,15 @@ class Grasping:
         if item.width > WIDEST + 0.01:
             return self._by_the_rim(item)
         at = item.centre - min(DEEPEST, 0.5 * (item.centre[2] - item.bottom) + 0.005) * UP
-        at[2] = max(at[2], item.bottom + 0.014)
+        at[2] = max(at[2], item.bottom + LOWEST)
         opening = min(item.width, WIDEST) - 0.002
         return Grasp(at, item.yaw, item.width, SLACK, opening, NEAR)
+
+    def stands(self) -> bool:
+        """Whether it touches anything but the robot."""
+        pairs = self._simulator.data.contact.geom
+        own, others = np.isin(pairs, self._own), np.isin(pairs, self._others)
+        return bool((own & others[:, ::-1]).any())
 
     def top_beside(self, item: Shape) -> float:
         """Height of what stands within 3 cm of the object, such as the drawer that it lies in;
@@ -155,6 +162,16 @@ class Grasping:
         return data.geom_xpos[others] + np.einsum("gij,gj->gi", turn, middle), turn, half
 
 
+def turn_to_fit(item: Shape, half: Float[np.ndarray, "3"], axes: Float[np.ndarray, "3 3"]) -> float:
+    """Radians to turn an object about the vertical, at most a quarter turn, so that it fits into a
+    box of half sizes along its axes (columns); 0 unless it fits along one of them alone."""
+    short, long = sorted(np.abs(axes[2]).argsort()[:2], key=lambda level: half[level])
+    if not item.width < 2 * half[short] < item.length < 2 * half[long]:
+        return 0.0
+    x, y, _ = axes[:, short]
+    return float(half_turns(np.arctan2(y, x) - item.yaw))
+
+
 def measure(points: Float[np.ndarray, "points 3"], near: float = 0.0) -> Shape:
     """The shape of a cloud of points in the world's frame.
 
@@ -167,8 +184,8 @@ def measure(points: Float[np.ndarray, "points 3"], near: float = 0.0) -> Shape:
     best = int(np.where(widths < widths.min() + 0.004, turns, np.inf).argmin())
     low, high = points.min(axis=0), points.max(axis=0)
     centre = np.array([*(low + high)[:2] / 2, high[2]])
-    across = np.roll(widths, -len(yaws) // 2)
-    return Shape(centre, float(low[2]), float(yaws[best]), float(widths[best]), float(across[best]))
+    width, length = widths[best], widths[best - len(yaws) // 2]
+    return Shape(centre, float(low[2]), float(yaws[best]), float(width), float(length))
 
 
 def hull(simulator: Simulator, name: str) -> Float[np.ndarray, "points 3"]:

@@ -248,11 +248,6 @@ class Simulator:
         both = [{self._owner[g] for g in geoms if g in self._owner} for geoms in touched]
         return min(both[0] & both[1], default=None)
 
-    def touch(self, one: str, other: str) -> bool:
-        """Whether two objects or fixtures touch each other."""
-        first, second = (np.isin(self.data.contact.geom, self.geoms(name)) for name in (one, other))
-        return bool((first & second[:, ::-1]).any())
-
     def _observable(self):
         """A robosuite sensor that stores the world's state whenever observations are sampled."""
         from robosuite.utils.observables import Observable, sensor

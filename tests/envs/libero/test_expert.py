@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mistjax.envs.libero.demos import bursts, turns
-from mistjax.envs.libero.grasps import measure
+from mistjax.envs.libero.expert import Errand, in_order
+from mistjax.envs.libero.grasps import measure, turn_to_fit
 
 
 def box(length, width, height, yaw):
@@ -28,6 +29,37 @@ def test_a_can_is_gripped_without_turning():
     for near in (0.4, -1.2, 2.0):
         off = (measure(can, near).yaw - near + np.pi / 2) % np.pi - np.pi / 2
         assert abs(off) <= np.pi / 72 + 1e-9
+
+
+SLOT = np.array([0.0278, 0.0622, 0.06])  # half sizes of a compartment for a book
+UPSIDE_DOWN = np.diag([1.0, -1.0, -1.0])
+ON_ITS_SIDE = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])  # its x is vertical
+
+
+@pytest.mark.parametrize("turn", [-15, -4, 0, 9])
+def test_a_book_is_turned_to_fit_its_compartment(turn):
+    yaw = turn * np.pi / 36
+    book = measure(box(0.113, 0.03, 0.14, yaw))  # narrow across `yaw`
+    turned = turn_to_fit(book, SLOT, UPSIDE_DOWN)
+    assert abs(turned) <= np.pi / 2 and np.cos(book.yaw + turned) ** 2 == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("length", "half", "axes"),
+    [
+        (0.05, SLOT, np.eye(3)),  # fits either way
+        (0.13, SLOT, np.eye(3)),  # fits neither way
+        (0.113, np.array([0.07, 0.07, 0.06]), np.eye(3)),  # a square
+        (0.113, np.array([0.02, 0.07, 0.06]), ON_ITS_SIDE),  # a square that lies on its side
+    ],
+)
+def test_what_needs_no_turn_or_gains_nothing_by_it_is_not_turned(length, half, axes):
+    assert turn_to_fit(measure(box(length, 0.03, 0.14, 0.4)), half, axes) == 0
+
+
+def test_what_others_are_put_on_is_put_down_first():
+    upper, lower = Errand("On", "bowl_1", "bowl_2"), Errand("In", "bowl_2", "tray_region")
+    assert in_order([upper, lower]) == in_order([lower, upper]) == [lower, upper]
 
 
 def test_noise_comes_in_short_bursts_and_spares_rotation_and_gripper():
