@@ -14,7 +14,15 @@ Two suites, from what was learned of one (`checkpoints/libero_both_pi0`):
 4. `python -m experiments.train.libero_dagger --suite libero_spatial --episodes 10`
 5. `python -m experiments.train.libero_pi0 --demos data/libero_both data/libero_dagger
    data/libero_dagger --start runs/libero_cloned --shift 2 --warmup 50 --learning-rate 1e-3
-   --ema 0.995 --steps 1600 --slices 4 --out checkpoints/libero_both_pi0`
+   --ema 0.995 --steps 1600 --slices 4 --out runs/libero_corrected`
+6. `python -m mistjax.envs.libero.demos --suite libero_spatial --episodes 30 --out data/libero_last`
+7. `python -m mistjax.envs.libero.demos --suite libero_object --episodes 20 --out data/libero_last`
+8. `python -m experiments.train.libero_pi0 --demos data/libero_last --start runs/libero_corrected
+   --shift 2 --warmup 100 --learning-rate 1e-3 --ema 0.995 --steps 2200 --slices 4
+   --out checkpoints/libero_both_pi0`
+
+For steps 1 to 5 the expert let go of a bowl anywhere within 3 cm of a plate's middle, as LIBERO
+allows; since then it puts it down there.
 
 A demonstration that the whole loop runs on a real benchmark, not a competitor on it: 0.8 M
 parameters, some hundred scripted demonstrations, no pretraining. For one suite, longer trainings
