@@ -113,7 +113,8 @@ class Expert:
         simulator, errand = self._simulator, self.errand
         grasping = self._grasping[errand.item]
         item, grip = grasping.shape(), simulator.grip_position()
-        grasp, aim = grasping.grasp(item), self._aim(errand)
+        aim = self._aim(errand)
+        grasp = grasping.grasp(item, np.array([*aim.apart, aim.low - item.bottom]))
         held, firm = simulator.held(), simulator.gap() < grasp.width + grasp.slack
         if held == errand.item and firm:
             stands = aim.soft and grasping.stands()

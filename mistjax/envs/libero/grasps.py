@@ -103,10 +103,11 @@ class Grasping:
         points = self._hull @ simulator.rotation(name).T + simulator.position(name)
         return measure(points, fingers_yaw(simulator))
 
-    def grasp(self, item: Shape) -> Grasp:
-        """Across the object, or by its rim where it is too wide for that."""
+    def grasp(self, item: Shape, way: Point) -> Grasp:
+        """Across the object, or by its rim where it is too wide for that; `way` is from where it is
+        to where it is put down."""
         if item.width > WIDEST + 0.01:
-            return self._by_the_rim(item)
+            return self._by_the_rim(item, way)
         at = item.centre - min(DEEPEST, 0.5 * (item.centre[2] - item.bottom) + 0.005) * UP
         at[2] = max(at[2], item.bottom + LOWEST)
         opening = min(item.width, WIDEST) - 0.002
@@ -127,9 +128,9 @@ class Grasping:
         beside = np.linalg.norm(apart, axis=1) < item.width / 2 + 0.03
         return float((middle + half)[beside, 2].max(initial=-np.inf))
 
-    def _by_the_rim(self, item: Shape) -> Grasp:
-        """Where the hand turns least and has room; if the fingers are astride of the rim already,
-        there."""
+    def _by_the_rim(self, item: Shape, way: Point) -> Grasp:
+        """Where the hand turns least and has room, here and where the object is put down; if the
+        fingers are astride of the rim already, there."""
         grip, fingers = self._simulator.grip_position(), fingers_yaw(self._simulator)
         away = np.linalg.norm((grip - item.centre)[:2])
         astride = grip[2] < item.centre[2] and away < item.width / 2 + NEAR
@@ -139,8 +140,9 @@ class Grasping:
             return abs(half_turns(angle - fingers)) + 0.2 * behind
 
         angles = sorted(map(float, RIM_ANGLES), key=turn)
-        free = (a for a in angles if astride or not self._blocked(*_rim(item, a)))
-        angle = next(free, angles[0])
+        free = [a for a in angles if astride or not self._blocked(*_rim(item, a))] or angles
+        there = dataclasses.replace(item, centre=item.centre + way)
+        angle = next((a for a in free if astride or not self._blocked(*_rim(there, a))), free[0])
         return Grasp(_rim(item, angle)[0], angle, WALL, RIM_SLACK, RIM_OPENING, 2 * NEAR)
 
     def _blocked(self, at: Point, out: Point) -> bool:
