@@ -168,21 +168,22 @@ def test_running_out_of_steps_names_the_cause():
 
 
 @pytest.mark.parametrize(
-    ("name", "task", "steps"),
+    ("name", "task", "start", "steps"),
     [
-        ("libero_object", 1, 150),  # a box, held across
-        ("libero_spatial", 2, 150),  # a bowl, held by its rim
-        ("libero_spatial", 1, 150),  # beside a ramekin
-        ("libero_spatial", 4, 150),  # in a drawer
-        ("libero_goal", 9, 150),  # a bottle, held by its neck
-        ("libero_10", 0, 300),  # two things, one after the other
-        ("libero_10", 4, 300),  # mugs, held by their rims
-        ("libero_10", 5, 150),  # a book, which fits into its place in one way only
+        ("libero_object", 1, 0, 150),  # a box, held across
+        ("libero_spatial", 2, 0, 150),  # a bowl, held by its rim
+        ("libero_spatial", 1, 1, 150),  # beside a ramekin
+        ("libero_spatial", 4, 0, 150),  # in a drawer
+        ("libero_goal", 8, 1, 150),  # with a bottle beside the plate
+        ("libero_goal", 9, 0, 150),  # a bottle, held by its neck
+        ("libero_10", 0, 0, 300),  # two things, one after the other
+        ("libero_10", 4, 0, 300),  # mugs, held by their rims
+        ("libero_10", 5, 0, 150),  # a book, which fits into its place in one way only
     ],
 )
-def test_the_expert_succeeds_and_stays_inside_the_action_space(name, task, steps):
+def test_the_expert_succeeds_and_stays_inside_the_action_space(name, task, start, steps):
     with contextlib.closing(LiberoEnv(name, task, pictures=False)) as env:
-        env.reset(seed=0)
+        env.reset(seed=start)
         expert, done = Expert(env.simulator), False
         while not done:
             action = expert.action()
