@@ -11,6 +11,8 @@ where the other finger and the hand have room.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from typing import TypeVar
 
 import mujoco
@@ -140,9 +142,13 @@ class Grasping:
             return abs(half_turns(angle - fingers)) + 0.2 * behind
 
         angles = sorted(map(float, RIM_ANGLES), key=turn)
-        free = [a for a in angles if astride or not self._blocked(*_rim(item, a))] or angles
         there = dataclasses.replace(item, centre=item.centre + way)
-        angle = next((a for a in free if astride or not self._blocked(*_rim(there, a))), free[0])
+
+        def free(*wheres: Shape) -> Iterator[float]:
+            rims = ((a, [_rim(where, a) for where in wheres]) for a in angles)
+            return (a for a, at in rims if astride or not any(self._blocked(*rim) for rim in at))
+
+        angle = next(itertools.chain(free(item, there), free(item), angles))
         return Grasp(_rim(item, angle)[0], angle, WALL, RIM_SLACK, RIM_OPENING, 2 * NEAR)
 
     def _blocked(self, at: Point, out: Point) -> bool:
