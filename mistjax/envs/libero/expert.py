@@ -120,7 +120,8 @@ class Expert:
             stands = aim.soft and grasping.stands()
             return _carry(simulator, grip, item, aim, grasping.top_beside(item), stands)
         if self._is_done(errand):
-            return _move(simulator, grip + 0.1 * UP, None, OPEN)
+            rise = 0.1 if simulator.gap() > grasp.opening else 0.0
+            return _move(simulator, grip + rise * UP, None, OPEN)
         missed = simulator.gap() < THINNEST * grasp.width or held not in (None, errand.item)
         return _fetch(simulator, grip, item, grasp, self._floor(grip), missed)
 

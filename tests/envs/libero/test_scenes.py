@@ -172,7 +172,7 @@ def test_running_out_of_steps_names_the_cause():
     [
         ("libero_object", 1, 0, 150),  # a box, held across
         ("libero_spatial", 2, 0, 150),  # a bowl, held by its rim
-        ("libero_spatial", 1, 1, 150),  # beside a ramekin
+        ("libero_spatial", 1, 0, 150),  # beside a ramekin
         ("libero_spatial", 4, 0, 150),  # in a drawer
         ("libero_goal", 8, 1, 150),  # with a bottle beside the plate
         ("libero_goal", 9, 0, 150),  # a bottle, held by its neck
