@@ -473,6 +473,16 @@ COMMANDS = {
             "--confidence": CHANCE,
         },
     ),
+    "fit-reckoning": (
+        "{run} --policy {policy} --out {out}",
+        {
+            0: RUN,
+            "--policy": CHECKPOINT,
+            "--out": (*NEW_FOLDER, "{empty}"),
+            "--preset": PRESET,
+            "--unnorm-key": UNNORM,
+        },
+    ),
     "fit-remedies": (
         "{run} --policy {policy} --out {out}",
         {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -378,6 +378,47 @@ def fit_imputer(
         f"{out}/repairs.json: the numbers are of held-out clean episodes; how much a repair helps "
         f"is another matter.\nNext: mistjax eval {policy} --mist {out} --arms bare monitor mist "
         "--faults MIXTURE --out STUDY"
+    )
+
+
+def fit_reckoning(
+    runs: Positional[tuple[Path, ...]],
+    /,
+    *,
+    policy: str,
+    out: Path,
+    preset: str | None = None,
+    unnorm_key: str | None = None,
+) -> None:
+    """Measure in clean runs how well the cameras see the state, for dead reckoning by sight.
+
+    Args:
+        runs: run folders of clean episodes that the monitor was not fitted to, recorded with
+            `collect --inputs`; no faulty ones.
+        policy: the recorded one: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
+        out: folder of a monitor of inputs, see `fit-inputs`.
+        preset: robot preset; the checkpoint's own by default.
+        unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
+    """
+    from mistjax.policies.load import load_policy
+    from mistjax.rollouts.run import load_run
+    from mistjax.steer.remedies.build import build_reckoning
+    from mistjax.steer.remedies.fit_sighted import HORIZON, KEPT
+
+    refuse_file(out)
+    loaded = [load_run(run) for run in runs]
+    found, alone = build_reckoning(load_policy(policy, preset, unnorm_key=unnorm_key), loaded, out)
+
+    def listed(limits: Iterable[float]) -> str:
+        return ", ".join(f"{limit:.2f}" for limit in limits)
+
+    print(
+        f"In {KEPT:.0%} of the {HORIZON} looks after a good one the reckoned state is within\n"
+        f"{listed(found.usual.tolist())} of a sound sensor, entry by entry in the model's units; "
+        f"by commands alone within\n{listed(alone)}.\n"
+        f"{out}/reckoning.json: from now on the cameras correct dead reckoning.\n"
+        f"Next: mistjax study full_mist --policy {policy} --mist {out} --arms bare blind mist "
+        "--conditions state_frozen --out STUDY"
     )
 
 

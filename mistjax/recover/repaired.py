@@ -143,10 +143,9 @@ def _sample(mist: Repaired, obs, key, state: RepairedState, edits, taps) -> Samp
     looks = state.inputs.looks
     words = erase_state(mist.policy, obs)
     command = jnp.where((looks > 0)[:, None, None], state.inputs.command, 0.0)
-    sight = Seen(words, command, looking(mist.policy, obs, before))
-    inputs, evidence = mist.inputs.step(
-        state.inputs, read(words, seen[str(TOKENS)]), state.repair.active
-    )
+    reading = read(words, seen[str(TOKENS)])
+    sight = Seen(words, command, looking(mist.policy, obs, before), reading.flat)
+    inputs, evidence = mist.inputs.step(state.inputs, reading, state.repair.active)
     worth = jnp.ones(len(looks), bool) if mist.gate is None else state.changed
     memory, remembered = _decided(mist, state.repair, evidence, sight, looks, worth)
     done, acts, residual, changes = _proposed(mist, memory, sight)

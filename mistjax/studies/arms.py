@@ -39,6 +39,7 @@ from mistjax.steer.remedies.artifact import RepairConfig, load_repairs
 from mistjax.steer.remedies.clean import Clean, load_clean
 from mistjax.steer.remedies.first_sound import FirstSound
 from mistjax.steer.remedies.mask import Mask
+from mistjax.steer.remedies.reckoning import DeadReckoning
 
 RANDOM_TIME = (1, 20)
 """First and last inference at which the arm `random_time` begins."""
@@ -139,10 +140,10 @@ class Kit:
 
     def masking(self) -> Kit:
         """With a mask as each camera's remedy."""
-        return self.seeing({name: Mask() for name in self.inputs.cameras})
+        return self.replace_remedies({name: Mask() for name in self.inputs.cameras})
 
-    def seeing(self, remedies: Mapping[str, Any]) -> Kit:
-        """With other remedies of the cameras."""
+    def replace_remedies(self, remedies: Mapping[str, Any]) -> Kit:
+        """With other remedies of some inputs."""
         return dataclasses.replace(self, remedies={**self.remedies, **remedies})
 
     def picturing(self, which: str) -> Kit:
@@ -156,7 +157,7 @@ class Kit:
         size = tuple(math.isqrt(stop - start) * length for length in self.bare.patch)
         gain, paste = self.clean.gain, self.clean.paste(self.inputs, size)
         one = {"gain": gain, "paste": paste}
-        return self.seeing(
+        return self.replace_remedies(
             {
                 name: one.get(which) or FirstSound((gain, paste), self.remedies[name])
                 for name in self.inputs.cameras
@@ -492,6 +493,11 @@ ARMS: dict[str, Arm] = {
         "what was named once is repaired to the end of the episode",
         lambda kit: kit,
         Decision(ends=False),
+    ),
+    "blind": _ablated(
+        "blind",
+        "the loop, but a state that is named is reckoned from the commands alone",
+        lambda kit: kit.replace_remedies({"state": DeadReckoning(kit.inputs.motion)}),
     ),
     "gain": _pictured("gain", "the loop, but a camera that is named gets its own light back"),
     "gain_always": _pictured_always("gain", "both cameras get their own light back, always on"),

@@ -131,7 +131,7 @@ def fit_inputs(
         high,
         policy.spec.gripper_index,
     )
-    flat = readings.tokens.reshape(*readings.tokens.shape[:2], -1)
+    flat = readings.flat
     camera = np.asarray(camera_features(readings), np.float64)
     sign = np.ones(len(episode))
     sign[again] = np.asarray(motion.signs(jnp.asarray(commands)))[again - 1, -1]

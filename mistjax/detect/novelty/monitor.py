@@ -266,7 +266,7 @@ class InputMonitor:
             entries=left,
             words=words | strange,
         )
-        flat = reading.tokens.reshape(*reading.tokens.shape[:2], -1)
+        flat = reading.flat
         seen = InputMemory(
             tokens=_push(m.tokens, flat, started),
             grid=_push(m.grid, grid, started),
@@ -342,7 +342,7 @@ def motion_errors(
     """The cameras' view of the motion minus the sensor's, and minus dead reckoning's; averaged over
     the looks in memory.
     """
-    now = reading.tokens.reshape(*reading.tokens.shape[:2], -1)
+    now = reading.flat
     known = jnp.minimum(m.looks, LOOKS)
     sensor, reckoning = 0.0, 0.0
     for look in range(LOOKS):

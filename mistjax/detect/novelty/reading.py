@@ -45,6 +45,11 @@ class Reading:
     state: Float[Any, "*b s"]
     prompt: Int[Any, "*b l"]
 
+    @property
+    def flat(self) -> Float[Any, "*b c t"]:
+        """The tokens of each camera in one row."""
+        return self.tokens.reshape(*self.tokens.shape[:-2], -1)
+
 
 def read(obs: Observation, tokens: Float[Array, "1 b t d"]) -> Reading:
     """What was seen.

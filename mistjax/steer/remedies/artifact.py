@@ -1,7 +1,7 @@
 """Remedies on disk: `repairs.json`, and `repairs.safetensors` for the imputer's arrays.
 
-Dead reckoning takes its motion model from the monitor of inputs in the same folder, and the last
-prompt needs nothing; see `detect.fitted`.
+Dead reckoning takes its motion model from the monitor of inputs in the same folder; with
+`reckoning.json` beside it, its odometer too. The last prompt needs nothing; see `detect.fitted`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from mistjax.steer.remedies.imputer import Imputer
 from mistjax.steer.remedies.prompt import LastPrompt
 from mistjax.steer.remedies.reckoning import DeadReckoning
 from mistjax.steer.remedies.remedy import InputRemedy
+from mistjax.steer.remedies.sighted import SightedReckoning
 from mistjax.steer.schedules import is_strength
 
-_NAME = "repairs"
+_NAME, _RECKONING = "repairs", "reckoning"
 CARD = f"{_NAME}.json"
+MEASURED = ("noise", "usual", "joint")
+"""Fields of a sighted reckoning that are not the monitor's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +96,54 @@ def load_repairs(
         raise ValueError(f"{path}: {error}") from None
     layers = layers_of(nested.pop("layers"))
     imputer = Imputer(**nested, layers=layers, cameras=monitor.cameras)
-    return make_remedies(monitor, imputer), config
+    return make_remedies(monitor, imputer, load_reckoning(folder, policy, monitor)), config
 
 
-def make_remedies(monitor: InputMonitor, imputer: Imputer) -> dict[str, InputRemedy]:
-    """The remedy of every input of a monitor."""
+def make_remedies(
+    monitor: InputMonitor, imputer: Imputer, state: InputRemedy | None = None
+) -> dict[str, InputRemedy]:
+    """The remedy of every input of a monitor; of its state dead reckoning, unless it is given."""
     return {
         **dict.fromkeys(monitor.cameras, imputer),
-        "state": DeadReckoning(monitor.motion),
+        "state": state or DeadReckoning(monitor.motion),
         "text": LastPrompt(monitor.words),
     }
+
+
+def save_reckoning(
+    folder: str | Path, remedy: SightedReckoning, policy: str, notes: Mapping[str, Any]
+) -> None:
+    """Writes what a sighted reckoning measured, beside the monitor that has its networks.
+
+    Args:
+        folder: of the monitor.
+        remedy: of its state.
+        policy: fingerprint of the policy that was recorded.
+        notes: JSON values for people.
+    """
+    arrays = {name: getattr(remedy, name) for name in MEASURED}
+    save_fitted(folder, _RECKONING, arrays, policy, {}, notes)
+
+
+def load_reckoning(
+    folder: str | Path, policy: str, monitor: InputMonitor
+) -> SightedReckoning | None:
+    """What `save_reckoning` wrote; None where it wrote nothing.
+
+    Raises:
+        FingerprintError: made with another policy.
+        ValueError: another format version, arrays of another monitor, or a damaged file.
+    """
+    path = Path(folder) / f"{_RECKONING}.json"
+    if not path.exists():
+        return None
+    _, arrays = load_fitted(folder, _RECKONING, policy, "reckons with", "mistjax fit-reckoning")
+    width, cameras = monitor.state_mean.shape[0], len(monitor.cameras)
+    shapes = {"noise": (cameras, width), "usual": (width,), "joint": (1,)}
+    found = {name: getattr(arrays.get(name), "shape", None) for name in MEASURED}
+    if found != shapes:
+        raise ValueError(
+            f"{path} holds arrays of {found}, the monitor beside it takes {shapes}: make it again "
+            "with `mistjax fit-reckoning`."
+        )
+    return SightedReckoning(monitor.motion, monitor.odometer, **arrays)

@@ -1,4 +1,4 @@
-"""Recorded clean runs in, remedies on disk out: `mistjax fit-imputer`."""
+"""Recorded clean runs in, remedies on disk out: `mistjax fit-imputer`, `mistjax fit-reckoning`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from jaxtyping import Float
 
 from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.detect.novelty.build import refuse_unclean
+from mistjax.detect.novelty.fit import recorded_runs
 from mistjax.hooks.sites import PROJECTED, Tap
 from mistjax.models.siglip import project
 from mistjax.policies.pi import PiPolicy
 from mistjax.policies.protocol import Policy
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace
-from mistjax.steer.remedies.artifact import RepairConfig, save_repairs
+from mistjax.steer.remedies.artifact import RepairConfig, save_reckoning, save_repairs
 from mistjax.steer.remedies.fit_imputer import Unexplained, fit_imputer
+from mistjax.steer.remedies.fit_sighted import fit_sighted
+from mistjax.steer.remedies.sighted import SightedReckoning
 
 TAP = Tap(PROJECTED, None, "image")
 """What an imputer is fitted to, where the monitor's own tokens are too coarse."""
@@ -68,6 +71,39 @@ def build_imputer(
     }
     save_repairs(out, imputer, config, policy.spec.fingerprint, notes)
     return said
+
+
+def build_reckoning(
+    policy: Policy, runs: Sequence[Run], out: Path
+) -> tuple[SightedReckoning, Float[np.ndarray, " s"]]:
+    """Measures how well the cameras see the state, and writes it beside a monitor of inputs: from
+    then on they correct dead reckoning.
+
+    Args:
+        policy: what was recorded.
+        runs: clean episodes that the monitor was not fitted to, recorded with what the policy
+            reads.
+        out: folder with `inputs.json`.
+
+    Returns:
+        see `fit_sighted`.
+
+    Raises:
+        FileNotFoundError: no monitor of inputs in `out`.
+        ValueError: a run of another policy or with faults, or one recorded without what it read.
+    """
+    monitor = load_inputs(out, policy.spec.fingerprint)
+    refuse_unclean(policy, runs)
+    episodes = recorded_runs(runs)
+    remedy, alone = fit_sighted(monitor, episodes)
+    notes = {
+        "measured_on": [str(run.path) for run in runs],
+        "episodes": len(episodes.mask),
+        "usual": np.asarray(remedy.usual).tolist(),
+        "usual_by_commands_alone": alone.tolist(),
+    }
+    save_reckoning(out, remedy, policy.spec.fingerprint, notes)
+    return remedy, alone
 
 
 def image_tokens(policy: Any, trace: Trace) -> Float[np.ndarray, "n c t"]:

@@ -58,10 +58,10 @@ class DeadReckoning:
         return Proposal(
             dataclasses.replace(seen.obs, state=sensor.at[:, : self._width].set(note.state)),
             jnp.isfinite(note.state).all(axis=1),
-            _largest(off) / limit,
+            largest(off) / limit,
         )
 
 
-def _largest(values: Float[Array, "b s"]) -> Float[Array, " b"]:
+def largest(values: Float[Array, "b s"]) -> Float[Array, " b"]:
     """Of each batch element; Inf where one is not a number."""
     return jnp.where(jnp.isnan(values), jnp.inf, values).max(axis=1)

@@ -41,11 +41,14 @@ class Seen:
         command: what was executed since the last inference, in model units; 0 before the first.
         look: the image embedding of other pictures in place of these, by camera: the vision tower
             runs again (static; None where no remedy of pictures can be asked).
+        tokens: of each camera, flat, as the monitor of inputs reads them; None where no remedy that
+            asks for them can be.
     """
 
     obs: Observation
     command: Float[Array, "b e a"]
     look: Look | None = flax.struct.field(pytree_node=False, default=None)
+    tokens: Float[Array, "b c t"] | None = None
 
 
 @flax.struct.dataclass

@@ -1,0 +1,237 @@
+"""Dead reckoning that the cameras correct: by hand, and in clean episodes of the shipped policy."""
+
+import dataclasses
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.studies.clean import record_clean
+from mistjax.demo import MIST, POLICY
+from mistjax.detect.artifact import FingerprintError
+from mistjax.detect.novelty.artifact import load_inputs
+from mistjax.detect.novelty.fit import Recorded, recorded_runs
+from mistjax.detect.novelty.motion import MotionModel
+from mistjax.detect.novelty.odometry import Odometer
+from mistjax.detect.novelty.reading import Reading
+from mistjax.models.observation import Observation
+from mistjax.policies.load import load_policy
+from mistjax.rollouts.collect import collect
+from mistjax.rollouts.plan import EpisodePlan
+from mistjax.steer.remedies.artifact import load_reckoning, load_repairs, save_reckoning
+from mistjax.steer.remedies.build import build_reckoning
+from mistjax.steer.remedies.fit_sighted import fit_sighted
+from mistjax.steer.remedies.reckoning import DeadReckoning
+from mistjax.steer.remedies.remedy import Seen
+from mistjax.steer.remedies.sighted import SightedReckoning
+from mistjax.studies.arms import Subject, make_arm
+from mistjax.studies.conditions import condition
+
+WIDTH, STEPS = 3, 12
+COMMAND = jnp.full((1, 2, WIDTH), 0.05)  # a look moves the robot by 0.1
+
+
+def motion(slips=1.0):
+    """Of a robot that goes where it is told, times a factor."""
+    weights = jnp.concatenate([jnp.zeros((1, WIDTH)), jnp.eye(WIDTH), slips * jnp.eye(WIDTH)])
+    wide = jnp.full(WIDTH, jnp.inf)
+    return MotionModel(weights, jnp.full(WIDTH, 0.05), -wide, wide)
+
+
+def remedy(slips=1.0):
+    """Whose two cameras show the state itself."""
+    eye = jnp.broadcast_to(jnp.eye(WIDTH), (2, WIDTH, WIDTH))
+    layer = jnp.concatenate([eye, -eye, 0 * eye], axis=1), jnp.zeros((2, WIDTH))
+    odometer = Odometer(jnp.zeros((2, WIDTH)), eye, (layer,), eye)
+    noise, usual = jnp.full((2, WIDTH), 0.02**2), jnp.full(WIDTH, 0.1)
+    return SightedReckoning(motion(slips), odometer, noise, usual, jnp.ones(1))
+
+
+def followed(reckoning, sensor=lambda state: state, seen=lambda tokens: tokens):
+    """(the estimate after some looks at a robot that moves evenly, where it is)."""
+    state = jnp.full((1, WIDTH), 0.5)
+    note = reckoning.start(state, tokens_of(state))
+    for _ in range(STEPS):
+        state = state + COMMAND.sum(1)
+        note = reckoning.step(note, sensor(state), seen(tokens_of(state)), COMMAND)
+    return note, state
+
+
+def tokens_of(state):
+    return jnp.broadcast_to(state[:, None], (1, 2, WIDTH))
+
+
+def test_cameras_keep_the_estimate_from_drifting():
+    """A motion model that is a tenth off drifts by as much; the cameras hold it."""
+    note, state = followed(remedy(slips=1.1))
+    np.testing.assert_allclose(note.state, state, atol=2e-3)
+    blind = dataclasses.replace(remedy(slips=1.1), noise=jnp.full((2, WIDTH), jnp.inf))
+    note, state = followed(blind)
+    np.testing.assert_allclose(note.state - state, 0.1 * 0.1 * STEPS, atol=1e-4)
+
+
+@pytest.mark.parametrize("lie", [5.0, np.nan])
+def test_a_camera_that_is_far_off_is_not_believed(lie):
+    note, state = followed(remedy(slips=1.1), seen=lambda tokens: tokens.at[:, 0].set(lie))
+    np.testing.assert_allclose(note.state, state, atol=3e-3)
+    note, state = followed(remedy(slips=1.1), seen=lambda tokens: jnp.full_like(tokens, lie))
+    np.testing.assert_allclose(note.state - state, 0.1 * 0.1 * STEPS, atol=1e-4)
+
+
+def seen(state, tokens=None):
+    words = jnp.zeros((1, 1), jnp.int32)
+    return Seen(Observation({}, {}, state, words, words > 0), COMMAND, None, tokens)
+
+
+def test_entries_that_agree_keep_the_sensor():
+    """The last entry is off by less than what is usual, the first by more and then by nothing: it
+    stays disputed. Only then is the sensor as a whole said to agree."""
+    off = jnp.array([[0.3, 0.0, 0.05]])
+    reckoning = remedy()
+    note, state = followed(reckoning, sensor=lambda state: state + off)
+    found = reckoning.propose(note, seen(state + off), "state")
+    np.testing.assert_allclose(found.obs.state - state, [[0, 0, 0.05]], atol=1e-5)
+    np.testing.assert_allclose(found.residual, 3.0, rtol=1e-4)
+    found = reckoning.propose(note, seen(state), "state")
+    assert note.disputed.tolist() == [[True, False, False]] and found.residual[0] <= 1
+    dead = reckoning.propose(note, seen(jnp.full_like(state, jnp.nan)), "state")
+    assert dead.residual[0] == jnp.inf and dead.obs.state[0, 0] == note.state[0, 0]
+
+
+def test_a_state_is_not_reckoned_without_tokens():
+    with pytest.raises(ValueError, match="by sight"):
+        remedy().note(seen(jnp.zeros((1, WIDTH))), "state")
+
+
+def episodes(count=40, looks=30, noise=0.02, seed=0):
+    """Of the robot above, seen by cameras with noise; every second one ends early."""
+    rng = np.random.default_rng(seed)
+    commands = rng.normal(size=(count, looks, 1, WIDTH)) * 0.1
+    states = np.cumsum(commands[:, :, 0], axis=1)
+    states = np.concatenate([np.zeros((count, 1, WIDTH)), states[:, :-1]], axis=1)
+    tokens = np.repeat(states[:, :, None], 2, axis=2)
+    tokens += noise * rng.normal(size=tokens.shape)
+    mask = np.ones((count, looks), bool)
+    mask[::2, looks // 2 :] = False
+    tokens[~mask] = 1e6
+    shape = (count, looks, 2)
+    reading = Reading(
+        tokens[..., None, :].astype(np.float32),
+        np.zeros((*shape, 8, 8, 3), np.float32),
+        np.zeros((*shape, 8, 8), np.float32),
+        states.astype(np.float32),
+        np.zeros((count, looks, 1), np.int32),
+    )
+    return Recorded(reading, commands.astype(np.float32), mask)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy(POLICY)
+
+
+@pytest.fixture(scope="module")
+def monitor(policy):
+    return load_inputs(MIST, policy.spec.fingerprint)
+
+
+def of_width(width, monitor, **fields):
+    """A monitor of a state of another width."""
+    state = {"state_mean": jnp.zeros(width), "state_precision": jnp.eye(width)}
+    return dataclasses.replace(monitor, **state, **fields)
+
+
+def test_the_noise_of_the_cameras_is_measured(monitor):
+    """A difference of two looks has twice the variance; padding has none."""
+    known = remedy()
+    ours = of_width(WIDTH, monitor, motion=known.motion, odometer=known.odometer)
+    found, alone = fit_sighted(ours, episodes())
+    np.testing.assert_allclose(found.noise, 2 * 0.02**2, rtol=0.15)
+    assert (np.asarray(found.usual) < 2 * 0.02 * np.sqrt(2)).all()  # nearer than one camera
+    assert (alone < 1e-5).all()  # this robot goes where it is told
+    assert 1 < found.joint[0] < 2
+    with pytest.raises(ValueError, match="one look"):
+        fit_sighted(ours, episodes(looks=1))
+
+
+def test_what_was_measured_is_kept(tmp_path, policy, monitor):
+    """Beside the monitor and the imputer of the same policy, whose remedy of the state it is."""
+    name, shape = policy.spec.fingerprint, (len(monitor.cameras), len(monitor.state_mean))
+    for file in ("inputs", "repairs"):
+        for end in ("json", "safetensors"):
+            shutil.copy(MIST / f"{file}.{end}", tmp_path)
+    assert load_reckoning(tmp_path, name, monitor) is None
+    assert isinstance(load_repairs(tmp_path, name, monitor)[0]["state"], DeadReckoning)
+    made = SightedReckoning(
+        monitor.motion,
+        monitor.odometer,
+        jnp.ones(shape),
+        jnp.linspace(1.0, 2.0, shape[1]),
+        jnp.ones(1),
+    )
+    save_reckoning(tmp_path, made, name, {})
+    found = load_repairs(tmp_path, name, monitor)[0]["state"]
+    assert isinstance(found, SightedReckoning) and found.motion is monitor.motion
+    np.testing.assert_array_equal(found.usual, made.usual)
+    with pytest.raises(FingerprintError, match="fit-reckoning"):
+        load_reckoning(tmp_path, "of another policy", monitor)
+    with pytest.raises(ValueError, match="the monitor beside it takes"):
+        load_reckoning(tmp_path, name, of_width(2, monitor))
+
+
+@pytest.mark.slow
+def test_on_the_board_the_cameras_know_better(tmp_path, policy, monitor):
+    """From the third look of clean episodes that nothing was measured on, ten looks and more later:
+    the hand is nearer to where it is said to be than by commands alone."""
+    shutil.copytree(MIST, tmp_path / "folder")
+    measured, held = (
+        record_clean(
+            policy,
+            tmp_path / name,
+            EpisodePlan(episodes=12, first_seed=first, num_envs=12, sensor_noise=True),
+            (),
+        )
+        for name, first in (("measured", 22_900_000), ("held", 22_900_100))
+    )
+    sighted, alone = build_reckoning(policy, [measured], tmp_path / "folder")
+    assert (np.asarray(sighted.usual) < alone)[:3].all()
+    away = recorded_runs([held])
+    states = jnp.asarray(away.readings.state)[..., : len(monitor.state_mean)]
+    tokens = jnp.asarray(away.readings.flat)
+    note, blind = sighted.start(states[:, 2], tokens[:, 2]), states[:, 2]
+    errors = []
+    for look in range(3, states.shape[1]):
+        command = jnp.asarray(away.commands)[:, look - 1]
+        note = sighted.step(note, states[:, look], tokens[:, look], command)
+        blind = monitor.motion.predict(blind, command)
+        there = np.asarray(away.mask)[:, look] & (look >= 12)
+        both = np.stack([note.state, blind])[:, there, :3] - np.asarray(states)[there, look, :3]
+        errors.append(np.linalg.norm(both, axis=-1))
+    with_eyes, without = np.concatenate(errors, axis=1).mean(1)
+    assert with_eyes < 0.8 * without
+
+
+@pytest.mark.slow
+def test_the_loop_reckons_with_the_cameras(tmp_path, policy, monitor):
+    """A state that is scaled is named and repaired, with what `fit-reckoning` left and without it;
+    the programs differ, and so do the actions."""
+    shutil.copytree(MIST, tmp_path / "folder")
+    width = len(monitor.state_mean)
+    made = SightedReckoning(
+        monitor.motion,
+        monitor.odometer,
+        jnp.full((2, width), 0.02),
+        jnp.full(width, 0.3),
+        jnp.ones(1),
+    )
+    save_reckoning(tmp_path / "folder", made, policy.spec.fingerprint, {})
+    faults, acted = condition("state_scaled"), []
+    for arm in ("mist", "blind"):
+        plan = EpisodePlan(episodes=2, first_seed=22_900_200, num_envs=2, **faults.plan)
+        looped = make_arm(arm, Subject(policy, tmp_path / "folder"), faults.faults)
+        for trace in collect(looped, tmp_path / arm, plan).traces():
+            repaired = trace.aux["repaired"][:, monitor.inputs.index("state")]
+            assert repaired.any()
+            acted.append(trace.chunks[np.argmax(repaired)])
+    assert not np.allclose(acted[:2], acted[2:])
