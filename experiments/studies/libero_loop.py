@@ -7,8 +7,8 @@
 1. Clean episodes of the policy are recorded once, from fixed starts of each task: some to fit the
    monitors to, others to calibrate both thresholds, and some of the first again, with every image
    token, to fit the imputer to. The second command makes the policy's nominal success of them.
-2. A monitor of the inputs with an imputer, and a monitor of failures, as `fit-inputs`,
-   `fit-imputer`, `train-detector` and `calibrate` make them.
+2. A monitor of the inputs with an imputer and a reckoning of the state, and a monitor of failures,
+   as `fit-inputs`, `fit-imputer`, `fit-reckoning`, `train-detector` and `calibrate` make them.
 3. The study `full_mist` on starts that neither saw, under the board's mixture of faults without
    sensor noise, which this policy was not taught with and the clean episodes do not have. The
    random input is the control that could have won.
@@ -16,7 +16,8 @@
     python -m experiments.studies.libero_loop --mist checkpoints/libero_mist \
         --first-seed 10 --episodes 10
 
-plays the third step alone, with monitors and an imputer that are there already.
+plays the third step alone, with monitors and an imputer that are there already; `--conditions
+wrist_frozen push` plays these faults in place of the mixture, one in every episode.
 
 Fits take two minutes, an episode some ten seconds of an idle core. Interrupt it at will: recorded
 episodes and finished fits are kept. Tasks may be played side by side by `mistjax collect` and
@@ -42,14 +43,14 @@ from mistjax.detect.calibration.runs import calibrate_detector
 from mistjax.detect.inputs import DEFAULT_TAPS
 from mistjax.detect.novelty.build import build_inputs
 from mistjax.detect.training import train_detector
-from mistjax.envs.faults.splits import mixtures
 from mistjax.files import atomic
 from mistjax.hooks.sites import Tap
 from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import Run
-from mistjax.steer.remedies.build import TAP, build_imputer
+from mistjax.steer.remedies.build import TAP, build_imputer, build_reckoning
+from mistjax.studies.conditions import condition
 from mistjax.studies.run import StudyPlan, run_study
 from mistjax.studies.table import first_look
 
@@ -70,6 +71,7 @@ class Config:
         mist: folder of monitors and imputer; none are recorded for and fitted then.
         first_seed: the study's first start of each task; by default the first that no fit saw.
         episodes: of each task, arm and condition of the study.
+        conditions: see `studies.conditions.condition`; without sensor noise here.
         arms: see `StudyPlan`.
         alpha: bound on the chance of any alarm in a clean episode, or in a success; on average over
             calibrations, since the same bound for 95% of them takes more episodes. More than the
@@ -89,6 +91,7 @@ class Config:
     mist: Path | None = None
     first_seed: int | None = None
     episodes: int = 3
+    conditions: tuple[str, ...] = ("mixture",)
     arms: tuple[str, ...] = ("bare", "monitor", "mist", "random_input", "oracle")
     alpha: float = 0.2
     detector: str = "linear_probe"
@@ -119,6 +122,7 @@ def fit(
         policy, [fitting], [calibration], folder, alpha=config.alpha, confidence=None
     )
     unexplained = build_imputer(policy, [tokens], folder, steps=config.steps)
+    build_reckoning(policy, [calibration], folder)
     found = {
         "episodes": [len(run.finished) for run in (fitting, calibration, tokens)],
         "inputs": inputs.threshold.describe("clean"),
@@ -142,11 +146,7 @@ def main(config: Config) -> dict[str, Any]:
     first = config.first_seed
     if first is None:
         first = config.fitting + config.calibration
-    config.out.mkdir(parents=True, exist_ok=True)
-    faults = config.out / "mixture.json"
-    mixture = dataclasses.replace(mixtures()["board"], sensor_noise=False)
-    with atomic(faults) as temporary:
-        temporary.write_text(json.dumps(mixture.to_json()))
+    faults = [_without_noise(name, config.out) for name in config.conditions]
     found = run_study(
         StudyPlan(
             "full_mist",
@@ -156,7 +156,7 @@ def main(config: Config) -> dict[str, Any]:
             episodes=config.episodes,
             first_seed=first,
             arms=config.arms,
-            conditions=(str(faults),),
+            conditions=tuple(map(str, faults)),
             suite=config.suite,
             tasks=config.tasks,
             title="full_mist, LIBERO",
@@ -174,6 +174,16 @@ def main(config: Config) -> dict[str, Any]:
     }
     write_results(config.results, results)
     return results
+
+
+def _without_noise(name: str, out: Path) -> Path:
+    """The condition's faults as a file."""
+    faults = dataclasses.replace(condition(name).faults, sensor_noise=False)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.json"
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(faults.to_json()))
+    return path
 
 
 def named(outcomes: Any) -> dict[str, dict[str, dict[str, int]]]:
