@@ -167,6 +167,21 @@ def test_running_out_of_steps_names_the_cause():
     assert truncated and info["failure_cause"] == "never_grasped"
 
 
+def played_by_the_expert(env, start):
+    """What is known at the end of an episode. 20 steps follow it: LIBERO counts a thing that it
+    finds in its place in the hand."""
+    env.reset(seed=start)
+    expert, done = Expert(env.simulator), False
+    while not done:
+        action = expert.action()
+        assert np.abs(action).max() <= 1
+        *_, success, truncated, info = env.step(action)
+        done = success or truncated
+    for _ in range(20):
+        env.step(expert.action())
+    return info
+
+
 @pytest.mark.parametrize(
     ("name", "task", "start", "steps"),
     [
@@ -183,28 +198,14 @@ def test_running_out_of_steps_names_the_cause():
 )
 def test_the_expert_succeeds_and_stays_inside_the_action_space(name, task, start, steps):
     with contextlib.closing(LiberoEnv(name, task, pictures=False)) as env:
-        env.reset(seed=start)
-        expert, done = Expert(env.simulator), False
-        while not done:
-            action = expert.action()
-            assert np.abs(action).max() <= 1
-            *_, success, truncated, info = env.step(action)
-            done = success or truncated
+        info = played_by_the_expert(env, start)
         assert info["success"] and info["step"] < steps
-        for _ in range(20):  # LIBERO counts a thing that it finds in its place in the hand
-            env.step(expert.action())
         assert env.simulator.held() is None
 
 
 def test_the_expert_puts_a_bowl_down_on_the_middle_of_a_plate():
     with contextlib.closing(LiberoEnv("libero_spatial", 7, pictures=False)) as env:
-        env.reset(seed=4)
-        expert, success = Expert(env.simulator), False
-        while not success:
-            *_, success, truncated, _ = env.step(expert.action())
-            assert not truncated
-        for _ in range(20):
-            env.step(expert.action())
+        assert played_by_the_expert(env, start=4)["success"]
         off = env.simulator.position("akita_black_bowl_1") - env.simulator.position("plate_1")
         assert env.simulator.success() and np.linalg.norm(off[:2]) < 0.02  # LIBERO counts 3 cm
 
