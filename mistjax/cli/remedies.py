@@ -336,7 +336,7 @@ def fit_imputer(
     preset: str | None = None,
     unnorm_key: str | None = None,
 ) -> None:
-    """Fit to clean runs what stands in for an unsound camera; the other inputs need no fit.
+    """Fit to clean runs what stands in for an unsound camera; other inputs do without.
 
     Args:
         runs: run folders of clean episodes, recorded with `collect --inputs`; no faulty ones.
@@ -417,8 +417,12 @@ def fit_reckoning(
         f"{listed(found.usual.tolist())} of a sound sensor, entry by entry in the model's units; "
         f"by commands alone within\n{listed(alone)}.\n"
         f"{out}/reckoning.json: from now on the cameras correct dead reckoning.\n"
-        f"Next: mistjax study full_mist --policy {policy} --mist {out} --arms bare blind mist "
-        "--conditions state_frozen --out STUDY"
+        + (
+            f"Next: mistjax study full_mist --policy {policy} --mist {out} --arms bare "
+            "commands_only mist --conditions state_frozen --out STUDY"
+            if (out / "repairs.json").exists()
+            else f"Next: mistjax fit-imputer {runs[0]} --policy {policy} --out {out}"
+        )
     )
 
 

@@ -3,7 +3,7 @@
 One jitted program per inference: the vision tower runs once; the monitor of inputs reads its tokens
 and the sensors; a `Decision` says which inputs are to be repaired; the remedy of each makes another
 observation of it (under `lax.cond`); the policy inside acts on that. Nothing is computed twice, so
-an alarm costs the remedies alone.
+an alarm costs the remedies alone; without one, what they remember is brought up to date.
 
 What it promises: where nothing is repaired, the actions are bit for bit those of the policy inside
 with the same key, whatever happens in other batch elements. With a cap below 1 the bare chunk is

@@ -40,6 +40,7 @@ from mistjax.steer.remedies.clean import Clean, load_clean
 from mistjax.steer.remedies.first_sound import FirstSound
 from mistjax.steer.remedies.mask import Mask
 from mistjax.steer.remedies.reckoning import DeadReckoning
+from mistjax.steer.remedies.sighted import SightedReckoning
 
 RANDOM_TIME = (1, 20)
 """First and last inference at which the arm `random_time` begins."""
@@ -293,6 +294,15 @@ def _pictured_always(which: str, says: str) -> Arm:
     return Arm(says, make)
 
 
+def _without_sight(kit: Kit) -> Kit:
+    if not isinstance(kit.remedies["state"], SightedReckoning):
+        raise ValueError(
+            f"the arm commands_only needs a state that is reckoned by sight, and {kit.folder} has "
+            "none: measure it with `mistjax fit-reckoning`, or name the other arms (--arms)."
+        )
+    return kit.replace_remedies({"state": DeadReckoning(kit.inputs.motion)})
+
+
 def _capped(share: float) -> Callable[[Kit], Kit]:
     return lambda kit: dataclasses.replace(kit, config=dataclasses.replace(kit.config, cap=share))
 
@@ -494,10 +504,10 @@ ARMS: dict[str, Arm] = {
         lambda kit: kit,
         Decision(ends=False),
     ),
-    "blind": _ablated(
-        "blind",
+    "commands_only": _ablated(
+        "commands_only",
         "the loop, but a state that is named is reckoned from the commands alone",
-        lambda kit: kit.replace_remedies({"state": DeadReckoning(kit.inputs.motion)}),
+        _without_sight,
     ),
     "gain": _pictured("gain", "the loop, but a camera that is named gets its own light back"),
     "gain_always": _pictured_always("gain", "both cameras get their own light back, always on"),

@@ -64,8 +64,10 @@ def recorded(traces: Sequence[Trace]) -> Recorded:
     Raises:
         ValueError: no episode, or one that was recorded without.
     """
+    if not traces:
+        raise ValueError("no finished episode was given: name at least one run folder with some.")
     missing = sorted({name for trace in traces for name in FIELDS if name not in trace.aux})
-    if not traces or missing:
+    if missing:
         raise ValueError(
             f"{len(traces)} episodes, without {missing}: record them with `mistjax collect "
             "--inputs`, which adds what the policy reads."

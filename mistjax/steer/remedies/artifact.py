@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mistjax.detect.fitted import layers_of, load_fitted, save_fitted
+from mistjax.detect.novelty.artifact import CARD as MONITOR
 from mistjax.detect.novelty.monitor import InputMonitor
+from mistjax.files import read_json
 from mistjax.ranges import whole
 from mistjax.steer.remedies.imputer import Imputer
 from mistjax.steer.remedies.prompt import LastPrompt
@@ -122,7 +124,7 @@ def save_reckoning(
         notes: JSON values for people.
     """
     arrays = {name: getattr(remedy, name) for name in MEASURED}
-    save_fitted(folder, _RECKONING, arrays, policy, {}, notes)
+    save_fitted(folder, _RECKONING, arrays, policy, {"monitor": _monitor_of(folder)}, notes)
 
 
 def load_reckoning(
@@ -132,18 +134,21 @@ def load_reckoning(
 
     Raises:
         FingerprintError: made with another policy.
-        ValueError: another format version, arrays of another monitor, or a damaged file.
+        ValueError: another format version, measured with another monitor than the folder's, or a
+            damaged file.
     """
-    path = Path(folder) / f"{_RECKONING}.json"
+    path, command = Path(folder) / f"{_RECKONING}.json", "mistjax fit-reckoning"
     if not path.exists():
         return None
-    _, arrays = load_fitted(folder, _RECKONING, policy, "reckons with", "mistjax fit-reckoning")
-    width, cameras = monitor.state_mean.shape[0], len(monitor.cameras)
-    shapes = {"noise": (cameras, width), "usual": (width,), "joint": (1,)}
-    found = {name: getattr(arrays.get(name), "shape", None) for name in MEASURED}
-    if found != shapes:
+    document, arrays = load_fitted(folder, _RECKONING, policy, "reckons with", command)
+    if document["monitor"] != _monitor_of(folder):
         raise ValueError(
-            f"{path} holds arrays of {found}, the monitor beside it takes {shapes}: make it again "
-            "with `mistjax fit-reckoning`."
+            f"{path} was measured with another monitor of inputs than the one beside it: make it "
+            f"again with `{command}`."
         )
     return SightedReckoning(monitor.motion, monitor.odometer, **arrays)
+
+
+def _monitor_of(folder: str | Path) -> Any:
+    """What the arrays of a folder's monitor are known by."""
+    return read_json(Path(folder) / MONITOR)["files"]

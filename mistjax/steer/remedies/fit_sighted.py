@@ -72,9 +72,11 @@ def fit_sighted(
         monitor.motion, monitor.odometer, blind, jnp.full(width, jnp.inf), jnp.ones(1)
     )
     views, alone = errors(remedy)
-    remedy = dataclasses.replace(remedy, noise=jnp.asarray(np.square(views).mean(0)))
+    scale = np.asarray(monitor.motion.scale)
+    noise = np.maximum(np.square(views).mean(0), np.square(scale / 10))
+    remedy = dataclasses.replace(remedy, noise=jnp.asarray(noise, jnp.float32))
     off = np.abs(errors(remedy)[1])
-    usual = np.maximum(np.quantile(off, KEPT, axis=0), 1e-6)
+    usual = np.maximum(np.quantile(off, KEPT, axis=0), scale)
     joint = np.quantile((off / usual).max(axis=1), KEPT)
     remedy = dataclasses.replace(
         remedy, usual=jnp.asarray(usual, jnp.float32), joint=jnp.asarray([joint], jnp.float32)

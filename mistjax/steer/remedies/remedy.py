@@ -5,8 +5,8 @@ what is remembered is never the fault itself:
 
 - `note`: what to keep of an observation in which the input is sound. `recover.repaired` decides
   which note is the last good one; a note is a pytree with leading axis B.
-- `advance`: that note, one inference later. Dead reckoning moves its state by what was commanded;
-  the others keep theirs.
+- `advance`: that note, one inference later. Dead reckoning moves its state by what was commanded
+  and seen; the others keep theirs.
 - `propose`: the observation with the input replaced or masked, edits of activations, whether the
   remedy knows what it does, and how far the sensor is from what stands in for it.
 

@@ -5,7 +5,8 @@ A Kalman filter, entry by entry. Its prediction is the motion model's, whose err
 inference; its measurements are the odometer's, one of each camera, of the motion since the last
 good look, which do not drift. A camera that is far from the prediction is not believed. Entries in
 which the sensor has stayed near the estimate since that look keep the sensor: a wrong position is
-no reason to guess the fingers.
+no reason to guess the fingers. A camera that is itself unsound is believed all the same, unless it
+is far off: where both fail, a frozen picture holds the estimate back.
 
 Source of the filter: Kalman, Journal of Basic Engineering 82, 1960.
 """
@@ -30,8 +31,10 @@ class Sighted:
 
     Attributes:
         state: it.
-        variance: of its error.
-        disputed: entries in which the sensor was too far from it since the last good look.
+        variance: of its error, if the cameras' errors at different looks were independent: what the
+            next correction is weighted by, too small for anything else.
+        disputed: entries in which the sensor was too far from it at any look since the last good
+            one.
         anchor, tokens: sensor and camera tokens of that look.
     """
 
