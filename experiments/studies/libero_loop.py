@@ -49,10 +49,11 @@ from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import Run
+from mistjax.stats import mcnemar
 from mistjax.steer.remedies.build import TAP, build_imputer, build_reckoning
 from mistjax.studies.conditions import condition
 from mistjax.studies.run import StudyPlan, run_study
-from mistjax.studies.table import first_look
+from mistjax.studies.table import first_look, paired
 
 FITS = "fits.json"
 
@@ -169,6 +170,7 @@ def main(config: Config) -> dict[str, Any]:
         **fits,
         "tables": {"study": [row.to_json() for row in found.rows]},
         "losses": found.losses,
+        "won": won(found.outcomes),
         "named": named(found.outcomes),
         "faults": by_fault(found.outcomes, policy.spec.execute_steps),
     }
@@ -184,6 +186,23 @@ def _without_noise(name: str, out: Path) -> Path:
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(faults.to_json()))
     return path
+
+
+def won(outcomes: Any) -> dict[str, dict[str, dict[str, float]]]:
+    """Condition -> other arm -> episodes in which the loop alone succeeded, or the other alone, and
+    McNemar's exact p of it."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for where, arms in outcomes.items():
+        if "mist" not in arms:
+            continue
+        for arm in [arm for arm in arms if arm != "mist"]:
+            other, mist = paired(arms[arm], arms["mist"])
+            found.setdefault(where, {})[arm] = {
+                "won": int((mist & ~other).sum()),
+                "lost": int((other & ~mist).sum()),
+                "p": mcnemar(other, mist),
+            }
+    return found
 
 
 def named(outcomes: Any) -> dict[str, dict[str, dict[str, int]]]:

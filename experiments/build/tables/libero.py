@@ -7,6 +7,8 @@ from typing import Any
 
 from experiments.build.tables.cells import Tables, estimate, markdown, over_seeds, rate
 
+TIMES = ("at once", "within ten looks", "later", "before", "never")
+
 
 def libero(results: Mapping[str, Any]) -> str:
     """Success of the shipped policy, by task and over all, in each condition that was played."""
@@ -72,13 +74,39 @@ def libero_faults(results: Mapping[str, Any]) -> str:
     """Successes of each arm by fault, and when the loop named what was unsound."""
     found = results["faults"]["mixture"]
     arms = list(next(iter(found.values()))["success"])
-    times = ("at once", "within ten looks", "later", "before", "never")
     rows = (
-        (kind, part["n"], *part["success"].values(), *(part["named"].get(t) for t in times))
+        (kind, part["n"], *part["success"].values(), *(part["named"].get(t) for t in TIMES))
         for kind, part in sorted(found.items())
     )
     head = ["fault", "episodes", *(f"{arm} succeeded" for arm in arms)]
-    return markdown([*head, *(f"named {t}" for t in times)], rows)
+    return markdown([*head, *(f"named {t}" for t in TIMES)], rows)
+
+
+def libero_single(results: Mapping[str, Any]) -> str:
+    """One fault in every episode: each arm, and what was named first and when."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in results["tables"]["study"]:
+        rows.setdefault(row["condition"], {})[row["arm"]] = row
+    arms = list(next(iter(rows.values())))
+    others = [arm for arm in arms if arm != "mist"]
+
+    def against(other: Mapping[str, float]) -> str:
+        return f"{other['won']} / {other['lost']}, p {other['p']:.2g}"
+
+    def line(condition: str, found: Mapping[str, Any]) -> tuple:
+        (part,) = results["faults"][condition].values()
+        (said,) = results["named"][condition].values()
+        ordered = sorted(said.items(), key=lambda item: -item[1])
+        return (
+            condition.replace("_", " "),
+            *(_share(found[arm]) for arm in arms),
+            *(against(results["won"][condition][arm]) for arm in others),
+            ", ".join(f"{name} {count}" for name, count in ordered),
+            ", ".join(f"{when} {part['named'][when]}" for when in TIMES if when in part["named"]),
+        )
+
+    head = ["fault", *arms, *(f"mist won / lost against {arm}" for arm in others)]
+    return markdown([*head, "named first", "rightly"], (line(*item) for item in rows.items()))
 
 
 def libero_pro(results: Mapping[str, Any]) -> str:
@@ -157,5 +185,7 @@ TABLES: Tables = {
     "libero_served": ("served_libero", libero_served),
     "libero_faults": ("libero_loop", libero_faults),
     "libero_named": ("libero_loop", libero_named),
+    "libero_single": ("libero_single", libero_single),
+    "libero_scaled": ("libero_scaled", libero_single),
     "libero_speed": ("bench_libero", libero_speed),
 }
