@@ -17,7 +17,7 @@
         --first-seed 10 --episodes 10
 
 plays the third step alone, with monitors and an imputer that are there already; `--conditions
-wrist_frozen push` plays these faults in place of the mixture, one in every episode.
+wrist_frozen push --results FILE` plays these faults in place of the mixture, one in every episode.
 
 Fits take two minutes, an episode some ten seconds of an idle core. Interrupt it at will: recorded
 episodes and finished fits are kept. Tasks may be played side by side by `mistjax collect` and
