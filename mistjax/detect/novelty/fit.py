@@ -65,7 +65,9 @@ def recorded(traces: Sequence[Trace]) -> Recorded:
         ValueError: no episode, or one that was recorded without.
     """
     if not traces:
-        raise ValueError("no finished episode was given: name at least one run folder with some.")
+        raise ValueError(
+            "no finished episode was given: name a run folder of `mistjax collect --inputs`."
+        )
     missing = sorted({name for trace in traces for name in FIELDS if name not in trace.aux})
     if missing:
         raise ValueError(
