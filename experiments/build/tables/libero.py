@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.build.tables.cells import Tables, estimate, markdown, over_seeds, rate
+from mistjax.envs.faults.battery import INPUTS
 
 TIMES = ("at once", "within ten looks", "later", "before", "never")
 
@@ -95,14 +96,15 @@ def libero_single(results: Mapping[str, Any]) -> str:
 
     def line(condition: str, found: Mapping[str, Any]) -> tuple:
         (part,) = results["faults"][condition].values()
-        (said,) = results["named"][condition].values()
+        ((truth, said),) = results["named"][condition].items()
+        times = [t for t in TIMES if t in part["named"] and truth in INPUTS]
         ordered = sorted(said.items(), key=lambda item: -item[1])
         return (
             condition.replace("_", " "),
             *(_share(found[arm]) for arm in arms),
             *(against(results["won"][condition][arm]) for arm in others),
             ", ".join(f"{name} {count}" for name, count in ordered),
-            ", ".join(f"{when} {part['named'][when]}" for when in TIMES if when in part["named"]),
+            ", ".join(f"{when} {part['named'][when]}" for when in times),
         )
 
     head = ["fault", *arms, *(f"mist won / lost against {arm}" for arm in others)]
