@@ -180,9 +180,10 @@ def main(config: Config) -> dict[str, Any]:
 
 def _without_noise(name: str, out: Path) -> Path:
     """The condition's faults as a file."""
-    faults = dataclasses.replace(condition(name).faults, sensor_noise=False)
+    found = condition(name)
+    faults = dataclasses.replace(found.faults, sensor_noise=False)
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name}.json"
+    path = out / f"{found.name}.json"
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(faults.to_json()))
     return path
@@ -193,9 +194,8 @@ def won(outcomes: Any) -> dict[str, dict[str, dict[str, float]]]:
     McNemar's exact p of it."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for where, arms in outcomes.items():
-        if "mist" not in arms:
-            continue
-        for arm in [arm for arm in arms if arm != "mist"]:
+        others = [arm for arm in arms if arm != "mist"] if "mist" in arms else []
+        for arm in others:
             other, mist = paired(arms[arm], arms["mist"])
             found.setdefault(where, {})[arm] = {
                 "won": int((mist & ~other).sum()),

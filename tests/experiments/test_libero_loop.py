@@ -57,3 +57,10 @@ def test_conditions_have_no_sensor_noise(name, tmp_path):
     path = _without_noise(name, tmp_path / "new")
     assert path.name == f"{name}.json" and json.loads(path.read_text())["sensor_noise"] is False
     assert read_mixture(path).sensor_noise is False
+
+
+def test_a_mixture_of_ones_own_keeps_its_name(tmp_path):
+    mine = _without_noise("wrist_frozen", tmp_path / "mine")
+    path = _without_noise(str(mine), tmp_path / "new")
+    assert path == tmp_path / "new" / "wrist_frozen.json"
+    assert read_mixture(path) == read_mixture(mine)
