@@ -117,6 +117,21 @@ def test_entries_that_agree_keep_the_sensor():
     assert dead.residual[0] == jnp.inf and dead.obs.state[0, 0] == note.state[0, 0]
 
 
+def test_a_sensor_that_stands_still_is_not_said_to_agree():
+    """Where the robot waits, a frozen sensor is as near as a sound one; once it moves, they differ."""
+    reckoning, state = remedy(), jnp.full((1, WIDTH), 0.5)
+    note = reckoning.start(state, tokens_of(state))
+    for _ in range(3):
+        note = reckoning.step(note, state, tokens_of(state), jnp.zeros_like(COMMAND))
+        still = reckoning.propose(note, seen(state), "state")
+        assert 1 < still.residual[0] < 1.1
+    moved = state + COMMAND.sum(1)
+    for sensor, agrees in ((moved, True), (state, False)):
+        later = reckoning.step(note, sensor, tokens_of(moved), COMMAND)
+        residual = reckoning.propose(later, seen(sensor), "state").residual[0]
+        assert bool(residual <= 1) == agrees
+
+
 def test_a_state_is_not_reckoned_without_tokens():
     with pytest.raises(ValueError, match="by sight"):
         remedy().note(seen(jnp.zeros((1, WIDTH))), "state")
@@ -228,6 +243,10 @@ def test_on_the_board_the_cameras_know_better(tmp_path, policy, monitor):
         errors.append(np.linalg.norm(both, axis=-1))
     with_eyes, without = np.concatenate(errors, axis=1).mean(1)
     assert with_eyes < 0.8 * without
+    notes = {"fitted_to": [str(measured.path)]}
+    save_inputs(tmp_path / "folder", monitor, policy.spec.fingerprint, notes)
+    with pytest.raises(ValueError, match=f"was fitted to {measured.path}"):
+        build_reckoning(policy, [measured], tmp_path / "folder")
 
 
 @pytest.mark.slow

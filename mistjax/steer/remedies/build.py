@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mistjax.detect.novelty.artifact import CARD as MONITOR
 from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.detect.novelty.build import refuse_unclean
 from mistjax.detect.novelty.fit import recorded_runs
+from mistjax.files import read_json
 from mistjax.hooks.sites import PROJECTED, Tap
 from mistjax.models.siglip import project
 from mistjax.policies.pi import PiPolicy
@@ -90,10 +92,17 @@ def build_reckoning(
 
     Raises:
         FileNotFoundError: no monitor of inputs in `out`.
-        ValueError: a run of another policy or with faults, or one recorded without what it read.
+        ValueError: a run of another policy or with faults, one recorded without what it read, or
+            one that the monitor says it was fitted to.
     """
     monitor = load_inputs(out, policy.spec.fingerprint)
     refuse_unclean(policy, runs)
+    fitted = read_json(out / MONITOR)["notes"].get("fitted_to", ())
+    if known := [str(run.path) for run in runs if str(run.path) in fitted]:
+        raise ValueError(
+            f"the monitor in {out} was fitted to {', '.join(known)}, where its cameras see the "
+            "state better than elsewhere: collect other clean episodes and give those."
+        )
     episodes = recorded_runs(runs)
     remedy, alone = fit_sighted(monitor, episodes)
     notes = {

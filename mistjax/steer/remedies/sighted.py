@@ -5,7 +5,8 @@ A Kalman filter, entry by entry. Its prediction is the motion model's, whose err
 inference; its measurements are the odometer's, one of each camera, of the motion since the last
 good look, which do not drift. A camera that is far from the prediction is not believed. Entries in
 which the sensor has stayed near the estimate since that look keep the sensor: a wrong position is
-no reason to guess the fingers. A camera that is itself unsound is believed all the same, unless it
+no reason to guess the fingers. A sensor that stands still is not said to agree: a frozen one agrees
+with a robot that waits. A camera that is itself unsound is believed all the same, unless it
 is far off: where both fail, a frozen picture holds the estimate back.
 
 Source of the filter: Kalman, Journal of Basic Engineering 82, 1960.
@@ -24,6 +25,9 @@ from mistjax.detect.novelty.odometry import Odometer
 from mistjax.steer.remedies.reckoning import WIDE, largest
 from mistjax.steer.remedies.remedy import Proposal, Seen
 
+UNDECIDED = 1.01
+"""Residual at least of a sensor that stands still: it neither agrees nor disagrees."""
+
 
 @flax.struct.dataclass
 class Sighted:
@@ -35,12 +39,16 @@ class Sighted:
             next correction is weighted by, too small for anything else.
         disputed: entries in which the sensor was too far from it at any look since the last good
             one.
-        anchor, tokens: sensor and camera tokens of that look.
+        sensor: at this look.
+        moves: whether it moved since the look before, by more than the motion model is off.
+        anchor, tokens: sensor and camera tokens of the last good look.
     """
 
     state: Float[Array, "b s"]
     variance: Float[Array, "b s"]
     disputed: Bool[Array, "b s"]
+    sensor: Float[Array, "b s"]
+    moves: Bool[Array, " b"]
     anchor: Float[Array, "b s"]
     tokens: Float[Array, "b c t"]
 
@@ -81,7 +89,15 @@ class SightedReckoning:
     def start(self, sensor: Float[Array, "b s"], tokens: Float[Array, "b c t"]) -> Sighted:
         """The estimate at a good look."""
         nothing = jnp.zeros_like(sensor)
-        return Sighted(sensor, nothing, nothing > 0, sensor, tokens)
+        return Sighted(
+            state=sensor,
+            variance=nothing,
+            disputed=nothing > 0,
+            sensor=sensor,
+            moves=jnp.zeros(len(sensor), bool),
+            anchor=sensor,
+            tokens=tokens,
+        )
 
     def view(self, note: Sighted, tokens: Float[Array, "b c t"]) -> Float[Array, "b c s"]:
         """The state now, as each camera sees it."""
@@ -103,16 +119,20 @@ class SightedReckoning:
         variance = 1 / (1 / variance + trust.sum(1))
         state += variance * jnp.where(near, trust * away, 0.0).sum(1)
         disputed = note.disputed | ~(jnp.abs(sensor - state) <= self.usual[None])
-        return dataclasses.replace(note, state=state, variance=variance, disputed=disputed)
+        moves = (jnp.abs(sensor - note.sensor) > self.motion.scale[None]).any(axis=1)
+        return dataclasses.replace(
+            note, state=state, variance=variance, disputed=disputed, sensor=sensor, moves=moves
+        )
 
     def propose(self, note: Sighted, seen: Seen, name: str) -> Proposal:
         sensor = self._sensor(seen)
         state = jnp.where(note.disputed, note.state, sensor)
         whole = jnp.asarray(seen.obs.state).at[:, : self._width].set(state)
+        off = largest(jnp.abs(sensor - note.state) / self.usual[None]) / self.joint
         return Proposal(
             dataclasses.replace(seen.obs, state=whole),
             jnp.isfinite(state).all(axis=1),
-            largest(jnp.abs(sensor - note.state) / self.usual[None]) / self.joint,
+            jnp.where(note.moves, off, jnp.maximum(off, UNDECIDED)),
         )
 
     def _sensor(self, seen: Seen) -> Float[Array, "b s"]:
