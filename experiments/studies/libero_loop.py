@@ -8,7 +8,8 @@
    monitors to, others to calibrate both thresholds, and some of the first again, with every image
    token, to fit the imputer to. The second command makes the policy's nominal success of them.
 2. A monitor of the inputs with an imputer and a reckoning of the state, and a monitor of failures,
-   as `fit-inputs`, `fit-imputer`, `fit-reckoning`, `train-detector` and `calibrate` make them.
+   as `fit-inputs`, `fit-imputer`, `fit-reckoning`, `train-detector` and `calibrate` make them; in
+   between the first starts are played once more, on a reckoned state.
 3. The study `full_mist` on starts that neither saw, under the board's mixture of faults without
    sensor noise, which this policy was not taught with and the clean episodes do not have. The
    random input is the control that could have won.
@@ -47,6 +48,7 @@ from mistjax.files import atomic
 from mistjax.hooks.sites import Tap
 from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
+from mistjax.recover.reckoned import Reckoned
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import Run
 from mistjax.stats import mcnemar
@@ -69,6 +71,7 @@ class Config:
         suite, tasks: what is played; no tasks are all of the suite.
         fitting, calibration: clean episodes of each task.
         tokens: of each task, with what fits the imputer: every image token, which is much to keep.
+        astray: of each task, on a reckoned state.
         mist: folder of monitors and imputer; none are recorded for and fitted then.
         first_seed: the study's first start of each task; by default the first that no fit saw.
         episodes: of each task, arm and condition of the study.
@@ -89,6 +92,7 @@ class Config:
     fitting: int = 5
     calibration: int = 5
     tokens: int = 5
+    astray: int = 5
     mist: Path | None = None
     first_seed: int | None = None
     episodes: int = 3
@@ -112,7 +116,7 @@ def record(
 def fit(
     config: Config, policy: Policy, fitting: Run, calibration: Run, tokens: Run
 ) -> dict[str, Any]:
-    """Both monitors and the imputer; what was said of them, kept beside them."""
+    """Both monitors and the remedies; what was said of them, kept beside them."""
     folder = config.out / "mist"
     said = folder / FITS
     if said.exists():
@@ -123,9 +127,11 @@ def fit(
         policy, [fitting], [calibration], folder, alpha=config.alpha, confidence=None
     )
     unexplained = build_imputer(policy, [tokens], folder, steps=config.steps)
-    build_reckoning(policy, [calibration], folder)
+    lost = Reckoned.load(policy, folder)
+    astray = record(config, lost, "astray", 0, config.astray)
+    build_reckoning(policy, [fitting], folder, reckoned=[astray])
     found = {
-        "episodes": [len(run.finished) for run in (fitting, calibration, tokens)],
+        "episodes": [len(run.finished) for run in (fitting, calibration, tokens, astray)],
         "inputs": inputs.threshold.describe("clean"),
         "unexplained": {s.camera: {"imputed": s.imputed, "held": s.held} for s in unexplained},
         "failures": failures.describe(),

@@ -117,6 +117,7 @@ def collect(
     taps: tuple[str, ...] = (),
     samples: int = 1,
     inputs: bool = False,
+    reckoned: Path | None = None,
     sensitivity: bool = False,
     velocity: bool = False,
     grounding: bool = False,
@@ -139,6 +140,8 @@ def collect(
         velocity: also record the velocity of every flow step, for velocity_disagreement.
         grounding: also record how a flow reacts to ablated evidence, for guard and guard_gate.
         inputs: also record what the policy reads, for `fit-inputs`.
+        reckoned: folder of a monitor of inputs: the policy acts on the state that is reckoned with
+            it and not on its sensor, for `fit-reckoning`.
         steer: folder of directions, name of one and strength: always on, without a monitor.
         onset: inferences of an episode before `steer` begins.
     """
@@ -150,6 +153,7 @@ def collect(
     from mistjax.policies.resampled import Resampled
     from mistjax.policies.sensitivity import Sensitive
     from mistjax.policies.wrapper import flow_of
+    from mistjax.recover.reckoned import Reckoned
     from mistjax.rollouts.collect import collect
     from mistjax.rollouts.store import check_folder
     from mistjax.rollouts.summary import summarize
@@ -161,8 +165,12 @@ def collect(
     check_folder(out)
     bare = load_policy(policy, preset, unnorm_key=unnorm_key)
     env_options = bare.preset.env_options
+    if steer is not None and reckoned is not None:
+        raise ValueError("steer and reckoned both change what the policy does: give one of them.")
     if steer is not None:
         bare = load_steered(bare, *steer, onset=onset)
+    if reckoned is not None:
+        bare = Reckoned.load(bare, reckoned)
     if sensitivity:
         bare = Sensitive(bare)
     if grounding:

@@ -387,16 +387,20 @@ def fit_reckoning(
     *,
     policy: str,
     out: Path,
+    reckoned: tuple[Path, ...] = (),
+    seed: int = 0,
     preset: str | None = None,
     unnorm_key: str | None = None,
 ) -> None:
-    """Measure in clean runs how well the cameras see the state, for dead reckoning by sight.
+    """Fit to clean runs how the robot moves and how the cameras see it, to reckon its state by.
 
     Args:
-        runs: run folders of clean episodes that the monitor was not fitted to, recorded with
-            `collect --inputs`; no faulty ones.
+        runs: run folders of clean episodes, recorded with `collect --inputs`; no faulty ones.
         policy: the recorded one: checkpoint folder, gs://BUCKET/PATH or hf://OWNER/REPOSITORY@COMMIT.
         out: folder of a monitor of inputs, see `fit-inputs`.
+        reckoned: run folders of episodes in which the policy acted on a reckoned state, recorded
+            with `collect --inputs --reckoned`: a robot that strays moves and looks otherwise.
+        seed: of the networks.
         preset: robot preset; the checkpoint's own by default.
         unnorm_key: whose action statistics apply, where an OpenVLA has several data sets'.
     """
@@ -406,16 +410,22 @@ def fit_reckoning(
     from mistjax.steer.remedies.fit_sighted import HORIZON, KEPT
 
     refuse_file(out)
-    loaded = [load_run(run) for run in runs]
-    found, alone = build_reckoning(load_policy(policy, preset, unnorm_key=unnorm_key), loaded, out)
+    found, alone = build_reckoning(
+        load_policy(policy, preset, unnorm_key=unnorm_key),
+        [load_run(run) for run in runs],
+        out,
+        reckoned=[load_run(run) for run in reckoned],
+        seed=whole("seed", seed, 0),
+    )
 
     def listed(limits: Iterable[float]) -> str:
         return ", ".join(f"{limit:.2f}" for limit in limits)
 
     print(
-        f"In {KEPT:.0%} of the {HORIZON} looks after a good one the reckoned state is within\n"
-        f"{listed(found.usual.tolist())} of a sound sensor, entry by entry in the model's units; "
-        f"by commands alone within\n{listed(alone)}.\n"
+        f"In {KEPT:.0%} of the {HORIZON} looks after a good one, in the median held-out clean\n"
+        f"episode, the reckoned state is within {listed(found.usual.tolist())} of a sound\n"
+        "sensor, entry by entry in the model's units; by commands alone within "
+        f"{listed(alone)}.\n"
         f"{out}/reckoning.json: from now on the cameras correct dead reckoning.\n"
         + (
             f"Next: mistjax study full_mist --policy {policy} --mist {out} --arms bare "

@@ -98,7 +98,7 @@ def build_elites(
         raise ValueError(
             f"tolerance is {tolerance}: expected a share of the action range, from 0 to 1."
         )
-    refuse_unclean(policy, runs)
+    refuse_unclean(policy.spec, runs)
     width, executed = policy.chunk_width, policy.spec.execute_steps
     same = np.asarray(FusionLimits.of(policy.spec, tolerance, width).cap)
     traces = [trace for run in runs for trace in run.traces() if trace.success]

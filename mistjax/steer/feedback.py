@@ -221,7 +221,7 @@ def write_feedback(
     if not isinstance(vector, SteeringVector):
         known = [n for n, d in artifact.directions.items() if isinstance(d, SteeringVector)]
         raise ValueError(f"{folder} has no vector {direction!r}: choose one of {known}.")
-    refuse_unclean(policy, [run])
+    refuse_unclean(policy.spec, [run])
     seeds = [row["seed"] for row in run.finished[:episodes]]
     every = [dict(raw) for seed in seeds for _, raw, _ in replay(run, seed)]
     rows = np.unique(np.linspace(0, len(every) - 1, min(inferences, len(every))).astype(int))

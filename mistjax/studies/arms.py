@@ -39,7 +39,6 @@ from mistjax.steer.remedies.artifact import RepairConfig, load_repairs
 from mistjax.steer.remedies.clean import Clean, load_clean
 from mistjax.steer.remedies.first_sound import FirstSound
 from mistjax.steer.remedies.mask import Mask
-from mistjax.steer.remedies.reckoning import DeadReckoning
 from mistjax.steer.remedies.sighted import SightedReckoning
 
 RANDOM_TIME = (1, 20)
@@ -295,12 +294,14 @@ def _pictured_always(which: str, says: str) -> Arm:
 
 
 def _without_sight(kit: Kit) -> Kit:
-    if not isinstance(kit.remedies["state"], SightedReckoning):
+    sighted = kit.remedies["state"]
+    if not isinstance(sighted, SightedReckoning):
         raise ValueError(
             f"the arm commands_only needs a state that is reckoned by sight, and {kit.folder} has "
-            "none: measure it with `mistjax fit-reckoning`, or name the other arms (--arms)."
+            "none: fit it with `mistjax fit-reckoning`, or name the other arms (--arms)."
         )
-    return kit.replace_remedies({"state": DeadReckoning(kit.inputs.motion)})
+    blind = dataclasses.replace(sighted, noise=jnp.full_like(sighted.noise, jnp.inf))
+    return kit.replace_remedies({"state": blind})
 
 
 def _capped(share: float) -> Callable[[Kit], Kit]:

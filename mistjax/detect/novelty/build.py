@@ -9,7 +9,7 @@ from typing import Any
 from mistjax.detect.novelty.artifact import save_inputs
 from mistjax.detect.novelty.fit import calibrate_inputs, fit_inputs, recorded_runs
 from mistjax.detect.novelty.monitor import InputMonitor
-from mistjax.policies.protocol import Policy
+from mistjax.policies.protocol import Policy, PolicySpec
 from mistjax.rollouts.run import Run
 
 
@@ -38,7 +38,7 @@ def build_inputs(
         ValueError: a run of another policy or with faults, an episode in both sets, one recorded
             without what the policy reads, or too few episodes.
     """
-    refuse_unclean(policy, (*runs, *calibration))
+    refuse_unclean(policy.spec, (*runs, *calibration))
     seeds = [
         {(row["seed"], row["task"]) for run in part for row in run.rows}
         for part in (runs, calibration)
@@ -59,13 +59,11 @@ def build_inputs(
     return monitor
 
 
-def refuse_unclean(policy: Policy, runs: Sequence[Run]) -> None:
+def refuse_unclean(policy: PolicySpec, runs: Sequence[Run]) -> None:
     """ValueError for a run of another policy, or one in which something was changed on purpose."""
     for run in runs:
-        if run.config["policy_fingerprint"] != policy.spec.fingerprint:
-            raise ValueError(
-                f"{run.path} was recorded with another policy than {policy.spec.name}."
-            )
+        if run.config["policy_fingerprint"] != policy.fingerprint:
+            raise ValueError(f"{run.path} was recorded with another policy than {policy.name}.")
         faulty = [row["seed"] for row in run.rows if row["info"].get("fault")]
         if faulty or run.config.get("perturbation"):
             raise ValueError(

@@ -82,8 +82,12 @@ def fit_motion(
     )
     x = np.asarray(empty.features(jnp.asarray(states), jnp.asarray(commands)), np.float64)
     weights = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ following)
-    residual = np.abs(following - x @ weights)
-    scale = np.maximum(np.quantile(residual, 0.99, axis=0) / 2.58, 1e-3)
+    scale = robust_scale(following - x @ weights)
     return dataclasses.replace(
         empty, weights=jnp.asarray(weights, jnp.float32), scale=jnp.asarray(scale, jnp.float32)
     )
+
+
+def robust_scale(residual: Float[np.ndarray, "n s"]) -> Float[np.ndarray, " s"]:
+    """See `MotionModel.scale`."""
+    return np.maximum(np.quantile(np.abs(residual), 0.99, axis=0) / 2.58, 1e-3)

@@ -8,14 +8,12 @@ it too. Cost of fitting: some 20 s per camera for 400 episodes on one core.
 
 from __future__ import annotations
 
-import itertools
-
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int
+
+from mistjax.detect.novelty.networks import fit_networks, network
 
 
 @flax.struct.dataclass
@@ -50,15 +48,7 @@ class Odometer:
             jnp.einsum("bct,ctk->bck", x - self.mean[None], self.directions) for x in (now, before)
         ]
         states = jnp.broadcast_to(state[:, None], (*codes[0].shape[:2], state.shape[-1]))
-        return _network(self.layers, jnp.concatenate([*codes, states], axis=-1))
-
-
-def _network(layers, x: Float[Array, "b c i"]) -> Float[Array, "b c o"]:
-    for number, (weights, bias) in enumerate(layers):
-        x = jnp.einsum("bci,cio->bco", x, weights) + bias[None]
-        if number + 1 < len(layers):
-            x = jax.nn.gelu(x)
-    return x
+        return network(self.layers, jnp.concatenate([*codes, states], axis=-1))
 
 
 def pairs(
@@ -98,7 +88,6 @@ def fit_odometer(
             square is 1.
         seed: of weights, pairs and noise.
     """
-    rng = np.random.default_rng(seed)
     cameras, width = tokens.shape[1], states.shape[1]
     mean = tokens.mean(0)
     kept = min(components, tokens.shape[2], len(tokens) - 1)
@@ -109,42 +98,24 @@ def fit_odometer(
         directions.append(vectors / np.sqrt(values.mean()))
     directions = np.stack(directions).astype(np.float32)
     codes = np.einsum("nct,ctk->nck", tokens - mean, directions).astype(np.float32)
-    sizes = (2 * kept + width, *hidden, width)
-    layers = tuple(
-        (
-            jnp.asarray(rng.normal(size=(cameras, i, o)) / np.sqrt(i), jnp.float32),
-            jnp.zeros((cameras, o)),
-        )
-        for i, o in itertools.pairwise(sizes)
-    )
-    optimiser = optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=3e-2)
 
-    @jax.jit
-    def step(layers, memory, key, now, before, state, target):
-        states = jnp.broadcast_to(state[:, None], (*now.shape[:2], width))
-        x = jnp.concatenate([now, before], axis=-1)
-        x = x + noise * jax.random.normal(key, x.shape)
-        x = jnp.concatenate([x, states], axis=-1)
-
-        def loss(layers):
-            return jnp.abs(_network(layers, x) - target[:, None]).mean()
-
-        with jax.numpy_dtype_promotion("standard"):  # optax divides by integers
-            updates, memory = optimiser.update(jax.grad(loss)(layers), memory, layers)
-        return optax.apply_updates(layers, updates), memory
-
-    memory, key = optimiser.init(layers), jax.random.key(seed)
-    for number in range(steps):
+    def batch_of(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         k, j = pairs(episode, batch, rng)
-        layers, memory = step(
-            layers,
-            memory,
-            jax.random.fold_in(key, number),
-            codes[k],
-            codes[j],
-            states[j],
-            states[k] - states[j],
+        before = np.broadcast_to(states[j][:, None], (batch, cameras, width))
+        return (
+            np.concatenate([codes[k], codes[j], before], axis=-1),
+            (states[k] - states[j])[:, None],
         )
+
+    layers = fit_networks(
+        batch_of,
+        (2 * kept + width, *hidden, width),
+        networks=cameras,
+        noisy=2 * kept,
+        noise=noise,
+        steps=steps,
+        seed=seed,
+    )
     eye = jnp.broadcast_to(jnp.eye(width), (cameras, width, width))
     return Odometer(jnp.asarray(mean), jnp.asarray(directions), layers, eye)
 

@@ -1,7 +1,8 @@
 """Remedies on disk: `repairs.json`, and `repairs.safetensors` for the imputer's arrays.
 
-Dead reckoning takes its motion model from the monitor of inputs in the same folder; with
-`reckoning.json` beside it, its odometer too. The last prompt needs nothing; see `detect.fitted`.
+Dead reckoning takes its motion model from the monitor of inputs in the same folder; where
+`reckoning.json` is beside it, the state is reckoned by sight instead. The last prompt needs
+nothing; see `detect.fitted`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mistjax.detect.fitted import layers_of, load_fitted, save_fitted
-from mistjax.detect.novelty.artifact import CARD as MONITOR
 from mistjax.detect.novelty.monitor import InputMonitor
-from mistjax.files import read_json
+from mistjax.detect.novelty.motion import MotionModel
+from mistjax.detect.novelty.odometry import Odometer
 from mistjax.ranges import whole
+from mistjax.steer.remedies.dynamics import Dynamics
 from mistjax.steer.remedies.imputer import Imputer
 from mistjax.steer.remedies.prompt import LastPrompt
 from mistjax.steer.remedies.reckoning import DeadReckoning
@@ -25,8 +27,6 @@ from mistjax.steer.schedules import is_strength
 
 _NAME, _RECKONING = "repairs", "reckoning"
 CARD = f"{_NAME}.json"
-MEASURED = ("noise", "usual", "joint")
-"""Fields of a sighted reckoning that are not the monitor's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ def make_remedies(
 def save_reckoning(
     folder: str | Path, remedy: SightedReckoning, policy: str, notes: Mapping[str, Any]
 ) -> None:
-    """Writes what a sighted reckoning measured, beside the monitor that has its networks.
+    """Writes a sighted reckoning.
 
     Args:
         folder: of the monitor.
@@ -123,8 +123,9 @@ def save_reckoning(
         policy: fingerprint of the policy that was recorded.
         notes: JSON values for people.
     """
-    arrays = {name: getattr(remedy, name) for name in MEASURED}
-    save_fitted(folder, _RECKONING, arrays, policy, {"monitor": _monitor_of(folder)}, notes)
+    save_fitted(
+        folder, _RECKONING, remedy, policy, {"gripper": remedy.motion.linear.gripper}, notes
+    )
 
 
 def load_reckoning(
@@ -134,21 +135,23 @@ def load_reckoning(
 
     Raises:
         FingerprintError: made with another policy.
-        ValueError: another format version, measured with another monitor than the folder's, or a
-            damaged file.
+        ValueError: another format version, another number of cameras or of entries of the state
+            than the monitor's, or a damaged file.
     """
     path, command = Path(folder) / f"{_RECKONING}.json", "mistjax fit-reckoning"
     if not path.exists():
         return None
-    document, arrays = load_fitted(folder, _RECKONING, policy, "reckons with", command)
-    if document["monitor"] != _monitor_of(folder):
+    document, nested = load_fitted(folder, _RECKONING, policy, "reckons with", command)
+    motion, odometer = nested.pop("motion"), nested.pop("odometer")
+    linear = MotionModel(**motion.pop("linear"), gripper=document["gripper"])
+    expected = (len(monitor.cameras), *monitor.state_mean.shape)
+    if nested["noise"].shape != expected:
         raise ValueError(
-            f"{path} was measured with another monitor of inputs than the one beside it: make it "
-            f"again with `{command}`."
+            f"{path} is of {nested['noise'].shape} cameras and entries of the state, the monitor "
+            f"beside it of {expected}: make it again with `{command}`."
         )
-    return SightedReckoning(monitor.motion, monitor.odometer, **arrays)
-
-
-def _monitor_of(folder: str | Path) -> Any:
-    """What the arrays of a folder's monitor are known by."""
-    return read_json(Path(folder) / MONITOR)["files"]
+    return SightedReckoning(
+        Dynamics(**{**motion, "linear": linear, "layers": layers_of(motion["layers"])}),
+        Odometer(**{**odometer, "layers": layers_of(odometer["layers"])}),
+        **nested,
+    )

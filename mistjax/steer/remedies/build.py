@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mistjax.detect.novelty.artifact import CARD as MONITOR
 from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.detect.novelty.build import refuse_unclean
 from mistjax.detect.novelty.fit import recorded_runs
-from mistjax.files import read_json
 from mistjax.hooks.sites import PROJECTED, Tap
 from mistjax.models.siglip import project
 from mistjax.policies.pi import PiPolicy
-from mistjax.policies.protocol import Policy
+from mistjax.policies.protocol import Policy, PolicySpec
 from mistjax.rollouts.run import Run
 from mistjax.rollouts.trace import Trace
 from mistjax.steer.remedies.artifact import RepairConfig, save_reckoning, save_repairs
@@ -55,7 +53,7 @@ def build_imputer(
             image tokens.
     """
     monitor = load_inputs(out, policy.spec.fingerprint)
-    refuse_unclean(policy, runs)
+    refuse_unclean(policy.spec, runs)
     traces = [trace for run in runs for trace in run.traces()]
     states = [np.asarray(trace.aux["read/state"]) for trace in traces]
     width = monitor.state_mean.shape[0]
@@ -76,16 +74,17 @@ def build_imputer(
 
 
 def build_reckoning(
-    policy: Policy, runs: Sequence[Run], out: Path
+    policy: Policy, runs: Sequence[Run], out: Path, *, reckoned: Sequence[Run] = (), seed: int = 0
 ) -> tuple[SightedReckoning, Float[np.ndarray, " s"]]:
-    """Measures how well the cameras see the state, and writes it beside a monitor of inputs: from
-    then on they correct dead reckoning.
+    """Fits what a state is reckoned by, and writes it beside a monitor of inputs: from then on the
+    cameras correct dead reckoning.
 
     Args:
         policy: what was recorded.
-        runs: clean episodes that the monitor was not fitted to, recorded with what the policy
-            reads.
+        runs: clean episodes, recorded with what the policy reads.
         out: folder with `inputs.json`.
+        reckoned: others, in which the policy acted on a reckoned state (`recover.reckoned`).
+        seed: of the networks.
 
     Returns:
         see `fit_sighted`.
@@ -93,26 +92,27 @@ def build_reckoning(
     Raises:
         FileNotFoundError: no monitor of inputs in `out`.
         ValueError: a run of another policy or with faults, one recorded without what it read, or
-            one that the monitor says it was fitted to.
+            too few episodes.
     """
     monitor = load_inputs(out, policy.spec.fingerprint)
-    refuse_unclean(policy, runs)
-    fitted = read_json(out / MONITOR)["notes"].get("fitted_to", ())
-    if known := [str(run.path) for run in runs if str(run.path) in fitted]:
-        raise ValueError(
-            f"the monitor in {out} was fitted to {', '.join(known)}, where its cameras see the "
-            "state better than elsewhere: collect other clean episodes and give those."
-        )
-    episodes = recorded_runs(runs)
-    remedy, alone = fit_sighted(monitor, episodes)
+    refuse_unclean(policy.spec, runs)
+    refuse_unclean(reckoned_spec(policy.spec), reckoned)
+    clean = recorded_runs(runs)
+    astray = recorded_runs(reckoned) if reckoned else None
+    remedy, alone = fit_sighted(monitor, clean, astray, seed=seed)
     notes = {
-        "measured_on": [str(run.path) for run in runs],
-        "episodes": len(episodes.mask),
+        "fitted_to": [str(run.path) for run in (*runs, *reckoned)],
+        "episodes": [len(part.mask) for part in (clean, astray) if part is not None],
         "usual": np.asarray(remedy.usual).tolist(),
         "usual_by_commands_alone": alone.tolist(),
     }
     save_reckoning(out, remedy, policy.spec.fingerprint, notes)
     return remedy, alone
+
+
+def reckoned_spec(spec: PolicySpec) -> PolicySpec:
+    """Of the policy while it acts on a reckoned state, whatever that is reckoned by."""
+    return spec.wrapped("reckoned", ())
 
 
 def image_tokens(policy: Any, trace: Trace) -> Float[np.ndarray, "n c t"]:

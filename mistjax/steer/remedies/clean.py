@@ -70,7 +70,7 @@ def build_clean(policy: Policy, runs: Sequence[Run], out: Path) -> Clean:
         ValueError: a run of another policy or with faults, or one recorded without what it read.
     """
     monitor = load_inputs(out, policy.spec.fingerprint)
-    refuse_unclean(policy, runs)
+    refuse_unclean(policy.spec, runs)
     readings = recorded_runs(runs)
     looks, episode = readings.looks()
     again = np.flatnonzero(episode[1:] == episode[:-1]) + 1

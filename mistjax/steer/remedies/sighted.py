@@ -6,8 +6,8 @@ inference; its measurements are the odometer's, one of each camera, of the motio
 good look, which do not drift. A camera that is far from the prediction is not believed. Entries in
 which the sensor has stayed near the estimate since that look keep the sensor: a wrong position is
 no reason to guess the fingers. A sensor that stands still is not said to agree: a frozen one agrees
-with a robot that waits. A camera that is itself unsound is believed all the same, unless it
-is far off: where both fail, a frozen picture holds the estimate back.
+with a robot that waits. A camera that is itself unsound is believed all the same, unless it is far
+off: where both fail, a frozen picture holds the estimate back.
 
 Source of the filter: Kalman, Journal of Basic Engineering 82, 1960.
 """
@@ -20,8 +20,8 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mistjax.detect.novelty.motion import MotionModel
 from mistjax.detect.novelty.odometry import Odometer
+from mistjax.steer.remedies.dynamics import Dynamics
 from mistjax.steer.remedies.reckoning import WIDE, largest
 from mistjax.steer.remedies.remedy import Proposal, Seen
 
@@ -60,13 +60,13 @@ class SightedReckoning:
     Attributes:
         motion: next state from state and command.
         odometer: the cameras' view of the motion.
-        noise: mean squared error of that view in clean episodes.
+        noise: mean squared error of that view.
         usual: distance of the estimate from a sound sensor, of each entry by itself, that 95% of
-            clean inferences keep.
+            the inferences of the median clean episode keep.
         joint: the same of the largest distance of all, over its `usual`.
     """
 
-    motion: MotionModel
+    motion: Dynamics
     odometer: Odometer
     noise: Float[Array, "c s"]
     usual: Float[Array, " s"]
