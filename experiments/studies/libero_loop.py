@@ -20,7 +20,7 @@
 plays the third step alone, with monitors and an imputer that are there already; `--conditions
 wrist_frozen push --results FILE` plays these faults in place of the mixture, one in every episode.
 
-Fits take two minutes, an episode some ten seconds of an idle core. Interrupt it at will: recorded
+Fits take four minutes, an episode some ten seconds of an idle core. Interrupt it at will: recorded
 episodes and finished fits are kept. Tasks may be played side by side by `mistjax collect` and
 `mistjax study` with `--tasks`, and put into these folders by `mistjax merge`.
 """
@@ -48,7 +48,7 @@ from mistjax.files import atomic
 from mistjax.hooks.sites import Tap
 from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
-from mistjax.recover.reckoned import Reckoned
+from mistjax.recover.reckoned import ReckonedPolicy
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import Run
 from mistjax.stats import mcnemar
@@ -127,7 +127,7 @@ def fit(
         policy, [fitting], [calibration], folder, alpha=config.alpha, confidence=None
     )
     unexplained = build_imputer(policy, [tokens], folder, steps=config.steps)
-    lost = Reckoned.load(policy, folder)
+    lost = ReckonedPolicy.load(policy, folder)
     astray = record(config, lost, "astray", 0, config.astray)
     build_reckoning(policy, [fitting], folder, reckoned=[astray])
     found = {
@@ -152,7 +152,7 @@ def main(config: Config) -> dict[str, Any]:
         fits["fits"] = fit(config, policy, fitting, calibration, tokens)
     first = config.first_seed
     if first is None:
-        first = config.fitting + config.calibration
+        first = max(config.fitting + config.calibration, config.tokens, config.astray)
     faults = [_without_noise(name, config.out) for name in config.conditions]
     found = run_study(
         StudyPlan(

@@ -153,7 +153,7 @@ def collect(
     from mistjax.policies.resampled import Resampled
     from mistjax.policies.sensitivity import Sensitive
     from mistjax.policies.wrapper import flow_of
-    from mistjax.recover.reckoned import Reckoned
+    from mistjax.recover.reckoned import ReckonedPolicy
     from mistjax.rollouts.collect import collect
     from mistjax.rollouts.store import check_folder
     from mistjax.rollouts.summary import summarize
@@ -162,15 +162,24 @@ def collect(
     wanted = tuple(Tap.parse(text) for text in taps) or DEFAULT_TAPS
     whole("samples", samples, 1)
     whole("onset", onset, 0)
+    others = {"steer": steer, "sensitivity": sensitivity, "velocity": velocity}
+    others |= {"grounding": grounding}
+    if reckoned is not None and (also := [name for name, value in others.items() if value]):
+        raise ValueError(
+            f"reckoned and {', '.join(also)} were given: on a reckoned state an episode is recorded "
+            "to fit the reckoning to, with inputs alone."
+        )
+    if reckoned is not None and not inputs:
+        raise ValueError(
+            "reckoned was given without inputs: there would be nothing to fit to, add --inputs."
+        )
     check_folder(out)
     bare = load_policy(policy, preset, unnorm_key=unnorm_key)
     env_options = bare.preset.env_options
-    if steer is not None and reckoned is not None:
-        raise ValueError("steer and reckoned both change what the policy does: give one of them.")
     if steer is not None:
         bare = load_steered(bare, *steer, onset=onset)
     if reckoned is not None:
-        bare = Reckoned.load(bare, reckoned)
+        bare = ReckonedPolicy.load(bare, reckoned)
     if sensitivity:
         bare = Sensitive(bare)
     if grounding:
@@ -186,10 +195,13 @@ def collect(
         taps=wanted,
         aux=(*(FIELDS if inputs else ()), *(("velocity",) if velocity else ())),
     )
+    then = f"mistjax train-detector {out} --out DETECTOR"
+    if reckoned is not None:
+        then = f"mistjax fit-reckoning CLEAN --reckoned {out} --policy {policy} --out {reckoned}"
     print(
         f"{out}: {len(run.rows)} episodes with {', '.join(map(str, wanted))}.\n"
         f"Success {summarize(run).success} of the finished ones, with its 95% Wilson interval.\n"
-        f"Next: mistjax train-detector {out} --out DETECTOR"
+        f"Next: {then}"
     )
     tell_unsound({str(out): run})
     return tell_crashes({str(out): run})

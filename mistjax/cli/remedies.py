@@ -409,14 +409,11 @@ def fit_reckoning(
     from mistjax.steer.remedies.build import build_reckoning
     from mistjax.steer.remedies.fit_sighted import HORIZON, KEPT
 
+    whole("seed", seed, 0)
     refuse_file(out)
-    found, alone = build_reckoning(
-        load_policy(policy, preset, unnorm_key=unnorm_key),
-        [load_run(run) for run in runs],
-        out,
-        reckoned=[load_run(run) for run in reckoned],
-        seed=whole("seed", seed, 0),
-    )
+    clean, astray = ([load_run(run) for run in part] for part in (runs, reckoned))
+    bare = load_policy(policy, preset, unnorm_key=unnorm_key)
+    found, alone = build_reckoning(bare, clean, out, reckoned=astray, seed=seed)
 
     def listed(limits: Iterable[float]) -> str:
         return ", ".join(f"{limit:.2f}" for limit in limits)

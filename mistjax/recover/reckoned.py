@@ -1,4 +1,4 @@
-"""`Reckoned`: a policy that acts on a reckoned state and never reads the sensor, which is sound.
+"""`ReckonedPolicy`: it acts on a reckoned state and not on the sensor, which is sound.
 
 It is played to record how the robot strays when it does not know where it is, for `mistjax
 fit-reckoning`: clean episodes of the policy itself hold little of that.
@@ -23,8 +23,9 @@ from mistjax.steer.remedies.reckoning import DeadReckoning
 
 
 @dataclasses.dataclass(frozen=True)
-class Reckoned(Wrapper):
-    """See the module. Its fingerprint is the same for every reckoning: what is recorded is what the
+class ReckonedPolicy(Wrapper):
+    """See the module. The first inference acts on the sensor, as all do of an episode whose first
+    look raises an alarm: there is nothing to reckon from. Its fingerprint is the same for every reckoning: what is recorded is what the
     sensors say, and a better reckoning is no reason to record it again.
 
     Attributes:
@@ -39,7 +40,7 @@ class Reckoned(Wrapper):
         return dataclasses.replace(self.policy.spec, fingerprint=known.fingerprint)
 
     @classmethod
-    def load(cls, bare: Policy, folder: str | Path) -> Reckoned:
+    def load(cls, bare: Policy, folder: str | Path) -> ReckonedPolicy:
         """By dead reckoning, or by sight where `mistjax fit-reckoning` has written to the folder.
 
         Args:

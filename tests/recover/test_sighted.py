@@ -18,7 +18,7 @@ from mistjax.detect.novelty.odometry import Odometer
 from mistjax.detect.novelty.reading import Reading
 from mistjax.models.observation import Observation
 from mistjax.policies.load import load_policy
-from mistjax.recover.reckoned import Reckoned
+from mistjax.recover.reckoned import ReckonedPolicy
 from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.steer.remedies.artifact import load_reckoning, load_repairs, save_reckoning
@@ -257,7 +257,7 @@ def test_on_the_board_the_cameras_know_better(tmp_path, policy, monitor):
     more later: the hand is nearer to where it is said to be than by the monitor's commands alone.
     """
     shutil.copytree(MIST, tmp_path / "folder")
-    lost = Reckoned.load(policy, MIST)
+    lost = ReckonedPolicy.load(policy, MIST)
     clean, astray, held = (
         record_clean(
             acts,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mistjax.detect.novelty.networks import fit_networks, network
+from mistjax.detect.novelty.networks import Layers, fit_networks, network
 
 
 @flax.struct.dataclass
@@ -22,13 +22,14 @@ class Odometer:
 
     Attributes:
         mean, directions: principal components of a camera's tokens.
-        layers: weights [C,I,O] and biases [C,O].
-        precision: inverse covariance of the error, the average over the looks in memory.
+        layers: of the networks.
+        precision: inverse covariance of the error, the average over the looks in memory; the
+            identity until it is measured.
     """
 
     mean: Float[Array, "c t"]
     directions: Float[Array, "c t k"]
-    layers: tuple[tuple[Array, Array], ...]
+    layers: Layers
     precision: Float[Array, "c s s"]
 
     def moved(

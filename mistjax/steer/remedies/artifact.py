@@ -142,6 +142,8 @@ def load_reckoning(
     if not path.exists():
         return None
     document, nested = load_fitted(folder, _RECKONING, policy, "reckons with", command)
+    if "motion" not in nested:
+        raise ValueError(f"{path} has no motion model of its own: make it again with `{command}`.")
     motion, odometer = nested.pop("motion"), nested.pop("odometer")
     linear = MotionModel(**motion.pop("linear"), gripper=document["gripper"])
     expected = (len(monitor.cameras), *monitor.state_mean.shape)

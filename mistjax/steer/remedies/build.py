@@ -112,7 +112,7 @@ def build_reckoning(
 
 def reckoned_spec(spec: PolicySpec) -> PolicySpec:
     """Of the policy while it acts on a reckoned state, whatever that is reckoned by."""
-    return spec.wrapped("reckoned", ())
+    return spec.wrapped(f"{spec.name} on a reckoned state (`mistjax collect --reckoned`)", ())
 
 
 def image_tokens(policy: Any, trace: Trace) -> Float[np.ndarray, "n c t"]:

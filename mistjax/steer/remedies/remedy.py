@@ -60,7 +60,8 @@ class Proposal:
             again: a remedy of pictures gives their `image_embedding` (`Seen.look`).
         known: whether the remedy is sure enough of itself.
         residual: distance of the sensor from what stands in for it, over the limit that it keeps
-            in 95% of clean inferences: at most 1 where the sensor looks sound.
+            in 95% of clean inferences (by sight, of the median clean episode's): at most 1 where
+            the sensor looks sound.
         edits: of activations, with one strength per batch element.
     """
 

@@ -25,8 +25,8 @@ from mistjax.steer.remedies.dynamics import Dynamics
 from mistjax.steer.remedies.reckoning import WIDE, largest
 from mistjax.steer.remedies.remedy import Proposal, Seen
 
-UNDECIDED = 1.01
-"""Residual at least of a sensor that stands still: it neither agrees nor disagrees."""
+STILL = 1.01
+"""Residual at least of a sensor that stands still: such a look does not speak for it."""
 
 
 @flax.struct.dataclass
@@ -132,7 +132,7 @@ class SightedReckoning:
         return Proposal(
             dataclasses.replace(seen.obs, state=whole),
             jnp.isfinite(state).all(axis=1),
-            jnp.where(note.moves, off, jnp.maximum(off, UNDECIDED)),
+            jnp.where(note.moves, off, jnp.maximum(off, STILL)),
         )
 
     def _sensor(self, seen: Seen) -> Float[Array, "b s"]:
