@@ -166,7 +166,7 @@ def collect(
     others |= {"grounding": grounding}
     if reckoned is not None and (also := [name for name, value in others.items() if value]):
         raise ValueError(
-            f"reckoned and {', '.join(also)} were given: on a reckoned state an episode is recorded "
+            f"reckoned and {', '.join(also)} were given: on a reckoned state episodes are recorded "
             "to fit the reckoning to, with inputs alone."
         )
     if reckoned is not None and not inputs:

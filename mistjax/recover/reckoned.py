@@ -25,8 +25,9 @@ from mistjax.steer.remedies.reckoning import DeadReckoning
 @dataclasses.dataclass(frozen=True)
 class ReckonedPolicy(Wrapper):
     """See the module. The first inference acts on the sensor, as all do of an episode whose first
-    look raises an alarm: there is nothing to reckon from. Its fingerprint is the same for every reckoning: what is recorded is what the
-    sensors say, and a better reckoning is no reason to record it again.
+    look raises an alarm: there is nothing to reckon from. Its fingerprint is the same for every
+    reckoning: what is recorded is what the sensors say, and a better reckoning is no reason to
+    record it again.
 
     Attributes:
         policy: a `Repaired` whose state is always repaired.

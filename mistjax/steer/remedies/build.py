@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from mistjax.detect.novelty.artifact import load_inputs
 from mistjax.detect.novelty.build import refuse_unclean
-from mistjax.detect.novelty.fit import recorded_runs
+from mistjax.detect.novelty.fit import recorded
 from mistjax.hooks.sites import PROJECTED, Tap
 from mistjax.models.siglip import project
 from mistjax.policies.pi import PiPolicy
@@ -97,12 +97,13 @@ def build_reckoning(
     monitor = load_inputs(out, policy.spec.fingerprint)
     refuse_unclean(policy.spec, runs)
     refuse_unclean(reckoned_spec(policy.spec), reckoned)
-    clean = recorded_runs(runs)
-    astray = recorded_runs(reckoned) if reckoned else None
-    remedy, alone = fit_sighted(monitor, clean, astray, seed=seed)
+    traces = [[t for run in part for t in run.traces()] for part in (runs, reckoned) if part]
+    parts = [recorded(part) for part in traces]
+    starts = [[(trace.task, trace.seed) for trace in part] for part in traces]
+    remedy, alone = fit_sighted(monitor, *parts, starts=starts, seed=seed)
     notes = {
         "fitted_to": [str(run.path) for run in (*runs, *reckoned)],
-        "episodes": [len(part.mask) for part in (clean, astray) if part is not None],
+        "episodes": [len(part.mask) for part in parts],
         "usual": np.asarray(remedy.usual).tolist(),
         "usual_by_commands_alone": alone.tolist(),
     }

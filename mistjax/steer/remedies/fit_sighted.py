@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +20,33 @@ from mistjax.steer.remedies.sighted import SightedReckoning
 STRIDE, HORIZON = 4, 20
 """Looks from one last good look that is tried to the next, and for how many later ones."""
 KEPT = 0.95
+FACTORS = (1.0, 3.0, 10.0, 30.0, np.inf)
+"""By which the noise of a camera may be larger than its errors; the last leaves it out."""
 
 
 def fit_sighted(
-    monitor: InputMonitor, clean: Recorded, reckoned: Recorded | None = None, *, seed: int = 0
+    monitor: InputMonitor,
+    clean: Recorded,
+    reckoned: Recorded | None = None,
+    *,
+    starts: Sequence[Sequence[Hashable]] | None = None,
+    seed: int = 0,
 ) -> tuple[SightedReckoning, Float[np.ndarray, " s"]]:
     """(the remedy of the state, with the errors that it makes where every fourth look of an episode
     is the last good one; what its `usual` would be without cameras).
 
     All is fitted to 70% of the episodes and measured on the rest, `usual` and `joint` on clean
-    ones.
+    ones. The odometer's errors at two looks are alike, which a Kalman filter does not know: each
+    entry's `noise` is what it is measured to be times the factor of `FACTORS` by which the estimate
+    errs least.
 
     Args:
         monitor: of the inputs.
         clean: clean episodes.
         reckoned: others, in which the policy acted on a reckoned state while the sensor was sound:
             how the robot strays when it does not know where it is.
+        starts: of each episode of either kind: none is fitted to in one and measured on in another;
+            by default all differ.
         seed: of the networks.
 
     Raises:
@@ -43,10 +55,14 @@ def fit_sighted(
     sets = [part for part in (clean, reckoned) if part is not None]
     if few := [len(part.mask) for part in sets if len(part.mask) < 10]:
         raise ValueError(f"{few[0]} episodes: fit to at least ten of a kind, better to a hundred.")
-    if max(np.asarray(part.mask).sum(1).max() for part in sets) < 2:
+    if starts is None:
+        starts = [[(kind, n) for n in range(len(part.mask))] for kind, part in enumerate(sets)]
+    held_ones = _held_out(starts[: len(sets)])
+    kept = [part[rows] for part, rows in zip(sets, held_ones, strict=True)]
+    if min(np.asarray(part.mask).sum(1).max(initial=0) for part in kept) < 2:
         raise ValueError("the episodes are of one look each: expected some with several.")
     width = monitor.state_mean.shape[0]
-    looks = [_Looks.of(part, width) for part in sets]
+    looks = [_Looks.of(*part, width) for part in zip(sets, held_ones, strict=True)]
     states, tokens, commands, held = (
         np.concatenate([getattr(part, name) for part in looks])
         for name in ("states", "tokens", "commands", "held")
@@ -65,10 +81,14 @@ def fit_sighted(
     odometer = fit_odometer(tokens[~held], states[~held], episode[~held], seed=seed)
     blind = jnp.full((len(monitor.cameras), width), jnp.inf)
     remedy = SightedReckoning(motion, odometer, blind, jnp.full(width, jnp.inf), jnp.ones(1))
-    kept = [part[held_out(len(part.mask))] for part in sets]
     views, alone, _ = zip(*(_errors(remedy, part) for part in kept), strict=True)
     scale = np.asarray(motion.scale)
     noise = np.maximum(np.square(np.concatenate(views)).mean(0), np.square(scale / 10))
+    tried = [
+        dataclasses.replace(remedy, noise=jnp.asarray(f * noise, jnp.float32)) for f in FACTORS
+    ]
+    sizes = [np.square(_errors(one, kept[-1])[1]).mean(0) for one in tried]
+    noise = noise * np.asarray(FACTORS)[np.argmin(sizes, axis=0)][None]
     remedy = dataclasses.replace(remedy, noise=jnp.asarray(noise, jnp.float32))
     _, off, episode = _errors(remedy, kept[0])
     usual = np.maximum(_kept(np.abs(off), episode), scale)
@@ -77,6 +97,13 @@ def fit_sighted(
         remedy, usual=jnp.asarray(usual, jnp.float32), joint=jnp.asarray([joint], jnp.float32)
     )
     return remedy, _kept(np.abs(alone[0]), episode)
+
+
+def _held_out(starts: Sequence[Sequence[Hashable]]) -> list[Bool[np.ndarray, " e"]]:
+    """Of each kind of episodes, those of the starts that are held out."""
+    places = {start: n for n, start in enumerate(dict.fromkeys(itertools.chain(*starts)))}
+    held = held_out(len(places))
+    return [held[[places[start] for start in part]] for part in starts]
 
 
 @dataclasses.dataclass
@@ -90,14 +117,14 @@ class _Looks:
     held: Bool[np.ndarray, " n"]
 
     @classmethod
-    def of(cls, episodes: Recorded, width: int) -> _Looks:
+    def of(cls, episodes: Recorded, held: Bool[np.ndarray, " e"], width: int) -> _Looks:
         readings, episode = episodes.looks()
         return cls(
             np.asarray(readings.state, np.float32)[:, :width],
             np.asarray(readings.flat, np.float32),
             np.asarray(episodes.commands, np.float32)[np.asarray(episodes.mask)],
             episode,
-            held_out(len(episodes.mask))[episode],
+            held[episode],
         )
 
 
