@@ -423,7 +423,7 @@ def fit_reckoning(
         f"episode, the reckoned state is within {listed(found.usual.tolist())} of a sound\n"
         "sensor, entry by entry in the model's units; by commands alone within "
         f"{listed(alone)}.\n"
-        f"{out}/reckoning.json: from now on the cameras correct dead reckoning.\n"
+        f"{out}/reckoning.json: from now on the state is reckoned with it.\n"
         + (
             f"Next: mistjax study full_mist --policy {policy} --mist {out} --arms bare "
             "commands_only mist --conditions state_frozen --out STUDY"

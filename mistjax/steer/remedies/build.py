@@ -76,8 +76,8 @@ def build_imputer(
 def build_reckoning(
     policy: Policy, runs: Sequence[Run], out: Path, *, reckoned: Sequence[Run] = (), seed: int = 0
 ) -> tuple[SightedReckoning, Float[np.ndarray, " s"]]:
-    """Fits what a state is reckoned by, and writes it beside a monitor of inputs: from then on the
-    cameras correct dead reckoning.
+    """Fits what a state is reckoned by, and writes it beside a monitor of inputs, whose linear
+    model it is reckoned by until then.
 
     Args:
         policy: what was recorded.

@@ -50,7 +50,7 @@ def fit_sighted(
         seed: of the networks.
 
     Raises:
-        ValueError: fewer than ten episodes of a kind, or no episode of two looks.
+        ValueError: fewer than ten episodes of a kind, or none of two looks held out.
     """
     sets = [part for part in (clean, reckoned) if part is not None]
     if few := [len(part.mask) for part in sets if len(part.mask) < 10]:

@@ -3,11 +3,12 @@ correct it.
 
 A Kalman filter, entry by entry. Its prediction is the motion model's, whose error grows at every
 inference; its measurements are the odometer's, one of each camera, of the motion since the last
-good look, which do not drift. A camera that is far from the prediction is not believed. Entries in
-which the sensor has stayed near the estimate since that look keep the sensor: a wrong position is
-no reason to guess the fingers. A sensor that stands still is not said to agree: a frozen one agrees
-with a robot that waits. A camera that is itself unsound is believed all the same, unless it is far
-off: where both fail, a frozen picture holds the estimate back.
+good look, which do not drift; where they were found not to help, their noise is infinite. A camera
+that is far from the prediction is not believed. Entries in which the sensor has stayed near the
+estimate since that look keep the sensor: a wrong position is no reason to guess the fingers. A
+sensor that stands still is not said to agree: a frozen one agrees with a robot that waits. A camera
+that is itself unsound is believed all the same, unless it is far off: where both fail, a frozen
+picture holds the estimate back.
 
 Source of the filter: Kalman, Journal of Basic Engineering 82, 1960.
 """
@@ -60,7 +61,7 @@ class SightedReckoning:
     Attributes:
         motion: next state from state and command.
         odometer: the cameras' view of the motion.
-        noise: mean squared error of that view.
+        noise: mean squared error of that view, or more: see `fit_sighted`.
         usual: distance of the estimate from a sound sensor, of each entry by itself, that 95% of
             the inferences of the median clean episode keep.
         joint: the same of the largest distance of all, over its `usual`.
