@@ -150,7 +150,7 @@ def read(config: Config) -> list[Run]:
         ValueError: of another policy, not clean, or with an episode twice.
     """
     runs = [load_run(path) for path in config.recorded]
-    refuse_unclean(PiPolicy.load(config.policy, LIBERO_TINY), runs)
+    refuse_unclean(PiPolicy.load(config.policy, LIBERO_TINY).spec, runs)
     seeds = [seed for run in runs for seed in run.seeds]
     if len(set(seeds)) < len(seeds):
         raise ValueError("an episode is in two of the runs: expected each start once.")
