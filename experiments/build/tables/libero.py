@@ -188,6 +188,6 @@ TABLES: Tables = {
     "libero_faults": ("libero_loop", libero_faults),
     "libero_named": ("libero_loop", libero_named),
     "libero_single": ("libero_single", libero_single),
-    "libero_scaled": ("libero_scaled", libero_single),
+    "libero_state": ("libero_state", libero_single),
     "libero_speed": ("bench_libero", libero_speed),
 }
