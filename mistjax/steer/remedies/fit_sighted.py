@@ -170,4 +170,4 @@ def _kept(
 ) -> Float[np.ndarray, "*s"]:
     """What 95% of the looks of the median episode keep: one that fails is long, and strays."""
     each = [np.quantile(errors[episode == one], KEPT, axis=0) for one in np.unique(episode)]
-    return np.median(each, axis=0)
+    return np.asarray(np.median(each, axis=0))
