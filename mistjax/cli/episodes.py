@@ -162,8 +162,7 @@ def collect(
     wanted = tuple(Tap.parse(text) for text in taps) or DEFAULT_TAPS
     whole("samples", samples, 1)
     whole("onset", onset, 0)
-    others = {"steer": steer, "sensitivity": sensitivity, "velocity": velocity}
-    others |= {"grounding": grounding}
+    others = dict(steer=steer, sensitivity=sensitivity, velocity=velocity, grounding=grounding)
     if reckoned is not None and (also := [name for name, value in others.items() if value]):
         raise ValueError(
             f"reckoned and {', '.join(also)} were given: on a reckoned state episodes are recorded "

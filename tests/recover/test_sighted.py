@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.studies.clean import record_clean
+from mistjax.cli import main
 from mistjax.demo import MIST, POLICY
 from mistjax.detect.artifact import FingerprintError
 from mistjax.detect.novelty.artifact import load_inputs
@@ -198,6 +199,21 @@ def test_cameras_are_asked_where_they_help(monitor):
     assert (np.asarray(found.motion.scale) < 0.02).all() and 1 <= found.joint[0] < 3
     found, alone = fit_sighted(ours, episodes(slip=0.1))
     assert np.isfinite(found.noise).all() and (found.usual < 0.8 * alone).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--inputs", "--grounding"), "reckoned and grounding were given"),
+        (("--inputs", "--steer", str(MIST), "up", "1.0"), "reckoned and steer were given"),
+        ((), "add --inputs"),
+    ],
+)
+def test_reckoned_episodes_are_recorded_with_inputs_alone(options, says, tmp_path, capsys):
+    out = tmp_path / "run"
+    asked = ["collect", str(POLICY), "--out", str(out), "--reckoned", str(MIST), *options]
+    assert main(asked) == 2 and not out.exists()
+    assert says in capsys.readouterr().err
 
 
 def test_a_start_is_not_fitted_to_and_measured_on():
