@@ -167,7 +167,7 @@ COMMANDS = {
             "--taps": TAP,
             "--samples": POSITIVE,
             "--inputs": ("maybe",),
-            "--reckoned": ("{missing}", "{file}", "{empty}"),
+            "--reckoned": ("{missing} --inputs", "{file} --inputs", "{empty} --inputs", "{mist}"),
             "--sensitivity": ("maybe",),
             "--velocity": ("maybe",),
             "--grounding": ("maybe",),
