@@ -236,4 +236,5 @@ TABLES: Tables = {
     "sparse_predictors": ("sparse_features", sparse_predictors),
     "perturbations": ("perturbations", perturbations),
     "libero_loop": ("libero_loop", study_part("study")),
+    "libero_controls": ("libero_controls", study_part("study")),
 }
