@@ -92,7 +92,7 @@ def fit_sighted(
     remedy = dataclasses.replace(remedy, noise=jnp.asarray(noise, jnp.float32))
     _, off, episode = _errors(remedy, kept[0])
     usual = np.maximum(_kept(np.abs(off), episode), scale)
-    joint = _kept((np.abs(off) / usual).max(axis=1), episode)
+    joint = max(float(_kept((np.abs(off) / usual).max(axis=1), episode)), 1.0)
     remedy = dataclasses.replace(
         remedy, usual=jnp.asarray(usual, jnp.float32), joint=jnp.asarray([joint], jnp.float32)
     )
