@@ -97,7 +97,8 @@ def build_reckoning(
     monitor = load_inputs(out, policy.spec.fingerprint)
     refuse_unclean(policy.spec, runs)
     refuse_unclean(reckoned_spec(policy.spec), reckoned)
-    traces = [[t for run in part for t in run.traces()] for part in (runs, reckoned) if part]
+    kinds = (runs, reckoned) if reckoned else (runs,)
+    traces = [[trace for run in kind for trace in run.traces()] for kind in kinds]
     parts = [recorded(part) for part in traces]
     starts = [[(trace.task, trace.seed) for trace in part] for part in traces]
     remedy, alone = fit_sighted(monitor, *parts, starts=starts, seed=seed)

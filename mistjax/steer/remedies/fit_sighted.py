@@ -20,8 +20,8 @@ from mistjax.steer.remedies.sighted import SightedReckoning
 STRIDE, HORIZON = 4, 20
 """Looks from one last good look that is tried to the next, and for how many later ones."""
 KEPT = 0.95
-FACTORS = (1.0, 3.0, 10.0, 30.0, np.inf)
-"""By which the noise of a camera may be larger than its errors; the last leaves it out."""
+FACTORS = (1.0, 3.0, 10.0, 30.0)
+"""By which the noise of a camera may be larger than its errors, unless it is left out."""
 
 
 def fit_sighted(
@@ -37,8 +37,8 @@ def fit_sighted(
 
     All is fitted to 70% of the episodes and measured on the rest, `usual` and `joint` on clean
     ones. The odometer's errors at two looks are alike, which a Kalman filter does not know: each
-    entry's `noise` is what it is measured to be times the factor of `FACTORS` by which the estimate
-    errs least.
+    entry's `noise` is what it is measured to be times that of `FACTORS`, or infinity, by which the
+    estimate errs least.
 
     Args:
         monitor: of the inputs.
@@ -57,7 +57,7 @@ def fit_sighted(
         raise ValueError(f"{few[0]} episodes: fit to at least ten of a kind, better to a hundred.")
     if starts is None:
         starts = [[(kind, n) for n in range(len(part.mask))] for kind, part in enumerate(sets)]
-    held_ones = _held_out(starts[: len(sets)])
+    held_ones = _held_out(starts)
     kept = [part[rows] for part, rows in zip(sets, held_ones, strict=True)]
     if min(np.asarray(part.mask).sum(1).max(initial=0) for part in kept) < 2:
         raise ValueError("the episodes are of one look each: expected some with several.")
@@ -87,8 +87,9 @@ def fit_sighted(
     tried = [
         dataclasses.replace(remedy, noise=jnp.asarray(f * noise, jnp.float32)) for f in FACTORS
     ]
-    sizes = [np.square(_errors(one, kept[-1])[1]).mean(0) for one in tried]
-    noise = noise * np.asarray(FACTORS)[np.argmin(sizes, axis=0)][None]
+    estimates = [*(_errors(one, kept[-1])[1] for one in tried), alone[-1]]
+    sizes = [np.square(error).mean(0) for error in estimates]
+    noise = noise * np.array([*FACTORS, np.inf])[np.argmin(sizes, axis=0)][None]
     remedy = dataclasses.replace(remedy, noise=jnp.asarray(noise, jnp.float32))
     _, off, episode = _errors(remedy, kept[0])
     usual = np.maximum(_kept(np.abs(off), episode), scale)
