@@ -24,7 +24,7 @@ from mistjax.rollouts.collect import collect
 from mistjax.rollouts.plan import EpisodePlan
 from mistjax.steer.remedies.artifact import load_reckoning, load_repairs, save_reckoning
 from mistjax.steer.remedies.build import build_reckoning
-from mistjax.steer.remedies.dynamics import Dynamics
+from mistjax.steer.remedies.dynamics import Dynamics, fit_dynamics
 from mistjax.steer.remedies.fit_sighted import _held_out, fit_sighted
 from mistjax.steer.remedies.reckoning import DeadReckoning
 from mistjax.steer.remedies.remedy import Seen
@@ -187,6 +187,24 @@ def of_width(width, monitor, **fields):
     """A monitor of a state of another width."""
     state = {"state_mean": jnp.zeros(width), "state_precision": jnp.eye(width)}
     return dataclasses.replace(monitor, **state, **fields)
+
+
+@pytest.mark.slow
+def test_where_the_network_does_not_help_the_linear_model_speaks():
+    """Of two linear entries and one that is not, the network is asked for the third alone."""
+    rng = np.random.default_rng(0)
+    states = rng.uniform(-1, 1, (600, WIDTH)).astype(np.float32)
+    commands = rng.uniform(-0.05, 0.05, (600, 2, WIDTH)).astype(np.float32)
+    following = states + commands.sum(1) + rng.normal(0, 0.05, states.shape).astype(np.float32)
+    following[:, 2] += np.abs(states[:, 2])
+    held = np.arange(600) % 3 == 0
+    made = fit_dynamics(linear(), states, commands, following, held, hidden=(32,), steps=500)
+    rows = jnp.asarray(states[held]), jnp.asarray(commands[held])
+    by = [np.asarray(model.predict(*rows)) for model in (made, made.linear)]
+    np.testing.assert_array_equal(by[0][:, :2], by[1][:, :2])
+    errors = [np.abs(found - following[held])[:, 2].mean() for found in by]
+    assert errors[0] < 0.5 * errors[1]
+    assert (np.asarray(made.scale)[:2] < 0.1).all()
 
 
 @pytest.mark.slow

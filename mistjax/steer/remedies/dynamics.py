@@ -2,7 +2,8 @@
 
 The monitor's linear model needs clean episodes alone; of a robot that strays, which a reckoned
 state does, it knows too little: what a turn of the hand leads to depends on where the hand is, and
-on the last commands of a chunk more than on the first.
+on the last commands of a chunk more than on the first. Entries of the state in which the network
+does not help in held-out episodes are the linear model's alone.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def fit_dynamics(
         states: at the first look.
         commands: executed in between.
         following: states at the second look.
-        held: pairs that measure the residual; nothing is fitted to them.
+        held: pairs that measure the residual, and in which entries the network helps; neither
+            model is fitted to them.
         hidden: widths of the network.
         steps: of training.
         batch: pairs per step.
@@ -76,8 +78,8 @@ def fit_dynamics(
     current, command = jnp.asarray(states), jnp.asarray(commands)
     x = np.asarray(_inputs(linear, current, command))
     mean, spread = x[rows].mean(0), x[rows].std(0) + 1e-3
-    left = (following - np.asarray(linear.predict(current, command))) / np.asarray(linear.scale)
-    pairs = ((x - mean) / spread)[rows], left[rows]
+    unexplained = following - np.asarray(linear.predict(current, command))
+    pairs = ((x - mean) / spread)[rows], (unexplained / np.asarray(linear.scale))[rows]
 
     def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         chosen = rng.integers(0, len(pairs[0]), batch)
@@ -94,7 +96,13 @@ def fit_dynamics(
     )
     found = Dynamics(linear, jnp.asarray(mean), jnp.asarray(spread), layers, linear.scale)
     error = (following - np.asarray(found.predict(current, command)))[held]
-    return dataclasses.replace(found, scale=jnp.asarray(robust_scale(error), jnp.float32))
+    helps = np.float32(np.abs(error).mean(0) < np.abs(unexplained[held]).mean(0))
+    *inner, (weights, bias) = layers
+    return dataclasses.replace(
+        found,
+        layers=(*inner, (weights * helps[None, None], bias * helps[None])),
+        scale=jnp.asarray(robust_scale(np.where(helps > 0, error, unexplained[held])), jnp.float32),
+    )
 
 
 def _inputs(
