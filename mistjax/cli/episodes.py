@@ -342,7 +342,8 @@ def study(
         mist: folder of its monitor and remedies; needed with a policy of your own.
         arms: these arms in place of the study's, bare first, e.g. bare mist always_state.
         conditions: these conditions in place of the study's: nominal, mixture, unseen_strengths,
-            unseen_kinds, a fault such as front_frozen, or a JSON file with a mixture.
+            unseen_kinds, a fault such as front_frozen or, with a strength, state_scaled_0.5, or a
+            JSON file with a mixture.
         robust: a policy trained to cope without a camera, for the arms robust and robust_mist.
         robust_mist: folder of its monitor and remedies, for robust_mist.
         tuning: episodes of each remedy, on seeds of their own, to find the best one always on; with

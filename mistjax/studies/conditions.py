@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,23 +52,32 @@ class Condition:
 
 def condition(name: str) -> Condition:
     """`nominal`, a mixture of `MIXTURES`, a fault by name at the greatest of the strengths that may
-    be looked at, or a JSON file with a mixture. All but that from a file have ordinary sensor
-    noise.
+    be looked at or at one that is given (`state_scaled_0.5`), or a JSON file with a mixture. All
+    but that from a file have ordinary sensor noise.
 
     Raises:
-        ValueError: none of these.
+        ValueError: none of these, or a strength that is not from 0 to 1.
     """
     if name == "nominal":
         return Condition(name, Mixture(), {"sensor_noise": True})
-    if name in FAULTS:
-        strength = max(strengths(name) or (1.0,))
-        plan = {"fault": (name, strength), "sensor_noise": True}
-        return Condition(name, Mixture.single(name, strength), plan)
+    if fault := _fault(name):
+        return Condition(name, Mixture.single(*fault), {"fault": fault, "sensor_noise": True})
     source = MIXTURES.get(name, name)
     try:
         return Condition(Path(name).stem, read_mixture(source), {"faults": source})
     except FileNotFoundError:
         raise ValueError(
             f"no condition is called {name!r}: expected nominal, {', '.join(MIXTURES)}, a fault "
-            f"such as {CHOSEN[0]}, or a JSON file with a mixture."
+            f"such as {CHOSEN[0]} or, with a strength, state_scaled_0.5, or a JSON file with a "
+            "mixture."
         ) from None
+
+
+def _fault(name: str) -> tuple[str, float] | None:
+    """A fault with its greatest strength or the one that the name ends in; None of other names."""
+    if name in FAULTS:
+        return name, max(strengths(name) or (1.0,))
+    fault, _, given = name.rpartition("_")
+    with contextlib.suppress(ValueError):
+        return (fault, float(given)) if fault in FAULTS else None
+    return None

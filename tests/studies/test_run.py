@@ -170,9 +170,19 @@ def test_every_arm_can_be_made_of_what_is_shipped(subject):
 
 
 def test_every_condition_has_faults_that_a_plan_plays():
-    for name in ("nominal", "mixture", "unseen_kinds", *CHOSEN):
+    for name in ("nominal", "mixture", "unseen_kinds", *CHOSEN, "state_scaled_0.5"):
         found = condition(name)
         assert plan_of(found).mixture() == found.faults
+
+
+def test_a_fault_is_played_at_the_strength_that_its_condition_names():
+    for name, strength in (("wrist_dimmed", 0.8), ("wrist_dimmed_0.6", 0.6), ("push_1", 1.0)):
+        assert condition(name).name == name
+        (part,) = condition(name).faults.parts
+        assert name.startswith(part.name) and part.strengths == (strength,)
+    for wrong in ("wrist_dimmed_2", "wrist_dimmed_nan"):
+        with pytest.raises(ValueError, match="expected 0 to 1"):
+            condition(wrong)
 
 
 def plan_of(found):
