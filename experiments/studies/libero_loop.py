@@ -44,7 +44,6 @@ from mistjax.detect.calibration.runs import calibrate_detector
 from mistjax.detect.inputs import DEFAULT_TAPS
 from mistjax.detect.novelty.build import build_inputs
 from mistjax.detect.training import train_detector
-from mistjax.files import atomic
 from mistjax.hooks.sites import Tap
 from mistjax.policies.load import load_policy
 from mistjax.policies.protocol import Policy
@@ -53,7 +52,6 @@ from mistjax.rollouts.plan import EpisodePlan
 from mistjax.rollouts.run import Run
 from mistjax.stats import mcnemar
 from mistjax.steer.remedies.build import TAP, build_imputer, build_reckoning
-from mistjax.studies.conditions import condition
 from mistjax.studies.run import StudyPlan, run_study
 from mistjax.studies.table import first_look, paired
 
@@ -153,7 +151,6 @@ def main(config: Config) -> dict[str, Any]:
     first = config.first_seed
     if first is None:
         first = max(config.fitting + config.calibration, config.tokens, config.astray)
-    faults = [_without_noise(name, config.out) for name in config.conditions]
     found = run_study(
         StudyPlan(
             "full_mist",
@@ -163,7 +160,8 @@ def main(config: Config) -> dict[str, Any]:
             episodes=config.episodes,
             first_seed=first,
             arms=config.arms,
-            conditions=tuple(map(str, faults)),
+            conditions=config.conditions,
+            sensor_noise=False,
             suite=config.suite,
             tasks=config.tasks,
             title="full_mist, LIBERO",
@@ -182,17 +180,6 @@ def main(config: Config) -> dict[str, Any]:
     }
     write_results(config.results, results)
     return results
-
-
-def _without_noise(name: str, out: Path) -> Path:
-    """The condition's faults as a file."""
-    found = condition(name)
-    faults = dataclasses.replace(found.faults, sensor_noise=False)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{found.name}.json"
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(faults.to_json()))
-    return path
 
 
 def won(outcomes: Any) -> dict[str, dict[str, dict[str, float]]]:

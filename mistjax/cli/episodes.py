@@ -324,6 +324,7 @@ def study(
     mist: Path | None = None,
     arms: tuple[str, ...] = (),
     conditions: tuple[str, ...] = (),
+    sensor_noise: bool | None = None,
     robust: str | None = None,
     robust_mist: Path | None = None,
     tuning: int = 100,
@@ -344,6 +345,8 @@ def study(
         conditions: these conditions in place of the study's: nominal, mixture, unseen_strengths,
             unseen_kinds, a fault such as front_frozen or, with a strength, state_scaled_0.5, or a
             JSON file with a mixture.
+        sensor_noise: whether cameras and state have ordinary noise; by default as a mixture in a
+            file says, and with noise elsewhere.
         robust: a policy trained to cope without a camera, for the arms robust and robust_mist.
         robust_mist: folder of its monitor and remedies, for robust_mist.
         tuning: episodes of each remedy, on seeds of their own, to find the best one always on; with
@@ -370,6 +373,7 @@ def study(
         first_seed=first_seed,
         arms=arms or None,
         conditions=conditions or None,
+        sensor_noise=sensor_noise,
         tuning=tuning,
         preset=preset,
         **vars(options),

@@ -50,14 +50,27 @@ class Condition:
     plan: Mapping[str, Any]
 
 
-def condition(name: str) -> Condition:
+def condition(name: str, sensor_noise: bool | None = None) -> Condition:
     """`nominal`, a mixture of `MIXTURES`, a fault by name at the greatest of the strengths that may
-    be looked at or at one that is given (`state_scaled_0.5`), or a JSON file with a mixture. All
-    but that from a file have ordinary sensor noise.
+    be looked at or at one that is given (`state_scaled_0.5`), or a JSON file with a mixture.
+
+    Args:
+        name: see above.
+        sensor_noise: whether there is ordinary sensor noise; None is as the file says, and with
+            noise elsewhere.
 
     Raises:
         ValueError: none of these, or a strength that is not from 0 to 1.
     """
+    found = _condition(name)
+    if sensor_noise is None:
+        return found
+    noise = {"sensor_noise": sensor_noise}
+    faults = dataclasses.replace(found.faults, **noise)
+    return Condition(found.name, faults, {**found.plan, **noise})
+
+
+def _condition(name: str) -> Condition:
     if name == "nominal":
         return Condition(name, Mixture(), {"sensor_noise": True})
     if fault := _fault(name):

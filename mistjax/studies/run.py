@@ -62,6 +62,7 @@ class StudyPlan(RunOptions):
         arms, conditions: some of the study's, or others from the registries; None takes all of its
             own.
         sizes: condition -> episodes, where they differ.
+        sensor_noise: see `studies.conditions.condition`.
         robust, robust_mist: see `Subject`.
         tuning: episodes of each remedy, to find the best single one; with `suite`, of each task,
             from the starts that follow those of the study.
@@ -81,6 +82,7 @@ class StudyPlan(RunOptions):
     arms: tuple[str, ...] | None = None
     conditions: tuple[str, ...] | None = None
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    sensor_noise: bool | None = None
     robust: str | Path | None = None
     robust_mist: Path | None = None
     tuning: int = 100
@@ -102,8 +104,7 @@ class StudyPlan(RunOptions):
             if arm != BEST:
                 find_arm(arm)
         for name in self.chosen_conditions:
-            condition(name)
-            plan = self.plan(condition(name))
+            plan = self.plan(self.condition(name))
             used = range(plan.first_seed, plan.first_seed + plan.episodes)
             tuning = range(self.first_tuning, self.first_tuning + self.tuning)
             if max(used.start, tuning.start) < min(used.stop, tuning.stop):
@@ -135,6 +136,10 @@ class StudyPlan(RunOptions):
         if self.suite is None:
             return TUNING
         return self.first + max(self.episodes, *self.sizes.values(), 0)
+
+    def condition(self, name: str) -> Condition:
+        """A condition by name, with or without sensor noise as the study has it."""
+        return condition(name, self.sensor_noise)
 
     def plan(self, where: Condition) -> EpisodePlan:
         """The episodes under a condition."""
@@ -185,7 +190,7 @@ def run_study(config: StudyPlan, log: Log = silent) -> Found:
     """
     bare = load_policy(config.policy, config.preset)
     subject = Subject(bare, config.mist, config.robust, config.robust_mist)
-    where = [condition(name) for name in config.chosen_conditions]
+    where = [config.condition(name) for name in config.chosen_conditions]
     for arm in config.chosen_arms:
         if arm != BEST:
             made = make_arm(arm, subject, where[0].faults)
@@ -243,9 +248,9 @@ def _episodes(
         return sections
     print("the same scenes without a fault:", flush=True)
     clean = collect(
-        make_arm("bare", subject, condition("nominal").faults),
+        make_arm("bare", subject, config.condition("nominal").faults),
         config.out / "clean",
-        dataclasses.replace(config.plan(condition("nominal")), videos=len(chosen)),
+        dataclasses.replace(config.plan(config.condition("nominal")), videos=len(chosen)),
         env_options=subject.bare.preset.env_options,
         seeds=chosen,
     )
@@ -266,7 +271,7 @@ def find_best(config: StudyPlan, subject: Subject) -> str:
     successes = {}
     for where in subject.inputs:
         arm = f"always_{where}"
-        mixture = condition("mixture")
+        mixture = config.condition("mixture")
         plan = dataclasses.replace(
             config.plan(mixture),
             episodes=config.tuning,
@@ -349,7 +354,8 @@ def _write(
         "tasks": list(config.tasks),
         "first_seed": config.first,
         "tuning_seeds": [config.first_tuning, config.tuning] if best else None,
-        "num_envs": config.plan(condition("nominal")).batch_size,
+        "sensor_noise": config.sensor_noise,
+        "num_envs": config.plan(config.condition("nominal")).batch_size,
         "physics": config.physics if config.compiled else "mujoco",
     }
     about = {key: value for key, value in result.to_json().items() if key != "rows"}

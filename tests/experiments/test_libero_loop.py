@@ -1,12 +1,7 @@
 """What the study of LIBERO's loop makes of its episodes."""
 
-import json
-
-import pytest
-
 from experiments.build.tables.libero import libero_single
-from experiments.studies.libero_loop import _without_noise, by_fault, named, won
-from mistjax.envs.faults.battery import read_mixture
+from experiments.studies.libero_loop import by_fault, named, won
 from mistjax.studies.table import rows
 
 
@@ -50,17 +45,3 @@ def test_a_table_of_single_faults():
     line = text.splitlines()[-1]
     assert line.startswith("| wrist frozen | 25%") and "2 / 1, p 1" in line
     assert line.endswith("| wrist 2, state 1, nothing 1 | at once 1, within ten looks 1, never 2 |")
-
-
-@pytest.mark.parametrize("name", ["wrist_frozen", "mixture", "nominal"])
-def test_conditions_have_no_sensor_noise(name, tmp_path):
-    path = _without_noise(name, tmp_path / "new")
-    assert path.name == f"{name}.json" and json.loads(path.read_text())["sensor_noise"] is False
-    assert read_mixture(path).sensor_noise is False
-
-
-def test_a_mixture_of_ones_own_keeps_its_name(tmp_path):
-    mine = _without_noise("wrist_frozen", tmp_path / "mine")
-    path = _without_noise(str(mine), tmp_path / "new")
-    assert path == tmp_path / "new" / "wrist_frozen.json"
-    assert read_mixture(path) == read_mixture(mine)

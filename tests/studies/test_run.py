@@ -185,6 +185,24 @@ def test_a_fault_is_played_at_the_strength_that_its_condition_names():
             condition(wrong)
 
 
+@pytest.mark.parametrize("name", ["wrist_frozen", "mixture", "nominal", "a file"])
+def test_conditions_are_played_with_or_without_sensor_noise(name, tmp_path):
+    """A mixture in a file keeps its own, unless told otherwise."""
+    noisy = True
+    if name == "a file":
+        noisy, path = False, tmp_path / "mine.json"
+        faults = Mixture.single("push", sensor_noise=False)
+        path.write_text(json.dumps(faults.to_json()))
+        name = str(path)
+    for asked, played in ((None, noisy), (True, True), (False, False)):
+        found = condition(name, asked)
+        assert found.faults.sensor_noise is played and found.name == condition(name).name
+        plays = plan_of(found).mixture()
+        assert plays == found.faults or (name == "nominal" and not played and plays is None)
+    quiet = plan(tmp_path, conditions=(name,), sensor_noise=False)
+    assert not quiet.plan(quiet.condition(name)).sensor_noise
+
+
 def plan_of(found):
     from mistjax.rollouts.plan import EpisodePlan
 
