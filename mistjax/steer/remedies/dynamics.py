@@ -96,12 +96,13 @@ def fit_dynamics(
     )
     found = Dynamics(linear, jnp.asarray(mean), jnp.asarray(spread), layers, linear.scale)
     error = (following - np.asarray(found.predict(current, command)))[held]
-    helps = np.float32(np.abs(error).mean(0) < np.abs(unexplained[held]).mean(0))
+    helps = np.abs(error).mean(0) < np.abs(unexplained[held]).mean(0)
+    kept = helps[None].astype(np.float32)
     *inner, (weights, bias) = layers
     return dataclasses.replace(
         found,
-        layers=(*inner, (weights * helps[None, None], bias * helps[None])),
-        scale=jnp.asarray(robust_scale(np.where(helps > 0, error, unexplained[held])), jnp.float32),
+        layers=(*inner, (weights * kept[None], bias * kept)),
+        scale=jnp.asarray(robust_scale(np.where(helps, error, unexplained[held])), jnp.float32),
     )
 
 
