@@ -65,7 +65,7 @@ def test_state_belongs_to_one_connection_and_one_episode(run, look):
 
 
 def test_a_late_reply_is_dropped_and_never_given_to_a_later_observation(run, look, until):
-    with run(max_batch=1, deadline_ms=150.0, watchdog_ms=5000.0) as up, up.client() as client:
+    with run(max_batch=1, deadline_ms=400.0, watchdog_ms=5000.0) as up, up.client() as client:
         up.watched.stall_s = 10.0
         assert client.infer(look(1.0))["mist/late"]
         up.watched.stall_s = 0.0
